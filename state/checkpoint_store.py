@@ -1,0 +1,235 @@
+"""Durable home of checkpoints: the port, and its adapter for a folder.
+
+A checkpoint is staged under a hidden name, fsynced, renamed, and exists from the moment when its manifest is written,
+last of all. Whatever is killed on the way leaves either the checkpoint or nothing that anybody would take for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from state import files
+from state.errors import CorruptCheckpointError, DataError
+from state.layout import MANIFEST_NAME
+from state.manifest import Manifest, first_difference, state_sha256
+from state.spec import ExpectedCheckpoint
+from state.tensor_files import tensor_entries
+
+
+class CheckpointStore(Protocol):
+    """Durable home of checkpoints."""
+
+    def ids(self) -> tuple[str, ...]:
+        """Return the ids of all committed checkpoints, sorted."""
+        ...
+
+    def folder(self, checkpoint_id: str) -> Path:
+        """Return the folder that holds a committed checkpoint's files."""
+        ...
+
+    def manifest(self, checkpoint_id: str) -> tuple[Manifest, str]:
+        """Return a committed checkpoint's manifest and the manifest's own sha256."""
+        ...
+
+    def verify(self, checkpoint_id: str, expected: ExpectedCheckpoint | None = None) -> Manifest:
+        """Read every byte of a checkpoint and return its manifest when all is as it says."""
+        ...
+
+    def stage(self, checkpoint_id: str) -> Path:
+        """Return an empty folder to write a checkpoint's files into."""
+        ...
+
+    def commit(self, staged: Path, manifest: Manifest) -> Manifest:
+        """Make a staged checkpoint durable and visible; return the manifest that stands."""
+        ...
+
+    def quarantine(self, checkpoint_id: str, reason: str) -> None:
+        """Put a checkpoint aside, with the reason, so that nobody takes it for one; nothing is deleted."""
+        ...
+
+    def delete(self, checkpoint_id: str) -> None:
+        """Delete a checkpoint; it stops existing before its files go."""
+        ...
+
+    def sweep(self, attempts: Collection[str]) -> None:
+        """Remove what attempts that are over left behind half written."""
+        ...
+
+
+class DirectoryCheckpointStore:
+    """Checkpoints as folders of one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def ids(self) -> tuple[str, ...]:
+        """Return the ids of all committed checkpoints, sorted."""
+        if not self._root.is_dir():
+            return ()
+        return tuple(
+            sorted(
+                entry.name
+                for entry in self._root.iterdir()
+                if not entry.name.startswith(".") and (entry / MANIFEST_NAME).is_file()
+            )
+        )
+
+    def folder(self, checkpoint_id: str) -> Path:
+        """Return the folder that holds a committed checkpoint's files."""
+        return self._root / checkpoint_id
+
+    def manifest(self, checkpoint_id: str) -> tuple[Manifest, str]:
+        """Return a committed checkpoint's manifest and the manifest's own sha256.
+
+        Raises:
+            CorruptCheckpointError: there is none, or it cannot be read.
+        """
+        path = self.folder(checkpoint_id) / MANIFEST_NAME
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CorruptCheckpointError(
+                checkpoint_id, f"checkpoint {checkpoint_id} has no readable manifest: {error.strerror}"
+            ) from error
+        try:
+            manifest = Manifest.from_json(data, f"the manifest of {checkpoint_id}")
+        except DataError as error:
+            raise CorruptCheckpointError(checkpoint_id, error.what) from error
+        if manifest.id != checkpoint_id:
+            raise CorruptCheckpointError(
+                checkpoint_id, f"the manifest in {checkpoint_id} is that of another checkpoint, {manifest.id}"
+            )
+        return manifest, hashlib.sha256(data).hexdigest()
+
+    def verify(self, checkpoint_id: str, expected: ExpectedCheckpoint | None = None) -> Manifest:
+        """Read every byte of a checkpoint and return its manifest when all is as it says.
+
+        Args:
+            checkpoint_id: The checkpoint.
+            expected: What the caller was told to find; its digests must be met exactly.
+
+        Raises:
+            CorruptCheckpointError: anything differs; the message names the first file or tensor that does.
+        """
+        manifest, manifest_sha256 = self.manifest(checkpoint_id)
+        if expected is not None and manifest_sha256 != expected.manifest_sha256:
+            raise CorruptCheckpointError(
+                checkpoint_id,
+                f"the manifest of {checkpoint_id} has sha256 {manifest_sha256[:12]}",
+                expected=f"{expected.manifest_sha256[:12]}, which is what was verified before",
+            )
+        folder = self.folder(checkpoint_id)
+        for entry in manifest.files:
+            path = folder / entry.name
+            if not path.is_file():
+                raise CorruptCheckpointError(checkpoint_id, f"checkpoint {checkpoint_id} has lost its file {entry.name}")
+            size = path.stat().st_size
+            if size != entry.size_bytes:
+                raise CorruptCheckpointError(
+                    checkpoint_id,
+                    f"{entry.name} of checkpoint {checkpoint_id} has {size} bytes",
+                    expected=f"{entry.size_bytes} bytes",
+                )
+            if files.sha256_of_file(path) != entry.sha256:
+                raise CorruptCheckpointError(
+                    checkpoint_id,
+                    f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 is not the manifest's",
+                )
+        if state_sha256(manifest.tensors, manifest.step, manifest.data_position) != manifest.state_sha256:
+            raise CorruptCheckpointError(
+                checkpoint_id,
+                f"the manifest of {checkpoint_id} contradicts itself: its state digest is not that of its tensors",
+            )
+        return manifest
+
+    def verify_tensors(self, checkpoint_id: str) -> Manifest:
+        """Verify a checkpoint and, beyond its files, every tensor in them.
+
+        Raises:
+            CorruptCheckpointError: as `verify`, or a tensor is not the manifest's.
+        """
+        manifest = self.verify(checkpoint_id)
+        found = tensor_entries(self.folder(checkpoint_id) / entry.name for entry in manifest.files)
+        stored = tuple(sorted(manifest.tensors, key=lambda tensor: tensor.name))
+        for one, other in zip(found, stored, strict=False):
+            if one != other:
+                raise CorruptCheckpointError(checkpoint_id, f"tensor {one.name} of {checkpoint_id} is not the manifest's")
+        if len(found) != len(stored):
+            raise CorruptCheckpointError(checkpoint_id, f"{checkpoint_id} holds {len(found)} tensors", expected=f"{len(stored)}")
+        return manifest
+
+    def stage(self, checkpoint_id: str) -> Path:
+        """Return an empty folder to write a checkpoint's files into."""
+        staged = self._root / f".staging-{checkpoint_id}"
+        if staged.exists():
+            files.remove_tree(staged)
+        staged.mkdir(parents=True)
+        return staged
+
+    def commit(self, staged: Path, manifest: Manifest) -> Manifest:
+        """Make a staged checkpoint durable and visible; return the manifest that stands.
+
+        The same attempt may come to the same step twice (a session run again by hand): the first commit stands.
+
+        Raises:
+            DataError: a checkpoint of this id stands already and holds another state, which exact training cannot do.
+        """
+        if manifest.id in self.ids():
+            standing, _ = self.manifest(manifest.id)
+            difference = first_difference(standing, manifest)
+            if difference is not None:
+                raise DataError(
+                    f"{manifest.id} was trained twice with different results; first difference: {difference}",
+                    expected="the same bytes, as long as code, torch, device and threads are the same",
+                    remedy=f"compare the two: the new one is kept in {staged.name}",
+                )
+            files.remove_tree(staged)
+            return standing
+        for entry in manifest.files:
+            files.fsync_file(staged / entry.name)
+        files.fsync_dir(staged)
+        final = self.folder(manifest.id)
+        if final.exists():  # a commit that was killed between its rename and its manifest
+            files.remove_tree(final)
+        files.rename(staged, final)
+        files.write_atomically(final / MANIFEST_NAME, manifest.to_json())
+        return manifest
+
+    def quarantine(self, checkpoint_id: str, reason: str) -> None:
+        """Put a checkpoint aside, with the reason, so that nobody takes it for one; nothing is deleted."""
+        folder = self.folder(checkpoint_id)
+        if not folder.exists():
+            return
+        number = 1
+        while (aside := self._root / f".quarantined-{checkpoint_id}-{number}").exists():
+            number += 1
+        files.rename(folder, aside)
+        files.write_atomically(aside / "why.txt", (reason + "\n").encode())
+
+    def delete(self, checkpoint_id: str) -> None:
+        """Delete a checkpoint; it stops existing before its files go."""
+        folder = self.folder(checkpoint_id)
+        if folder.exists():
+            trash = self._root / f".trash-{checkpoint_id}"
+            if trash.exists():
+                shutil.rmtree(trash)
+            files.rename(folder, trash)
+            files.remove_tree(trash)
+
+    def sweep(self, attempts: Collection[str]) -> None:
+        """Remove the staged and half-committed folders that attempts left behind; only when they are over.
+
+        Args:
+            attempts: Names of attempts, with which the ids of their checkpoints end.
+        """
+        if not self._root.is_dir():
+            return
+        for entry in sorted(self._root.iterdir()):
+            leftover = entry.name.startswith((".staging-", ".trash-"))
+            half_committed = not entry.name.startswith(".") and not (entry / MANIFEST_NAME).exists()
+            if (leftover or half_committed) and entry.name.rpartition("-")[2] in attempts:
+                files.remove_tree(entry)

@@ -1,0 +1,51 @@
+"""The base of every document: frozen, strict about its fields, with a canonical form and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from state.errors import DataError
+
+
+class Document(BaseModel):
+    """A frozen value that can be printed, stored, compared and hashed."""
+
+    # Validators are built when first used: a command pays only for the documents that it reads.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+    def to_json(self) -> bytes:
+        """Return the document as indented JSON with a newline at its end, for people and for files."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str, origin: str) -> Self:
+        """Read a document.
+
+        Args:
+            data: JSON text.
+            origin: Where it came from, for the message.
+
+        Raises:
+            DataError: the text is not a valid document of this kind.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: {problem['msg']}"
+                for problem in error.errors()[:3]
+            )
+            raise DataError(f"{origin} is not a valid {cls.__name__}: {problems}") from error
+
+    def digest(self) -> str:
+        """Return the sha256 of the canonical form: 64 hex digits."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form (sorted keys, no spaces): 64 hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()

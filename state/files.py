@@ -1,0 +1,107 @@
+"""The only module that renames, removes and fsyncs: a file is there whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from state import effects
+
+_HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the interpreter lock for most of the time
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file so that every reader sees the old content or the new one, never a part.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The whole content.
+        durable: Whether it must survive a power cut (fsync of file and folder); not for heartbeats.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(staged, "wb") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+    os.replace(staged, path)
+    if durable:
+        fsync_dir(path.parent)
+    effects.done("write", path.name)
+
+
+def create_exclusively(path: Path, data: bytes) -> bool:
+    """Write a file that must not exist yet; return False, and change nothing, when it does.
+
+    The content is complete at the moment when the name appears.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(staged, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(staged, path)
+    except FileExistsError:
+        return False
+    finally:
+        staged.unlink()
+    fsync_dir(path.parent)
+    effects.done("write", path.name)
+    return True
+
+
+def fsync_file(path: Path) -> None:
+    """Force a finished file's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    effects.done("write", path.name)
+
+
+def fsync_dir(path: Path) -> None:
+    """Force a folder's names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move a file or folder to its final name, durably; the target's folder must exist."""
+    os.rename(source, target)
+    fsync_dir(target.parent)
+    if source.parent != target.parent:
+        fsync_dir(source.parent)
+    effects.done("rename", target.name)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens when it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    effects.done("remove", path.name)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Return how many bytes an ordinary user may still write on the disk that holds the path."""
+    stats = os.statvfs(path)
+    return stats.f_bavail * stats.f_frsize

@@ -1,0 +1,222 @@
+"""What the controller remembers of a run: the records of the run store, and the changes that may be made to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from state.document import Document
+from state.errors import ErrorClass
+from state.process import ProcessIdentity
+from state.report import Outcome
+from state.session import LIVE_STATES, AttemptState, RunState
+from state.spec import RunSpec, SessionSpec
+
+
+class DataRecord(Document):
+    """The prepared data of a run."""
+
+    sha256: str
+    vocab_size: int
+    tokens: dict[str, int] = Field(description="tokens by language")
+    mixture: dict[str, float] = Field(description="weight by language, sum 1")
+
+
+class AttemptRecord(Document):
+    """One attempt of one session."""
+
+    session: int
+    attempt: int
+    fence: int
+    backend: str
+    state: AttemptState
+    branch: str | None = Field(default=None, description="set when it was launched beside the run's line")
+    adopt: bool = Field(default=False, description="its last checkpoint becomes the head when it is done")
+    start_checkpoint: str | None
+    start_step: int
+    planned_at: datetime
+    launched_at: datetime | None = None
+    ended_at: datetime | None = None
+    limit_s: float
+    handle: str | None = None
+    outcome: Outcome | None = None
+    reason: str | None = None
+    error_class: ErrorClass | None = None
+    error_fingerprint: str | None = None
+    saved_step: int | None = Field(default=None, description="step of its last verified checkpoint")
+    head: str | None = Field(default=None, description="its last verified checkpoint")
+    train_s: float = Field(default=0.0, description="seconds of training that its last verified checkpoint holds")
+    longest_save_s: float | None = None
+    comparison: str | None = Field(default=None, description="of a rerun: how its result compares with the original")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it forbids another attempt of the run."""
+        return self.state in LIVE_STATES
+
+
+class CheckpointState(StrEnum):
+    """What is known of a checkpoint's bytes."""
+
+    VERIFIED = "verified"
+    QUARANTINED = "quarantined"
+    PRUNED = "pruned"
+
+
+class CheckpointRecord(Document):
+    """One checkpoint of a run; it stays in the ledger when its files are pruned."""
+
+    id: str
+    step: int
+    parent: str | None
+    session: int
+    attempt: int
+    fence: int
+    branch: str | None
+    state: CheckpointState
+    state_sha256: str
+    manifest_sha256: str
+    total_bytes: int
+    created_at: datetime
+    verified_at: datetime | None
+    train_s: float
+    note: str | None = None
+
+
+class RunHeader(Document):
+    """What the controller alone writes about a run."""
+
+    name: str
+    created_at: datetime
+    state: RunState = RunState.ACTIVE
+    message: str | None = Field(default=None, description="why it is in this state")
+    exit_code: int = 0
+    resumed_at: datetime = Field(description="when the user last said start; failures before it are forgiven")
+    data: DataRecord | None = None
+    newest_fence: int = 0
+    head: str | None = None
+    step_backs: int = Field(default=0, description="corrupt checkpoints since the last progress")
+
+
+class StopWish(StrEnum):
+    """How the user wants a run to stop."""
+
+    CHECKPOINT = "checkpoint"
+    """Save first."""
+    NOW = "now"
+    """At once: what is not saved is lost."""
+
+
+class RerunWish(Document):
+    """The user wants one session again."""
+
+    session: int
+    adopt: bool
+    requested_at: datetime
+
+
+class RunWishes(Document):
+    """What the user alone writes about a run; a controller may be at work at the same time."""
+
+    spec: RunSpec
+    stop: StopWish | None = None
+    rerun: RerunWish | None = None
+
+
+class Event(Document):
+    """One thing that happened, in the user's words."""
+
+    at: datetime
+    text: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that is remembered of one run."""
+
+    header: RunHeader
+    wishes: RunWishes
+    attempts: tuple[AttemptRecord, ...] = ()
+    """In the order in which their fence tokens were given out."""
+    checkpoints: dict[str, CheckpointRecord] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.header.name
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the user asks for."""
+        return self.wishes.spec
+
+    @property
+    def live_attempt(self) -> AttemptRecord | None:
+        """The attempt that forbids another one, if any; there is never more than one."""
+        return next((attempt for attempt in self.attempts if attempt.is_live), None)
+
+    @property
+    def head(self) -> CheckpointRecord | None:
+        """The last committed and verified checkpoint of the run's line."""
+        return self.checkpoints[self.header.head] if self.header.head is not None else None
+
+    @property
+    def head_step(self) -> int:
+        """The head's step; 0 when there is none."""
+        return self.head.step if self.head is not None else 0
+
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """The lineage: parent by checkpoint id."""
+        return {checkpoint.id: checkpoint.parent for checkpoint in self.checkpoints.values()}
+
+
+@dataclass(frozen=True)
+class SetHeader:
+    """Replace the run's header."""
+
+    header: RunHeader
+
+
+@dataclass(frozen=True)
+class PutAttempt:
+    """Add an attempt, or replace it; a new one comes with its SessionSpec."""
+
+    attempt: AttemptRecord
+    session_spec: SessionSpec | None = None
+
+
+@dataclass(frozen=True)
+class PutCheckpoint:
+    """Add a checkpoint's record, or replace it."""
+
+    checkpoint: CheckpointRecord
+
+
+@dataclass(frozen=True)
+class ClearWish:
+    """A wish has been carried out."""
+
+    wish: Literal["stop", "rerun"]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Write a line into the run's history."""
+
+    event: Event
+
+
+Change = SetHeader | PutAttempt | PutCheckpoint | ClearWish | Tell
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who may write about a run, and until when."""
+
+    owner: ProcessIdentity
+    until: datetime

@@ -1,0 +1,79 @@
+"""The chain of checkpoints by parent: pure questions about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from state.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class TreeLine:
+    """One checkpoint in a drawing of the lineage."""
+
+    id: str
+    depth: int
+    """Number of forks between it and the root."""
+
+
+def ancestors(checkpoint: str | None, parents: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield a checkpoint and its ancestors, newest first, as far as they are known."""
+    seen: set[str] = set()
+    while checkpoint is not None and checkpoint in parents and checkpoint not in seen:
+        yield checkpoint
+        seen.add(checkpoint)
+        checkpoint = parents[checkpoint]
+
+
+def is_ancestor(older: str, newer: str | None, parents: Mapping[str, str | None]) -> bool:
+    """Return whether `older` is `newer` or one of its ancestors."""
+    return older in ancestors(newer, parents)
+
+
+def tree(parents: Mapping[str, str | None], order: Sequence[str]) -> tuple[TreeLine, ...]:
+    """Return the lineage as lines, parents before children; a fork's later children are one level deeper.
+
+    Args:
+        parents: Parent by id; a parent that is not in the mapping makes a root.
+        order: The ids in the order in which siblings are drawn.
+    """
+    children: dict[str | None, list[str]] = {}
+    for checkpoint in order:
+        parent = parents[checkpoint]
+        children.setdefault(parent if parent in parents else None, []).append(checkpoint)
+    lines: list[TreeLine] = []
+    # A stack, not recursion: a lineage is as deep as it has checkpoints.
+    stack = [(root, 0) for root in reversed(children.get(None, []))]
+    while stack:
+        checkpoint, depth = stack.pop()
+        lines.append(TreeLine(checkpoint, depth))
+        following = children.get(checkpoint, [])
+        stack.extend((child, depth if child == following[0] else depth + 1) for child in following)
+    return tuple(lines)
+
+
+def resolve(prefix: str, known: Iterable[str], kind: str) -> str:
+    """Return the one known id that equals or begins with the prefix.
+
+    Args:
+        prefix: What the user typed.
+        known: All ids.
+        kind: What they name, for the message: `checkpoint`, `run`.
+
+    Raises:
+        UserError: none or several match.
+    """
+    ids = sorted(known)
+    if prefix in ids:
+        return prefix
+    matches = [candidate for candidate in ids if candidate.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(
+            f"{prefix!r} begins {len(matches)} {kind}s: {', '.join(matches[:4])}{' ...' if len(matches) > 4 else ''}",
+            remedy="type more of it",
+        )
+    hint = did_you_mean(prefix, ids)
+    raise UserError(f"there is no {kind} {prefix!r}" + (f"; {hint}" if hint else ""))

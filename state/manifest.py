@@ -1,0 +1,111 @@
+"""The checkpoint's manifest: a checkpoint exists when, and only when, its manifest does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from state.document import Document, digest_of
+from state.spec import ExpectedCheckpoint
+
+
+class FileEntry(Document):
+    """One file of a checkpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="flat: no folders")
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TensorEntry(Document):
+    """One tensor of a state, whole, however the files cut it."""
+
+    name: str
+    dtype: str = Field(description="as safetensors writes it, such as F32")
+    shape: tuple[int, ...]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its bytes in row-major order")
+
+
+class DataPosition(Document):
+    """How far the data has been read; a pure function of the step."""
+
+    samples: int = Field(ge=0, description="sequences trained on since step 0")
+    samples_by_language: dict[str, int] = Field(default_factory=dict)
+
+
+class Environment(Document):
+    """Where and with what a checkpoint was computed: within one environment, equality is bit for bit."""
+
+    torch: str
+    python: str
+    device: str = Field(description="what computed it, such as the CPU's or GPU's name")
+    threads: int
+    compiled: bool
+    code_sha256: str = Field(description="digest of the worker's and state's source")
+
+
+class Manifest(Document):
+    """What a checkpoint is: its files, its place in the lineage, its digests. Written last."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    run: str
+    session: int
+    attempt: int
+    fence: int
+    branch: str | None
+    step: int = Field(ge=1, description="steps trained when it was taken")
+    parent: str | None = Field(description="the checkpoint that it was trained from; none: the initial weights")
+    created_at: datetime
+    trajectory_sha256: str
+    data_sha256: str
+    data_position: DataPosition
+    next_loss: float = Field(description="loss of the step after this one, before its update: the canary of the next session")
+    train_s: float = Field(ge=0.0, description="seconds of training of this attempt that the checkpoint holds")
+    environment: Environment
+    state_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tensors: tuple[TensorEntry, ...]
+    files: tuple[FileEntry, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files, without the manifest."""
+        return sum(file.size_bytes for file in self.files)
+
+    def expected(self, manifest_sha256: str) -> ExpectedCheckpoint:
+        """Return what a session is told to start from this checkpoint."""
+        return ExpectedCheckpoint(id=self.id, step=self.step, manifest_sha256=manifest_sha256, state_sha256=self.state_sha256)
+
+
+def state_sha256(tensors: Iterable[TensorEntry], step: int, data_position: DataPosition) -> str:
+    """Return the digest of a state: parameters, optimizer, step and data position.
+
+    It takes the tensors one by one in name order, so that it does not depend on how files or ranks cut them.
+    """
+    return digest_of(
+        {
+            "tensors": [
+                [tensor.name, tensor.dtype, list(tensor.shape), tensor.sha256]
+                for tensor in sorted(tensors, key=lambda tensor: tensor.name)
+            ],
+            "step": step,
+            "data_position": data_position.model_dump(mode="json"),
+        }
+    )
+
+
+def first_difference(one: Manifest, other: Manifest) -> str | None:
+    """Return what first differs between two states, in name order, or None when they are equal."""
+    if one.state_sha256 == other.state_sha256:
+        return None
+    if one.step != other.step:
+        return f"step: {one.step} and {other.step}"
+    mine = {tensor.name: tensor for tensor in one.tensors}
+    theirs = {tensor.name: tensor for tensor in other.tensors}
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            return f"tensor {name}"
+    return "data position"

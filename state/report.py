@@ -1,0 +1,92 @@
+"""What a session says: a heartbeat while it runs, a report at its end."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from state.document import Document
+from state.errors import ErrorClass
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    """The run's last step is trained and saved."""
+    BUDGET = "budget"
+    """The session's time or steps were used up; saved."""
+    STOPPED = "stopped"
+    """A signal or the stop file asked for it; saved."""
+    FAILED = "failed"
+    """An error ended it; the report says which."""
+    HUNG = "hung"
+    """No step for a learned multiple of the usual time."""
+    LOST = "lost"
+    """It ended without a report: killed, or the machine went away. Only the controller says this."""
+
+
+class Phase(StrEnum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    VERIFYING = "verifying"
+    RESTORING = "restoring"
+    TRAINING = "training"
+    SAVING = "saving"
+    ENDING = "ending"
+
+
+class Heartbeat(Document):
+    """What a running worker is doing now."""
+
+    schema_version: Literal[1] = 1
+    at: datetime
+    pid: int
+    phase: Phase
+    start_step: int
+    step: int = Field(description="last step trained")
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    steps_per_s: float | None = None
+    saved_step: int | None = Field(default=None, description="last step with a committed checkpoint of this attempt")
+    left_s: float = Field(description="seconds left in the session")
+
+
+class Seconds(Document):
+    """Where a session's time went; the parts do not overlap and sum to the whole, apart from `saving_behind`."""
+
+    startup: float = 0.0
+    restore: float = 0.0
+    train: float = 0.0
+    save: float = Field(default=0.0, description="seconds that saving kept the training waiting")
+    saving_behind: float = Field(default=0.0, description="seconds of saving beside the training")
+    whole: float = 0.0
+
+
+class SessionReport(Document):
+    """What a session says at its end."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    session: int
+    attempt: int
+    fence: int
+    outcome: Outcome
+    reason: str = Field(description="why it ended, in the user's words")
+    error_class: ErrorClass | None = None
+    error_fingerprint: str | None = Field(default=None, description="equal for equal errors")
+    corrupt_checkpoint: str | None = Field(default=None, description="the checkpoint that failed its verification")
+    start_step: int
+    end_step: int = Field(description="last step trained")
+    saved_step: int | None = Field(description="last step with a committed checkpoint of this attempt")
+    head: str | None = Field(description="the last checkpoint that this attempt committed")
+    started_at: datetime
+    ended_at: datetime
+    tokens: int = 0
+    last_loss: float | None = None
+    longest_save_s: float | None = None
+    seconds: Seconds = Seconds()

@@ -1,0 +1,375 @@
+"""Durable home of the ledger: the port, and its adapter for SQLite.
+
+One writer at a time: a controller holds the run's lease, and every change checks in its own transaction that it still
+does. The user's wishes (spec, stop, rerun) are written without it, so that a second terminal can always ask for something.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from state import effects
+from state.errors import DataError, LeaseHeldError, LeaseLostError, TemporaryError, UserError
+from state.ledger import (
+    AttemptRecord,
+    Change,
+    CheckpointRecord,
+    ClearWish,
+    Event,
+    Lease,
+    PutAttempt,
+    PutCheckpoint,
+    RerunWish,
+    RunHeader,
+    RunRecord,
+    RunWishes,
+    SetHeader,
+    StopWish,
+    Tell,
+)
+from state.process import ProcessIdentity, certainly_dead
+from state.session import check_attempt_move, check_run_move
+from state.spec import RunSpec, SessionSpec
+
+_BUSY_S = 10.0  # transactions here take milliseconds; longer means that another process is stuck inside one
+
+
+class RunStore(Protocol):
+    """Durable home of the records of all runs of one home."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all runs, the most recently resumed first."""
+        ...
+
+    def load(self, run: str) -> RunRecord:
+        """Return all that is remembered of a run."""
+        ...
+
+    def create(self, header: RunHeader, wishes: RunWishes) -> bool:
+        """Add a run; return False, and change nothing, when its name is taken."""
+        ...
+
+    def set_spec(self, run: str, spec: RunSpec) -> None:
+        """Replace what the user asks for; needs no lease."""
+        ...
+
+    def set_stop(self, run: str, stop: StopWish | None) -> None:
+        """Ask for the run to stop, or take that back; needs no lease."""
+        ...
+
+    def set_rerun(self, run: str, rerun: RerunWish | None) -> None:
+        """Ask for a session again, or take that back; needs no lease."""
+        ...
+
+    def lease(self, run: str) -> Lease | None:
+        """Return who holds a run, if anybody does."""
+        ...
+
+    def acquire(self, run: str, owner: ProcessIdentity, now: datetime, ttl_s: float) -> None:
+        """Take or prolong a run's lease."""
+        ...
+
+    def release(self, run: str, owner: ProcessIdentity) -> None:
+        """Give a run's lease back, if this owner holds it."""
+        ...
+
+    def apply(self, run: str, owner: ProcessIdentity, changes: Sequence[Change]) -> None:
+        """Make changes to a run's records: all of them or none."""
+        ...
+
+    def session_spec(self, run: str, session: int, attempt: int) -> SessionSpec:
+        """Return what an attempt was told."""
+        ...
+
+    def events(self, run: str, limit: int) -> tuple[Event, ...]:
+        """Return the last lines of a run's history, oldest first."""
+        ...
+
+
+_MIGRATIONS: tuple[str, ...] = (
+    # 1: runs, attempts and checkpoints as documents, one row each; leases; history.
+    """
+    CREATE TABLE runs (
+        name TEXT PRIMARY KEY,
+        header TEXT NOT NULL,
+        wishes TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE attempts (
+        run TEXT NOT NULL REFERENCES runs(name),
+        session INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        fence INTEGER NOT NULL,
+        record TEXT NOT NULL,
+        session_spec TEXT NOT NULL,
+        PRIMARY KEY (run, session, attempt),
+        UNIQUE (run, fence)
+    ) STRICT;
+    CREATE TABLE checkpoints (
+        run TEXT NOT NULL REFERENCES runs(name),
+        id TEXT NOT NULL,
+        record TEXT NOT NULL,
+        PRIMARY KEY (run, id)
+    ) STRICT;
+    CREATE TABLE leases (
+        run TEXT PRIMARY KEY REFERENCES runs(name),
+        owner TEXT NOT NULL,
+        until TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY,
+        run TEXT NOT NULL REFERENCES runs(name),
+        event TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_a_run ON events(run, number);
+    """,
+)
+
+
+class SqliteRunStore:
+    """The ledger in one SQLite file, in WAL mode, so that readers never wait for the writer."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the ledger, made and brought up to date when needed.
+
+        Raises:
+            UserError: the file cannot be opened, or a newer gemma-orch has written it.
+        """
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._migrate()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise UserError(
+                f"the ledger {path} cannot be opened: {error}",
+                remedy="check GEMMA_ORCH_HOME, its permissions and its disk",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _migrate(self) -> None:
+        if self._version() == len(_MIGRATIONS):
+            return
+        with self._transaction("migrate"):
+            version = self._version()  # read again: another process may have migrated meanwhile
+            if version > len(_MIGRATIONS):
+                raise UserError(
+                    f"the ledger {self._path} has version {version}",
+                    expected=f"at most {len(_MIGRATIONS)}, which is what this gemma-orch knows",
+                    remedy="install a newer gemma-orch",
+                )
+            for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+                for statement in script.split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {number}")
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[None]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise TemporaryError(
+                f"the ledger {self._path} is busy: {error}",
+                remedy="try again; if it lasts, end the process that holds it",
+            ) from error
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._connection.execute("ROLLBACK")
+            raise TemporaryError(f"the ledger {self._path} could not be written: {error}") from error
+        effects.done("commit", what)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all runs, the most recently resumed first."""
+        rows = self._connection.execute(
+            "SELECT name FROM runs ORDER BY json_extract(header, '$.resumed_at') DESC, name"
+        ).fetchall()
+        return tuple(row[0] for row in rows)
+
+    def load(self, run: str) -> RunRecord:
+        """Return all that is remembered of a run, as of one instant.
+
+        Raises:
+            UserError: there is no such run.
+            DataError: a record cannot be read.
+        """
+        self._connection.execute("BEGIN")
+        try:
+            row = self._connection.execute("SELECT header, wishes FROM runs WHERE name = ?", (run,)).fetchone()
+            attempts = self._connection.execute("SELECT record FROM attempts WHERE run = ? ORDER BY fence", (run,)).fetchall()
+            checkpoints = self._connection.execute("SELECT record FROM checkpoints WHERE run = ?", (run,)).fetchall()
+        finally:
+            self._connection.execute("COMMIT")
+        if row is None:
+            raise UserError(f"there is no run {run!r}", remedy="gemma-orch status lists the runs of this home")
+        origin = f"the ledger's record of run {run}"
+        records = [CheckpointRecord.from_json(record, origin) for (record,) in checkpoints]
+        return RunRecord(
+            header=RunHeader.from_json(row[0], origin),
+            wishes=RunWishes.from_json(row[1], origin),
+            attempts=tuple(AttemptRecord.from_json(record, origin) for (record,) in attempts),
+            checkpoints={
+                record.id: record for record in sorted(records, key=lambda record: (record.step, record.fence, record.id))
+            },
+        )
+
+    def create(self, header: RunHeader, wishes: RunWishes) -> bool:
+        """Add a run; return False, and change nothing, when its name is taken."""
+        with self._transaction(f"create {header.name}"):
+            cursor = self._connection.execute(
+                "INSERT INTO runs(name, header, wishes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (header.name, header.model_dump_json(), wishes.model_dump_json()),
+            )
+        return cursor.rowcount == 1
+
+    def set_spec(self, run: str, spec: RunSpec) -> None:
+        """Replace what the user asks for; needs no lease."""
+        self._set_wish(run, "spec", spec.model_dump_json())
+
+    def set_stop(self, run: str, stop: StopWish | None) -> None:
+        """Ask for the run to stop, or take that back; needs no lease."""
+        self._set_wish(run, "stop", json.dumps(stop))
+
+    def set_rerun(self, run: str, rerun: RerunWish | None) -> None:
+        """Ask for a session again, or take that back; needs no lease."""
+        self._set_wish(run, "rerun", rerun.model_dump_json() if rerun is not None else "null")
+
+    def _set_wish(self, run: str, wish: str, value: str) -> None:
+        with self._transaction(f"wish {wish} {run}"):
+            self._connection.execute(
+                "UPDATE runs SET wishes = json_set(wishes, ?, json(?)) WHERE name = ?", (f"$.{wish}", value, run)
+            )
+
+    def lease(self, run: str) -> Lease | None:
+        """Return who holds a run, if anybody does; an expired lease or a dead owner is nobody's concern here."""
+        row = self._connection.execute("SELECT owner, until FROM leases WHERE run = ?", (run,)).fetchone()
+        if row is None:
+            return None
+        return Lease(ProcessIdentity.from_json(row[0], "the ledger's lease"), datetime.fromisoformat(row[1]))
+
+    def acquire(self, run: str, owner: ProcessIdentity, now: datetime, ttl_s: float) -> None:
+        """Take or prolong a run's lease; an expired one, or one of a process that is certainly dead, may be taken.
+
+        Raises:
+            LeaseHeldError: another controller holds it.
+        """
+        with self._transaction(f"lease {run}"):
+            current = self.lease(run)
+            if current is not None and current.owner != owner and now < current.until and not certainly_dead(current.owner):
+                raise LeaseHeldError(
+                    f"another controller holds this run until {current.until.astimezone():%H:%M:%S} "
+                    f"(process {current.owner.pid} on {current.owner.host})"
+                )
+            self._connection.execute(
+                "INSERT INTO leases(run, owner, until) VALUES (?, ?, ?) "
+                "ON CONFLICT(run) DO UPDATE SET owner = excluded.owner, until = excluded.until",
+                (run, owner.model_dump_json(), (now + timedelta(seconds=ttl_s)).isoformat()),
+            )
+
+    def release(self, run: str, owner: ProcessIdentity) -> None:
+        """Give a run's lease back, if this owner holds it."""
+        with self._transaction(f"release {run}"):
+            self._connection.execute("DELETE FROM leases WHERE run = ? AND owner = ?", (run, owner.model_dump_json()))
+
+    def apply(self, run: str, owner: ProcessIdentity, changes: Sequence[Change]) -> None:
+        """Make changes to a run's records: all of them or none.
+
+        Raises:
+            LeaseLostError: this owner does not hold the run any more; nothing was changed.
+            IllegalMoveError: a change breaks the state tables; nothing was changed.
+        """
+        if not changes:
+            return
+        with self._transaction(f"apply {run}: " + ", ".join(type(change).__name__ for change in changes)):
+            current = self.lease(run)
+            if current is None or current.owner != owner:
+                raise LeaseLostError(f"run {run} was taken over by another controller", remedy="gemma-orch status shows it")
+            for change in changes:
+                self._apply_one(run, change)
+
+    def _apply_one(self, run: str, change: Change) -> None:
+        match change:
+            case SetHeader(header):
+                (old,) = self._connection.execute("SELECT header FROM runs WHERE name = ?", (run,)).fetchone()
+                check_run_move(RunHeader.from_json(old, "the ledger").state, header.state)
+                self._connection.execute("UPDATE runs SET header = ? WHERE name = ?", (header.model_dump_json(), run))
+            case PutAttempt(attempt, session_spec):
+                if session_spec is None:
+                    self._replace_attempt(run, attempt)
+                else:
+                    self._add_attempt(run, attempt, session_spec)
+            case PutCheckpoint(checkpoint):
+                self._connection.execute(
+                    "INSERT INTO checkpoints(run, id, record) VALUES (?, ?, ?) "
+                    "ON CONFLICT(run, id) DO UPDATE SET record = excluded.record",
+                    (run, checkpoint.id, checkpoint.model_dump_json()),
+                )
+            case ClearWish(wish):
+                self._connection.execute(
+                    "UPDATE runs SET wishes = json_set(wishes, ?, json('null')) WHERE name = ?", (f"$.{wish}", run)
+                )
+            case Tell(event):
+                self._connection.execute("INSERT INTO events(run, event) VALUES (?, ?)", (run, event.model_dump_json()))
+
+    def _add_attempt(self, run: str, attempt: AttemptRecord, session_spec: SessionSpec) -> None:
+        self._connection.execute(
+            "INSERT INTO attempts(run, session, attempt, fence, record, session_spec) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                attempt.session,
+                attempt.attempt,
+                attempt.fence,
+                attempt.model_dump_json(),
+                session_spec.model_dump_json(),
+            ),
+        )
+
+    def _replace_attempt(self, run: str, attempt: AttemptRecord) -> None:
+        key = (run, attempt.session, attempt.attempt)
+        (old,) = self._connection.execute(
+            "SELECT record FROM attempts WHERE run = ? AND session = ? AND attempt = ?", key
+        ).fetchone()
+        check_attempt_move(AttemptRecord.from_json(old, "the ledger").state, attempt.state)
+        self._connection.execute(
+            "UPDATE attempts SET record = ? WHERE run = ? AND session = ? AND attempt = ?",
+            (attempt.model_dump_json(), *key),
+        )
+
+    def session_spec(self, run: str, session: int, attempt: int) -> SessionSpec:
+        """Return what an attempt was told.
+
+        Raises:
+            DataError: there is no such attempt.
+        """
+        row = self._connection.execute(
+            "SELECT session_spec FROM attempts WHERE run = ? AND session = ? AND attempt = ?", (run, session, attempt)
+        ).fetchone()
+        if row is None:
+            raise DataError(f"the ledger has no attempt {attempt} of session {session} of run {run}")
+        return SessionSpec.from_json(row[0], "the ledger's session spec")
+
+    def events(self, run: str, limit: int) -> tuple[Event, ...]:
+        """Return the last lines of a run's history, oldest first."""
+        rows = self._connection.execute(
+            "SELECT event FROM events WHERE run = ? ORDER BY number DESC LIMIT ?", (run, limit)
+        ).fetchall()
+        return tuple(Event.from_json(row[0], "the ledger's history") for row in reversed(rows))

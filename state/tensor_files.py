@@ -1,0 +1,93 @@
+"""Tensor digests read straight from safetensors files, with nothing but the standard library.
+
+The controller has no torch, and must be able to say whether two states are equal and which tensor differs first.
+Source of the format: the safetensors specification (8 bytes little-endian header length, JSON header with dtype, shape and
+data_offsets, then the data). `torch.distributed.checkpoint` adds where each piece of a sharded tensor lies under the
+metadata key `DCP_SHARDING_INFO` (torch 2.13, torch/distributed/checkpoint/_hf_utils.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from state.errors import DataError
+from state.manifest import TensorEntry
+
+_HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a tensor: whole rows, in one file."""
+
+    path: Path
+    dtype: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
+    """Return an entry for each tensor that the files hold together, in name order.
+
+    Raises:
+        DataError: a file is no safetensors file, or the pieces of a tensor do not make it whole.
+    """
+    pieces: dict[str, list[_Piece]] = {}
+    for path in paths:
+        for name, piece in _read_pieces(path):
+            pieces.setdefault(name, []).append(piece)
+    return tuple(_digest(name, pieces[name]) for name in sorted(pieces))
+
+
+def _read_pieces(path: Path) -> Iterable[tuple[str, _Piece]]:
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT_BYTES + 1
+        if length > _HEADER_LIMIT_BYTES:
+            raise DataError(f"{path.name} is not a safetensors file: its header has no believable length")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise DataError(f"{path.name} is not a safetensors file: its header is not JSON") from error
+    sharding = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+    for name, entry in header.items():
+        shape = tuple(entry["shape"])
+        offset = tuple(sharding.get(name, {}).get("saved_offsets", [0] * len(shape)))
+        begin, end = entry["data_offsets"]
+        yield name, _Piece(path, entry["dtype"], offset, shape, 8 + length + begin, 8 + length + end)
+
+
+def _digest(name: str, pieces: list[_Piece]) -> TensorEntry:
+    pieces.sort(key=lambda piece: piece.offset)
+    first = pieces[0]
+    digest = hashlib.sha256()
+    rows = 0
+    for piece in pieces:
+        expected_offset = (rows, *(0 for _ in piece.shape[1:])) if piece.shape else ()
+        if piece.offset != expected_offset or piece.dtype != first.dtype or piece.shape[1:] != first.shape[1:]:
+            raise DataError(f"the pieces of tensor {name} do not fit together: {piece.path.name} begins at {piece.offset}")
+        _update(digest, piece)
+        rows += piece.shape[0] if piece.shape else 0
+    shape = (rows, *first.shape[1:]) if first.shape else ()
+    return TensorEntry(name=name, dtype=first.dtype, shape=shape, sha256=digest.hexdigest())
+
+
+def _update(digest: hashlib._Hash, piece: _Piece) -> None:
+    left = piece.end - piece.begin
+    with open(piece.path, "rb", buffering=0) as file:
+        file.seek(piece.begin)
+        while left:
+            chunk = file.read(min(_CHUNK_BYTES, left))
+            if not chunk:
+                raise DataError(f"{piece.path.name} ends {left} bytes early ({prod(piece.shape)} elements expected)")
+            digest.update(chunk)
+            left -= len(chunk)

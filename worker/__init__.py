@@ -1,0 +1,1 @@
+"""What trains: one session, from its spec to its report."""
