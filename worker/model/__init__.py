@@ -1,0 +1,1 @@
+"""The model: Gemma 3, its weights, and the arithmetic under it."""
