@@ -8,9 +8,9 @@ from pathlib import Path
 
 def sample_corpus_dir() -> Path:
     """Return the folder of the sample corpus: one folder for each of english, hindi and konkani."""
-    return Path(str(files("worker.corpus") / "sample"))
+    return Path(str(files("worker.corpus") / "sample" / "text"))
 
 
 def sample_tokenizer_path() -> Path:
     """Return the SentencePiece model that was trained on the sample corpus."""
-    return sample_corpus_dir() / "tokenizer.model"
+    return sample_corpus_dir().parent / "tokenizer.model"

@@ -1,0 +1,123 @@
+"""`python -m worker`: runs the session of a `session.json`, or one of the verbs that need the training extra."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from state.clock import SystemClock
+from state.errors import GemmaOrchError
+
+LOCK_VARIABLE = "GEMMA_ORCH_LOCK_FD"
+_DESCRIPTION = """\
+python -m worker SESSION.JSON    run the session; its folder is the attempt's; again: go on, or say that it is done
+python -m worker prepare ...     encode a corpus into token shards
+python -m worker export ...      write a checkpoint's weights for other programs
+python -m worker prove ...       train steps straight and in pieces, and compare the states
+
+Exit codes: 0 done, 2 the user must change something, 3 temporary, 4 data."""
+
+
+class StopRequest:
+    """Remembers the signal that asked the session to stop; nothing else happens in the handler."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+
+    def __call__(self) -> str | None:
+        """Return the signal's name, or None when none came."""
+        return self._name
+
+    def install(self) -> None:
+        """Listen to SIGTERM and SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._name = signal.Signals(number).name
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb; return the exit code."""
+    verbs: dict[str, Callable[[list[str]], int]] = {"prepare": _prepare, "export": _export, "prove": _prove}
+    try:
+        if arguments and arguments[0] in verbs:
+            return verbs[arguments[0]](arguments[1:])
+        return _run(arguments)
+    except GemmaOrchError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        from worker.failure import understand
+
+        failure = understand(error)
+        if not failure.expected:
+            raise
+        sys.stderr.write(f"{failure.reason}\n")
+        return failure.exit_code
+
+
+def process_started_s() -> float:
+    """Return when this process started, on the monotonic clock; now, where the kernel does not tell."""
+    now_s = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return now_s
+    return now_s - max(0.0, age_s)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m worker", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("session", type=Path, help="a SessionSpec as JSON, or a verb")
+    session = parser.parse_args(arguments).session
+    stop = StopRequest()
+    stop.install()
+    # Threads that wait for one another must sleep, not spin: on a machine that does anything else at the same time, a
+    # spinning step takes 10 to 100 times as long. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from worker.runner import Host, run_session
+
+    lock = os.environ.get(LOCK_VARIABLE, "")
+    host = Host(
+        clock=SystemClock(),
+        started_s=process_started_s(),
+        lock_descriptor=int(lock) if lock.isdecimal() else None,
+        asked_to_stop=stop,
+    )
+    return run_session(session, host)
+
+
+def _prepare(arguments: list[str]) -> int:
+    from worker.corpus.prepare import main as prepare
+
+    return prepare(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from worker.export_command import main as export
+
+    return export(arguments)
+
+
+def _prove(arguments: list[str]) -> int:
+    from worker.prove import main as prove
+
+    return prove(arguments)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: what is to be kept is on the disk, and torch takes a while to take itself apart.
+    os._exit(code)

@@ -1,0 +1,118 @@
+"""Puts a session's training together: data, model, optimizer and state, out of the documents that name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from state.clock import Clock
+from state.errors import UserError
+from state.manifest import Environment, Manifest
+from state.spec import SessionSpec
+from worker.data import Batches, TokenData, read_data_manifest
+from worker.device import configure, environment, pick_device
+from worker.model.gemma3 import Gemma3
+from worker.model.weights import initial_state, parameter_shapes
+from worker.optim import AdamW
+from worker.snapshot import StateImage, restore_state, training_state
+from worker.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a session trains with."""
+
+    trainer: Trainer
+    batches: Batches
+    image: StateImage
+    environment: Environment
+
+
+def assemble(spec: SessionSpec, start: Manifest | None, folder: Path | None, clock: Clock) -> Training:
+    """Return the training as it stands at a verified checkpoint, or at its beginning.
+
+    Args:
+        spec: What the session is told.
+        start: The checkpoint's manifest; None: initialise from the seed.
+        folder: The checkpoint's folder.
+        clock: What steps are measured with.
+
+    Raises:
+        UserError: the checkpoint or the data belongs to another training.
+        DataError: shards or tensors are not what their manifest says.
+    """
+    if start is not None:
+        check_trajectory(spec, start)
+    batches = _open_batches(spec)
+    device = pick_device()
+    configure(spec.training, device, spec.cache_dir)
+    # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
+    model = Gemma3(spec.architecture)
+    if start is None:
+        model.load_state_dict(initial_state(spec.architecture, spec.training.seed))
+    model.to(device)
+    optimizer = AdamW(dict(model.named_parameters()), spec.training)
+    state = training_state(model, optimizer)
+    if start is not None and folder is not None:
+        restore_state(folder, [file.name for file in start.files], state)
+    if spec.training.compile:
+        model.compile_layers()
+    trainer = Trainer(
+        model,
+        optimizer,
+        batches,
+        spec.training,
+        total_steps=spec.total_steps,
+        step=start.step if start else 0,
+        device=device,
+        clock=clock,
+    )
+    return Training(trainer, batches, StateImage(state), environment(spec.training, device))
+
+
+def check_trajectory(spec: SessionSpec, start: Manifest) -> None:
+    """Refuse a checkpoint that other settings have trained.
+
+    Raises:
+        UserError: names what differs, as far as the checkpoint tells.
+    """
+    if start.trajectory_sha256 != spec.trajectory_sha256():
+        raise UserError(
+            f"checkpoint {start.id} belongs to another training: {_difference(spec, start)}",
+            expected="the settings, tokenizer and data that the checkpoint was trained with",
+            remedy="put them back as they were, or start another run with --name",
+        )
+
+
+def _difference(spec: SessionSpec, start: Manifest) -> str:
+    prefix = "model."
+    found = {tensor.name.removeprefix(prefix): tensor.shape for tensor in start.tensors if tensor.name.startswith(prefix)}
+    wanted = parameter_shapes(spec.architecture)
+    pieces = found.get("embedder.weight", (0,))[0]
+    if pieces != spec.architecture.vocab_size:
+        return f"its vocabulary has {pieces} pieces, this session's tokenizer has {spec.architecture.vocab_size}"
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"its {name} has the shape {found.get(name)}, this session's model {wanted.get(name)}"
+    if start.data_sha256 != spec.data_sha256:
+        return "it was trained on other data"
+    return "its training settings, sequence length or mixture of languages differ"
+
+
+def _open_batches(spec: SessionSpec) -> Batches:
+    data_dir = Path(spec.data_dir)
+    manifest = read_data_manifest(data_dir)
+    if manifest.data_sha256 != spec.data_sha256:
+        raise UserError(
+            f"the data in {data_dir} has digest {manifest.data_sha256[:12]}",
+            expected=f"{spec.data_sha256[:12]}, the data that this run is trained on",
+            remedy="prepare it again from the same corpus and tokenizer, or start another run with --name",
+        )
+    if manifest.vocab_size != spec.architecture.vocab_size:
+        raise UserError(
+            f"the data in {data_dir} was encoded with {manifest.vocab_size} pieces",
+            expected=f"{spec.architecture.vocab_size}, the model's vocabulary",
+            remedy="prepare the data with the run's tokenizer, or start another run with --name",
+        )
+    data = TokenData.open(data_dir, manifest, spec.sequence_length)
+    return Batches(data, seed=spec.training.seed, batch_size=spec.training.batch_size, weights=spec.mixture)

@@ -1,0 +1,115 @@
+"""What an exception means: who must do something about it, and whether it is the same one again."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from state.document import digest_of
+from state.errors import CorruptCheckpointError, ErrorClass, ExitCode, GemmaOrchError, UserError
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OWN_FRAMES = 3
+_FINGERPRINT_DIGITS = 16
+_PACKAGES_ROOT = Path(__file__).parent.parent
+_TRAIN_MODULES = frozenset({"torch", "numpy", "safetensors", "sentencepiece"})
+_EXIT_CODES = {
+    ErrorClass.USER: ExitCode.USER,
+    ErrorClass.INFRA: ExitCode.TEMPORARY,
+    ErrorClass.QUOTA: ExitCode.TEMPORARY,
+    ErrorClass.DATA: ExitCode.DATA,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an exception is reported."""
+
+    reason: str
+    error_class: ErrorClass
+    fingerprint: str
+    corrupt_checkpoint: str | None
+    expected: bool
+    """Whether we raised it on purpose, so that its text says all and no traceback is needed."""
+
+    @property
+    def exit_code(self) -> int:
+        """The worker's exit code."""
+        return _EXIT_CODES[self.error_class]
+
+
+def understand(error: BaseException) -> Failure:
+    """Return what an exception that ended a session means."""
+    known = error if isinstance(error, GemmaOrchError) else _translated(error)
+    return Failure(
+        reason=str(known) if known else f"unexpected {type(error).__name__}: {error}",
+        error_class=known.error_class if known else ErrorClass.INFRA,
+        fingerprint=fingerprint(error),
+        corrupt_checkpoint=known.checkpoint_id if isinstance(known, CorruptCheckpointError) else None,
+        expected=known is not None,
+    )
+
+
+def hung(problem: str) -> Failure:
+    """Return the failure of a session in which nothing happens any more."""
+    return Failure(
+        reason=problem,
+        error_class=ErrorClass.INFRA,
+        fingerprint=digest_of(["hung"])[:_FINGERPRINT_DIGITS],
+        corrupt_checkpoint=None,
+        expected=True,
+    )
+
+
+def fingerprint(error: BaseException) -> str:
+    """Return a digest of what kind of error it is and where in our code it came from, but of no value in it."""
+    frames = [
+        f"{Path(frame.filename).name}:{frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(_PACKAGES_ROOT) and "site-packages" not in frame.filename
+    ]
+    return digest_of([type(error).__qualname__, frames[-_OWN_FRAMES:]])[:_FINGERPRINT_DIGITS]
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a write failed because the disk, the quota or the allowed file size is used up."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
+
+
+def disk_full(needed_bytes: int, free_bytes: int, folder: Path) -> UserError:
+    """Return the error that says how much room a checkpoint needs and how much there is."""
+    return UserError(
+        f"the disk of {folder} is full: a checkpoint needs {_mib(needed_bytes)}, {_mib(free_bytes)} are free",
+        expected="room for one more checkpoint; the last good one is untouched",
+        remedy="free some space or keep fewer checkpoints (retention.keep_last), then continue the run",
+    )
+
+
+def missing_extra(module: str) -> UserError:
+    """Return the error that says that the training extra is not installed."""
+    return UserError(f"{module} is not installed, and running a session needs it", remedy="pip install 'gemma-orch[train]'")
+
+
+def _translated(error: BaseException) -> GemmaOrchError | None:
+    if isinstance(error, ModuleNotFoundError) and error.name in _TRAIN_MODULES:
+        return missing_extra(str(error.name))
+    if is_disk_full(error):
+        return UserError(
+            f"the disk is full: {error}",
+            expected="room to write; the last good checkpoint is untouched",
+            remedy="free some space, then continue the run",
+        )
+    # torch's own out-of-memory errors are RuntimeErrors: a class on GPUs, a text on CPUs.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory):
+        return UserError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
+            remedy="start another run with a smaller training.micro_batch_size, which changes nothing but rounding",
+        )
+    return None
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,105 @@
+"""AdamW on fused kernels, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from state.spec import TrainingSpec
+
+EMBEDDING_NAME = "embedder.weight"
+
+
+def learning_rate(training: TrainingSpec, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step.
+
+    Linear warm-up, whose first step has one part of the peak already, then constant, or a half cosine that reaches
+    `min_learning_rate` after the run's last step.
+
+    Args:
+        training: Peak, warm-up and schedule.
+        step: Steps done before this one.
+        total_steps: Where cosine ends; the constant schedule does not look at it.
+    """
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    if training.schedule == "constant":
+        return training.learning_rate
+    progress = min(1.0, (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))
+    span = training.learning_rate - training.min_learning_rate
+    return training.min_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Return whether weight decay applies: to matrices, neither to norms nor to the embedding."""
+    return parameter.ndim >= 2 and name != EMBEDDING_NAME
+
+
+class AdamW:
+    """AdamW whose whole state is two tensors a parameter; the step count and the learning rate are given to it.
+
+    It calls the kernel that `torch.optim.AdamW(fused=True)` calls, and gives the same bits (a test holds this). The
+    class itself is left out because making one imports the compiler: a second at the start of every session.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], training: TrainingSpec) -> None:
+        self._training = training
+        self._parameters = dict(parameters)
+        self.exp_avg = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+
+    def gradient_norm(self) -> float:
+        """Return the global norm of the gradients, before any clipping."""
+        return float(get_total_norm([_gradient(parameter) for parameter in self._parameters.values()]))
+
+    @torch.no_grad()
+    def step(self, number: int, rate: float, grad_norm: float) -> None:
+        """Update every parameter from its gradient, clipped to the global norm.
+
+        Args:
+            number: This step's number, 1 for the run's first: it corrects the young moments.
+            rate: Learning rate of this step.
+            grad_norm: Global norm of the gradients.
+        """
+        # The kernel divides the gradients on its way, so clipping takes no pass over the memory of its own.
+        excess = grad_norm / self._training.grad_clip
+        scale = torch.tensor(excess) if excess > 1.0 else None
+        decayed = [name for name, parameter in self._parameters.items() if is_decayed(name, parameter)]
+        others = [name for name, parameter in self._parameters.items() if not is_decayed(name, parameter)]
+        self._update(decayed, number, rate, self._training.weight_decay, scale)
+        self._update(others, number, rate, 0.0, scale)
+
+    def _update(self, names: Sequence[str], number: int, rate: float, decay: float, scale: Tensor | None) -> None:
+        parameters: list[Tensor] = [self._parameters[name] for name in names]
+        if not parameters:
+            return
+        device = parameters[0].device
+        count = torch.tensor(float(number), device=device)
+        torch._fused_adamw_(
+            parameters,
+            [_gradient(self._parameters[name]) for name in names],
+            [self.exp_avg[name] for name in names],
+            [self.exp_avg_sq[name] for name in names],
+            [],
+            [count] * len(parameters),
+            lr=rate,
+            beta1=self._training.beta1,
+            beta2=self._training.beta2,
+            weight_decay=decay,
+            eps=self._training.eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None if scale is None else scale.to(device),
+        )
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a parameter has no gradient: the loss does not depend on it")
+    return parameter.grad

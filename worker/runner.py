@@ -1,0 +1,409 @@
+"""The story of one session, from its spec to its report."""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from state import files
+from state.checkpoint_store import DirectoryCheckpointStore
+from state.clock import Clock
+from state.duration import format_duration
+from state.errors import CorruptCheckpointError, DataError, ExitCode, GemmaOrchError, UserError
+from state.layout import AttemptLayout, attempt_name, checkpoint_id
+from state.manifest import Manifest, state_sha256
+from state.report import Outcome, Phase, SessionReport
+from state.retention import PruneCandidate, checkpoints_to_prune
+from state.spec import SessionSpec
+from worker.alive import held_alive
+from worker.budget import Budget, first_save_estimate_s
+from worker.canary import Canary
+from worker.failure import Failure, hung, understand
+from worker.progress import Progress
+from worker.saver import Saved, Saver, SaveRequest, WrittenState
+from worker.telemetry import Telemetry
+from worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from worker.assembly import Training
+    from worker.trainer import Trainer
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a session takes from the process that runs it."""
+
+    clock: Clock
+    started_s: float
+    """When the process started, on the clock's monotonic axis."""
+    lock_descriptor: int | None = None
+    """The attempt's lock, taken by the launching process; None when started by hand."""
+    asked_to_stop: Callable[[], str | None] = lambda: None
+    """Tells the signal that asked for it, or None."""
+    free_bytes: Callable[[Path], int] = files.free_bytes
+    say: Callable[[str], None] = _say
+    exit_at_once: Callable[[int], None] = os._exit
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a session ends well."""
+
+    outcome: Outcome
+    reason: str
+
+
+def run_session(spec_file: Path, host: Host) -> int:
+    """Run the session whose spec is the file; its folder is the attempt's. Return the exit code.
+
+    A session that has ended well is left as it is; one that was killed goes on from its own last checkpoint.
+    """
+    try:
+        spec = read_spec(spec_file)
+        layout = AttemptLayout(spec_file.absolute().parent)
+        with held_alive(layout, host.lock_descriptor):
+            session = Session(spec, layout, host)
+            if (ended := session.already_ended()) is not None:
+                host.say(f"nothing to do: {ended}")
+                return ExitCode.DONE
+            return session.run()
+    except GemmaOrchError as error:
+        host.say(str(error))
+        return error.exit_code
+
+
+def read_spec(spec_file: Path) -> SessionSpec:
+    """Read what a session is told.
+
+    Raises:
+        UserError: there is no such file.
+        DataError: it is no valid spec.
+    """
+    try:
+        text = spec_file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{spec_file} cannot be read: {error.strerror}",
+            expected="the session.json of an attempt, or one of the verbs prepare, export, prove",
+        ) from error
+    return SessionSpec.from_json(text, str(spec_file))
+
+
+class Session:
+    """One session in this process."""
+
+    def __init__(self, spec: SessionSpec, layout: AttemptLayout, host: Host) -> None:
+        self._spec = spec
+        self._layout = layout
+        self._host = host
+        self._clock = host.clock
+        self._store = DirectoryCheckpointStore(Path(spec.checkpoints_dir))
+        start_step = spec.start.step if spec.start else 0
+        self._end_step = min(spec.total_steps, start_step + (spec.max_steps or spec.total_steps))
+        self._progress = Progress(
+            start_step=start_step,
+            step=start_step,
+            head=spec.start.id if spec.start else None,
+            started_at=self._clock.now(),
+        )
+        self._budget = Budget(
+            started_s=host.started_s,
+            limit_s=spec.limit_s,
+            checkpoint_every_s=spec.checkpoint_every_s,
+            save_s=spec.save_estimate_s or 0.0,
+            last_save_s=host.started_s,
+        )
+        self._telemetry = Telemetry(
+            layout,
+            self._clock,
+            left_s=lambda: self._budget.left_s(self._clock.monotonic()),
+            start_step=start_step,
+            tokens_per_step=spec.training.batch_size * spec.sequence_length,
+        )
+        self._watchdog = Watchdog(self._clock, self._hung)
+        self._saver: Saver | None = None
+        self._own: list[PruneCandidate] = []
+
+    def already_ended(self) -> str | None:
+        """Return how the session has ended, when it has ended well and what it saved stands."""
+        try:
+            report = SessionReport.from_json(self._layout.report.read_bytes(), str(self._layout.report))
+        except (OSError, DataError):
+            return None
+        if report.outcome not in (Outcome.COMPLETED, Outcome.BUDGET, Outcome.STOPPED) or report.head is None:
+            return None
+        if report.head not in self._store.ids():
+            return None
+        return f"this session ended at step {report.end_step} ({report.reason}), checkpoint {report.head}"
+
+    def run(self) -> int:
+        """Run the session and write its report; return the exit code."""
+        self._watchdog.watch()
+        try:
+            files.remove_tree(self._layout.report)  # of an earlier process of this attempt that failed
+            training, saver, canary = self._begin()
+            ending = self._train(training, saver, canary)
+            self._save_last(training, saver)
+        except Exception as error:  # noqa: BLE001 - the worker's last resort: whatever it is, there is a report of it
+            return self._fail(error)
+        self._report(ending.outcome, ending.reason)
+        return ExitCode.DONE
+
+    def _begin(self) -> tuple[Training, Saver, Canary | None]:
+        """Verify the checkpoint, put the training together, restore, and make ready to save."""
+        self._phase(Phase.STARTING)
+        from worker.assembly import assemble  # imports torch: not before the lock and the spec are known to be good
+        from worker.device import computes_alike
+
+        Path(self._spec.checkpoints_dir).mkdir(parents=True, exist_ok=True)
+        begun_s = self._clock.monotonic()
+        self._progress.spend(startup=begun_s - self._host.started_s)
+        self._phase(Phase.VERIFYING)
+        start = self._verified_start()
+        self._phase(Phase.RESTORING)
+        training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock)
+        saver = self._saver = Saver(
+            self._store,
+            training.image,
+            root=Path(self._spec.checkpoints_dir),
+            clock=self._clock,
+            after_commit=self._prune,
+            free_bytes=self._host.free_bytes,
+        )
+        saver.check_room()
+        now_s = self._clock.monotonic()
+        self._progress.spend(restore=now_s - begun_s)
+        save_s = self._spec.save_estimate_s or first_save_estimate_s(training.image.size_bytes)
+        self._budget = replace(self._budget, save_s=save_s, last_save_s=now_s)
+        alike = start is not None and computes_alike(start.environment, training.environment)
+        return training, saver, Canary(start.id, start.next_loss, alike) if start else None
+
+    def _verified_start(self) -> Manifest | None:
+        """Return the manifest of the checkpoint to go on from, every byte of it read; None: the run's beginning.
+
+        That is this attempt's own last good one, when an earlier process of it was killed; else the one that the spec
+        expects, and no other.
+        """
+        for candidate in self._own_checkpoints():
+            try:
+                own = self._store.verify(candidate.id)
+            except CorruptCheckpointError as error:
+                self._host.say(f"{error}\nput aside; going back to the checkpoint before it")
+                self._store.quarantine(candidate.id, str(error))
+                continue
+            self._own = [older for older in self._own if older.step <= candidate.step]
+            self._progress.resume(own)
+            self._telemetry.resumed(own.step)
+            return own
+        expected = self._spec.start
+        return self._store.verify(expected.id, expected) if expected else None
+
+    def _own_checkpoints(self) -> list[PruneCandidate]:
+        """Return the checkpoints that earlier processes of this attempt have committed, newest first."""
+        spec, suffix = self._spec, f"-{attempt_name(self._spec.session, self._spec.attempt)}"
+        for name in self._store.ids():
+            if not name.endswith(suffix):
+                continue
+            try:
+                manifest, _ = self._store.manifest(name)
+            except CorruptCheckpointError as error:
+                self._store.quarantine(name, str(error))
+                continue
+            mine = (manifest.run, manifest.fence) == (spec.run, spec.fence)
+            if mine and manifest.step > self._progress.start_step:
+                self._own.append(PruneCandidate(name, manifest.step, verified=True))
+        return sorted(self._own, key=lambda candidate: candidate.step, reverse=True)
+
+    def _train(self, training: Training, saver: Saver, canary: Canary | None) -> Ending:
+        """Train until something ends the session, taking checkpoints on the way; return what ended it."""
+        self._phase(Phase.TRAINING)
+        while (ending := self._ending(training.trainer.step, saver)) is None:
+            self._collected(saver.poll())
+            self._save_if_due(training, saver)
+            self._step(training.trainer, saver, canary)
+            canary = None
+        return ending
+
+    def _ending(self, step: int, saver: Saver) -> Ending | None:
+        """Return why the session ends at this step boundary, or None when it goes on."""
+        trained = self._progress.steps_trained
+        if step >= self._spec.total_steps:
+            return Ending(Outcome.COMPLETED, f"the run's last step, {self._spec.total_steps}, is trained")
+        if (signal := self._host.asked_to_stop()) is not None:
+            return Ending(Outcome.STOPPED, f"{signal} asked for it")
+        if self._layout.stop.exists():
+            return Ending(Outcome.STOPPED, "the stop file asked for it")
+        if step >= self._end_step:
+            return Ending(Outcome.BUDGET, f"all {self._spec.max_steps} steps of this session are trained")
+        now_s = self._clock.monotonic()
+        if not self._budget.may_train_another_step(now_s, saving=saver.step_in_flight is not None):
+            if trained == 0:
+                raise self._too_short(now_s)
+            left = format_duration(max(0.0, self._budget.left_s(now_s)))
+            return Ending(Outcome.BUDGET, f"{left} of {format_duration(self._spec.limit_s)} are left: time to save")
+        return None
+
+    def _step(self, trainer: Trainer, saver: Saver, canary: Canary | None) -> None:
+        """Train one step."""
+        begun_s = self._clock.monotonic()
+        self._watchdog.step_begins(trainer.step + 1)
+        loss = trainer.gradients()
+        if canary is not None:
+            canary.check(loss)
+        saver.next_loss(loss)
+        now_s = self._clock.monotonic()
+        if self._progress.steps_trained == 0 and not self._budget.may_still_save(now_s):
+            raise self._too_short(now_s)
+        result = trainer.update()
+        seconds = self._clock.monotonic() - begun_s
+        self._budget = self._budget.after_step(seconds, trainer.forward_s)
+        self._watchdog.step_done(seconds)
+        self._progress.trained(result.step, result.loss, seconds)
+        self._telemetry.step(result, seconds)
+
+    def _save_last(self, training: Training, saver: Saver) -> None:
+        """Make a checkpoint of the last step, unless there is one."""
+        self._phase(Phase.SAVING)
+        begun_s = self._clock.monotonic()
+        trainer = training.trainer
+        if saver.step_in_flight not in (None, trainer.step):
+            self._collected(saver.finish())
+        if self._progress.is_unsaved():
+            if saver.step_in_flight is None:
+                self._begin_save(training, saver, urgent=True)
+            saver.next_loss(trainer.next_loss())  # while the file is being written
+            self._collected(saver.finish(), behind=False)
+        self._progress.spend(save=self._clock.monotonic() - begun_s)
+        self._phase(Phase.ENDING)
+
+    def _save_if_due(self, training: Training, saver: Saver) -> None:
+        """Begin a checkpoint when it is time for one and none is being made."""
+        begun_s = self._clock.monotonic()
+        if saver.step_in_flight is None and self._progress.is_unsaved() and self._budget.save_is_due(begun_s):
+            self._begin_save(training, saver)
+            self._progress.spend(save=self._clock.monotonic() - begun_s)
+
+    def _begin_save(self, training: Training, saver: Saver, *, urgent: bool = False) -> None:
+        """Begin a checkpoint of the state as it is now."""
+        step = training.trainer.step
+        name = checkpoint_id(step, self._spec.session, self._spec.attempt)
+        self._budget = self._budget.after_save_began(self._clock.monotonic())
+        saver.begin(SaveRequest(name, step, self._manifest_of(name, training)), urgent=urgent)
+
+    def _manifest_of(self, name: str, training: Training) -> Callable[[WrittenState], Manifest]:
+        """Return what makes the manifest of the state as it is now, once it is written."""
+        spec, parent, train_s = self._spec, self._progress.head, self._progress.train_s
+
+        def manifest(written: WrittenState) -> Manifest:
+            position = training.batches.data_position(written.step)
+            return Manifest(
+                id=name,
+                run=spec.run,
+                session=spec.session,
+                attempt=spec.attempt,
+                fence=spec.fence,
+                branch=spec.branch,
+                step=written.step,
+                parent=parent,
+                created_at=self._clock.now(),
+                trajectory_sha256=spec.trajectory_sha256(),
+                data_sha256=spec.data_sha256,
+                data_position=position,
+                next_loss=written.next_loss,
+                train_s=train_s,
+                environment=training.environment,
+                state_sha256=state_sha256(written.tensors, written.step, position),
+                tensors=written.tensors,
+                files=(written.file,),
+            )
+
+        return manifest
+
+    def _collected(self, saved: Saved | None, *, behind: bool = True) -> None:
+        """Take note of a checkpoint that has come to exist."""
+        if saved is None:
+            return
+        self._progress.committed(saved, behind=behind)
+        self._budget = self._budget.after_save(saved.seconds)
+        self._telemetry.saved(saved.step)
+
+    def _prune(self, request: SaveRequest) -> None:
+        """Delete checkpoints of this attempt that are not to be kept; the controller looks after all others."""
+        self._own.append(PruneCandidate(request.checkpoint_id, request.step, verified=True))
+        start = self._spec.start
+        protected = {request.checkpoint_id} | ({start.id} if start else set())
+        for name in checkpoints_to_prune(self._own, self._spec.retention, protected):
+            try:
+                self._store.delete(name)
+            except OSError as error:
+                self._host.say(f"checkpoint {name} could not be deleted: {error}")
+            self._own = [candidate for candidate in self._own if candidate.id != name]
+
+    def _fail(self, error: Exception) -> int:
+        """Bring home what can be, and report the error; return the exit code."""
+        failure = understand(error)
+        self._host.say(failure.reason if failure.expected else "".join(traceback.format_exception(error)))
+        if self._saver is not None:
+            try:
+                self._collected(self._saver.rescue())
+            except (OSError, GemmaOrchError) as another:
+                self._host.say(f"the checkpoint that was being made is lost too: {another}")
+        self._report(Outcome.FAILED, failure.reason, failure)
+        return failure.exit_code
+
+    def _hung(self, problem: str) -> None:
+        """Report that nothing happens any more, and end the process whatever its other threads wait for."""
+        self._host.say(problem)
+        faulthandler.dump_traceback(sys.stderr)
+        self._report(Outcome.HUNG, problem, hung(problem))
+        self._host.exit_at_once(ExitCode.TEMPORARY)
+
+    def _report(
+        self,
+        outcome: Outcome,
+        reason: str,
+        failure: Failure | None = None,
+    ) -> None:
+        """Write the session's report, its last act."""
+        self._watchdog.close()
+        self._telemetry.close()
+        spec, step = self._spec, self._progress.step
+        report = self._progress.report(
+            spec,
+            outcome,
+            reason,
+            ended_at=self._clock.now(),
+            whole_s=self._clock.monotonic() - self._host.started_s,
+            failure=failure,
+        )
+        try:
+            files.write_atomically(self._layout.report, report.to_json())
+        except OSError as error:
+            self._host.say(f"the report cannot be written: {error}")
+        self._host.say(f"session {spec.session}, attempt {spec.attempt}: {outcome} at step {step}: {reason}")
+
+    def _too_short(self, now_s: float) -> UserError:
+        """Return the error that says which limit would do."""
+        spec, budget = self._spec, self._budget
+        return UserError(
+            f"a session of {format_duration(spec.limit_s)} is too short: {format_duration(now_s - self._host.started_s)} "
+            f"went into the start, and one step and its save take {format_duration(budget.needed_s())} more",
+            expected=f"at least {format_duration(math.ceil(budget.sufficient_limit_s(now_s)))}",
+            remedy="raise --session-limit",
+        )
+
+    def _phase(self, phase: Phase) -> None:
+        """Tell the heartbeat and the watchdog what happens from now on."""
+        self._telemetry.phase(phase)
+        self._watchdog.phase(phase.value)
