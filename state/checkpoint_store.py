@@ -7,13 +7,13 @@ last of all. Whatever is killed on the way leaves either the checkpoint or nothi
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from state import files
-from state.errors import CorruptCheckpointError, DataError
+from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
 from state.manifest import Manifest, first_difference, state_sha256
 from state.spec import ExpectedCheckpoint
@@ -55,8 +55,8 @@ class CheckpointStore(Protocol):
         """Delete a checkpoint; it stops existing before its files go."""
         ...
 
-    def sweep(self, attempts: Collection[str]) -> None:
-        """Remove what attempts that are over left behind half written."""
+    def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove what attempts that are over left behind half written; `is_over` is asked by attempt name."""
         ...
 
 
@@ -86,15 +86,11 @@ class DirectoryCheckpointStore:
         """Return a committed checkpoint's manifest and the manifest's own sha256.
 
         Raises:
-            CorruptCheckpointError: there is none, or it cannot be read.
+            CorruptCheckpointError: there is none, or it makes no sense.
+            TemporaryError: the disk does not give it.
         """
-        path = self.folder(checkpoint_id) / MANIFEST_NAME
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CorruptCheckpointError(
-                checkpoint_id, f"checkpoint {checkpoint_id} has no readable manifest: {error.strerror}"
-            ) from error
+        with self._missing_is_not_unknown(checkpoint_id, MANIFEST_NAME):
+            data = (self.folder(checkpoint_id) / MANIFEST_NAME).read_bytes()
         try:
             manifest = Manifest.from_json(data, f"the manifest of {checkpoint_id}")
         except DataError as error:
@@ -114,6 +110,7 @@ class DirectoryCheckpointStore:
 
         Raises:
             CorruptCheckpointError: anything differs; the message names the first file or tensor that does.
+            TemporaryError: the disk does not give a file.
         """
         manifest, manifest_sha256 = self.manifest(checkpoint_id)
         if expected is not None and manifest_sha256 != expected.manifest_sha256:
@@ -124,17 +121,16 @@ class DirectoryCheckpointStore:
             )
         folder = self.folder(checkpoint_id)
         for entry in manifest.files:
-            path = folder / entry.name
-            if not path.is_file():
-                raise CorruptCheckpointError(checkpoint_id, f"checkpoint {checkpoint_id} has lost its file {entry.name}")
-            size = path.stat().st_size
-            if size != entry.size_bytes:
+            with self._missing_is_not_unknown(checkpoint_id, entry.name):
+                size = (folder / entry.name).stat().st_size
+                sha256 = files.sha256_of_file(folder / entry.name) if size == entry.size_bytes else None
+            if sha256 is None:
                 raise CorruptCheckpointError(
                     checkpoint_id,
                     f"{entry.name} of checkpoint {checkpoint_id} has {size} bytes",
                     expected=f"{entry.size_bytes} bytes",
                 )
-            if files.sha256_of_file(path) != entry.sha256:
+            if sha256 != entry.sha256:
                 raise CorruptCheckpointError(
                     checkpoint_id,
                     f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 is not the manifest's",
@@ -153,7 +149,10 @@ class DirectoryCheckpointStore:
             CorruptCheckpointError: as `verify`, or a tensor is not the manifest's.
         """
         manifest = self.verify(checkpoint_id)
-        found = tensor_entries(self.folder(checkpoint_id) / entry.name for entry in manifest.files)
+        try:
+            found = tensor_entries(self.folder(checkpoint_id) / entry.name for entry in manifest.files)
+        except DataError as error:
+            raise CorruptCheckpointError(checkpoint_id, f"{checkpoint_id}: {error.what}") from error
         stored = tuple(sorted(manifest.tensors, key=lambda tensor: tensor.name))
         for one, other in zip(found, stored, strict=False):
             if one != other:
@@ -216,20 +215,34 @@ class DirectoryCheckpointStore:
         if folder.exists():
             trash = self._root / f".trash-{checkpoint_id}"
             if trash.exists():
-                shutil.rmtree(trash)
+                files.remove_tree(trash)
             files.rename(folder, trash)
             files.remove_tree(trash)
 
-    def sweep(self, attempts: Collection[str]) -> None:
-        """Remove the staged and half-committed folders that attempts left behind; only when they are over.
+    def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove the staged and half-committed folders that attempts left behind.
 
         Args:
-            attempts: Names of attempts, with which the ids of their checkpoints end.
+            is_over: Whether an attempt, by its name, can write no more; asked about those that left something.
         """
         if not self._root.is_dir():
             return
         for entry in sorted(self._root.iterdir()):
             leftover = entry.name.startswith((".staging-", ".trash-"))
             half_committed = not entry.name.startswith(".") and not (entry / MANIFEST_NAME).exists()
-            if (leftover or half_committed) and entry.name.rpartition("-")[2] in attempts:
+            if (leftover or half_committed) and is_over(entry.name.rpartition("-")[2]):
                 files.remove_tree(entry)
+
+    @contextmanager
+    def _missing_is_not_unknown(self, checkpoint_id: str, name: str) -> Iterator[None]:
+        """A file that is gone makes its checkpoint corrupt; one that the disk does not give may be there and right."""
+        try:
+            yield
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            if gone and self._root.is_dir():
+                raise CorruptCheckpointError(checkpoint_id, f"checkpoint {checkpoint_id} has lost its file {name}") from error
+            raise TemporaryError(
+                f"{name} of checkpoint {checkpoint_id} cannot be read: {error.strerror}",
+                remedy=f"check the disk of {self._root}, and that it is mounted, then try again",
+            ) from error

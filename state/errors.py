@@ -101,7 +101,7 @@ class CorruptCheckpointError(DataError):
         self.checkpoint_id = checkpoint_id
 
 
-class CanaryError(DataError):
+class CanaryError(CorruptCheckpointError):
     """The first step after a restore gave another loss than the parent's session recorded for it."""
 
 

@@ -102,6 +102,8 @@ def sha256_of_file(path: Path) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Return how many bytes an ordinary user may still write on the disk that holds the path."""
+    """Return how many bytes an ordinary user may still write on the disk that holds the path, there yet or not."""
+    while not path.exists():
+        path = path.parent
     stats = os.statvfs(path)
     return stats.f_bavail * stats.f_frsize

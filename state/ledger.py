@@ -40,6 +40,7 @@ class AttemptRecord(Document):
     start_step: int
     planned_at: datetime
     launched_at: datetime | None = None
+    asked_at: datetime | None = Field(default=None, description="when it was first asked to save and end")
     ended_at: datetime | None = None
     limit_s: float
     handle: str | None = None
@@ -199,9 +200,10 @@ class PutCheckpoint:
 
 @dataclass(frozen=True)
 class ClearWish:
-    """A wish has been carried out."""
+    """A wish has been carried out; it stays when the user has wished for something else meanwhile."""
 
     wish: Literal["stop", "rerun"]
+    seen: StopWish | RerunWish | None
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ does. The user's wishes (spec, stop, rerun) are written without it, so that a se
 
 from __future__ import annotations
 
-import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from state import effects
-from state.errors import DataError, LeaseHeldError, LeaseLostError, TemporaryError, UserError
+from state import effects, files
+from state.errors import DataError, GemmaOrchError, LeaseHeldError, LeaseLostError, TemporaryError, UserError
 from state.ledger import (
     AttemptRecord,
     Change,
@@ -134,25 +134,37 @@ _MIGRATIONS: tuple[str, ...] = (
 class SqliteRunStore:
     """The ledger in one SQLite file, in WAL mode, so that readers never wait for the writer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, busy_s: float = _BUSY_S) -> None:
         """Open the ledger, made and brought up to date when needed.
+
+        Args:
+            path: The file.
+            busy_s: How long to wait for another process that is writing.
 
         Raises:
             UserError: the file cannot be opened, or a newer gemma-orch has written it.
+            DataError: it is no ledger, or damaged.
+            TemporaryError: another process does not let go of it.
         """
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise UserError(
-                f"the ledger {path} cannot be opened: {error}",
-                remedy="check GEMMA_ORCH_HOME, its permissions and its disk",
-            ) from error
+            with self._translated():
+                if not path.exists():
+                    _make_empty(path)
+        except OSError as error:
+            raise _cannot_open(path, error) from error
+        with self._translated():
+            self._connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None)
+        try:
+            with self._translated():
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                self._migrate()
+        except BaseException:
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -178,32 +190,34 @@ class SqliteRunStore:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     @contextmanager
-    def _transaction(self, what: str) -> Iterator[None]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            raise TemporaryError(
-                f"the ledger {self._path} is busy: {error}",
-                remedy="try again; if it lasts, end the process that holds it",
-            ) from error
+    def _translated(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
+        except sqlite3.DatabaseError as error:
+            if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
+                raise  # a broken constraint is a mistake of the program
+            raise _understood(self._path, error) from error
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[None]:
         try:
-            self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            self._connection.execute("ROLLBACK")
-            raise TemporaryError(f"the ledger {self._path} could not be written: {error}") from error
+            with self._translated():
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                self._connection.execute("COMMIT")
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
         effects.done("commit", what)
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._translated():
+            return self._connection.execute(query, values).fetchall()
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all runs, the most recently resumed first."""
-        rows = self._connection.execute(
-            "SELECT name FROM runs ORDER BY json_extract(header, '$.resumed_at') DESC, name"
-        ).fetchall()
-        return tuple(row[0] for row in rows)
+        rows = self._rows("SELECT name FROM runs ORDER BY json_extract(header, '$.resumed_at') DESC, name")
+        return tuple(name for (name,) in rows)
 
     def load(self, run: str) -> RunRecord:
         """Return all that is remembered of a run, as of one instant.
@@ -212,25 +226,32 @@ class SqliteRunStore:
             UserError: there is no such run.
             DataError: a record cannot be read.
         """
-        self._connection.execute("BEGIN")
+        with self._translated():
+            self._connection.execute("BEGIN")
         try:
-            row = self._connection.execute("SELECT header, wishes FROM runs WHERE name = ?", (run,)).fetchone()
-            attempts = self._connection.execute("SELECT record FROM attempts WHERE run = ? ORDER BY fence", (run,)).fetchall()
-            checkpoints = self._connection.execute("SELECT record FROM checkpoints WHERE run = ?", (run,)).fetchall()
+            header, wishes = self._run_row(run)
+            attempts = self._rows("SELECT record FROM attempts WHERE run = ? ORDER BY fence", run)
+            checkpoints = self._rows("SELECT record FROM checkpoints WHERE run = ?", run)
         finally:
-            self._connection.execute("COMMIT")
-        if row is None:
-            raise UserError(f"there is no run {run!r}", remedy="gemma-orch status lists the runs of this home")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")  # nothing was written
         origin = f"the ledger's record of run {run}"
         records = [CheckpointRecord.from_json(record, origin) for (record,) in checkpoints]
         return RunRecord(
-            header=RunHeader.from_json(row[0], origin),
-            wishes=RunWishes.from_json(row[1], origin),
+            header=RunHeader.from_json(header, origin),
+            wishes=RunWishes.from_json(wishes, origin),
             attempts=tuple(AttemptRecord.from_json(record, origin) for (record,) in attempts),
             checkpoints={
                 record.id: record for record in sorted(records, key=lambda record: (record.step, record.fence, record.id))
             },
         )
+
+    def _run_row(self, run: str) -> tuple[str, str]:
+        rows = self._rows("SELECT header, wishes FROM runs WHERE name = ?", run)
+        if not rows:
+            raise UserError(f"there is no run {run!r}", remedy="gemma-orch status lists the runs of this home")
+        header, wishes = rows[0]
+        return header, wishes
 
     def create(self, header: RunHeader, wishes: RunWishes) -> bool:
         """Add a run; return False, and change nothing, when its name is taken."""
@@ -243,36 +264,43 @@ class SqliteRunStore:
 
     def set_spec(self, run: str, spec: RunSpec) -> None:
         """Replace what the user asks for; needs no lease."""
-        self._set_wish(run, "spec", spec.model_dump_json())
+        self._wish(run, "spec", spec)
 
     def set_stop(self, run: str, stop: StopWish | None) -> None:
         """Ask for the run to stop, or take that back; needs no lease."""
-        self._set_wish(run, "stop", json.dumps(stop))
+        self._wish(run, "stop", stop)
 
     def set_rerun(self, run: str, rerun: RerunWish | None) -> None:
         """Ask for a session again, or take that back; needs no lease."""
-        self._set_wish(run, "rerun", rerun.model_dump_json() if rerun is not None else "null")
+        self._wish(run, "rerun", rerun)
 
-    def _set_wish(self, run: str, wish: str, value: str) -> None:
+    def _wish(self, run: str, wish: str, value: RunSpec | StopWish | RerunWish | None) -> None:
         with self._transaction(f"wish {wish} {run}"):
-            self._connection.execute(
-                "UPDATE runs SET wishes = json_set(wishes, ?, json(?)) WHERE name = ?", (f"$.{wish}", value, run)
-            )
+            self._write_wish(run, wish, value)
+
+    def _write_wish(self, run: str, wish: str, value: RunSpec | StopWish | RerunWish | None) -> None:
+        wishes = self._wishes(run).model_copy(update={wish: value})
+        self._connection.execute("UPDATE runs SET wishes = ? WHERE name = ?", (wishes.model_dump_json(), run))
+
+    def _wishes(self, run: str) -> RunWishes:
+        return RunWishes.from_json(self._run_row(run)[1], f"the ledger's record of run {run}")
 
     def lease(self, run: str) -> Lease | None:
         """Return who holds a run, if anybody does; an expired lease or a dead owner is nobody's concern here."""
-        row = self._connection.execute("SELECT owner, until FROM leases WHERE run = ?", (run,)).fetchone()
-        if row is None:
-            return None
-        return Lease(ProcessIdentity.from_json(row[0], "the ledger's lease"), datetime.fromisoformat(row[1]))
+        rows = self._rows("SELECT owner, until FROM leases WHERE run = ?", run)
+        for owner, until in rows:
+            return Lease(ProcessIdentity.from_json(owner, "the ledger's lease"), datetime.fromisoformat(until))
+        return None
 
     def acquire(self, run: str, owner: ProcessIdentity, now: datetime, ttl_s: float) -> None:
         """Take or prolong a run's lease; an expired one, or one of a process that is certainly dead, may be taken.
 
         Raises:
             LeaseHeldError: another controller holds it.
+            UserError: there is no such run.
         """
         with self._transaction(f"lease {run}"):
+            self._run_row(run)
             current = self.lease(run)
             if current is not None and current.owner != owner and now < current.until and not certainly_dead(current.owner):
                 raise LeaseHeldError(
@@ -302,15 +330,14 @@ class SqliteRunStore:
         with self._transaction(f"apply {run}: " + ", ".join(type(change).__name__ for change in changes)):
             current = self.lease(run)
             if current is None or current.owner != owner:
-                raise LeaseLostError(f"run {run} was taken over by another controller", remedy="gemma-orch status shows it")
+                raise lease_lost(run)
             for change in changes:
                 self._apply_one(run, change)
 
     def _apply_one(self, run: str, change: Change) -> None:
         match change:
             case SetHeader(header):
-                (old,) = self._connection.execute("SELECT header FROM runs WHERE name = ?", (run,)).fetchone()
-                check_run_move(RunHeader.from_json(old, "the ledger").state, header.state)
+                check_run_move(RunHeader.from_json(self._run_row(run)[0], "the ledger").state, header.state)
                 self._connection.execute("UPDATE runs SET header = ? WHERE name = ?", (header.model_dump_json(), run))
             case PutAttempt(attempt, session_spec):
                 if session_spec is None:
@@ -323,10 +350,9 @@ class SqliteRunStore:
                     "ON CONFLICT(run, id) DO UPDATE SET record = excluded.record",
                     (run, checkpoint.id, checkpoint.model_dump_json()),
                 )
-            case ClearWish(wish):
-                self._connection.execute(
-                    "UPDATE runs SET wishes = json_set(wishes, ?, json('null')) WHERE name = ?", (f"$.{wish}", run)
-                )
+            case ClearWish(wish, seen):
+                if getattr(self._wishes(run), wish) == seen:  # else the user has wished anew meanwhile
+                    self._write_wish(run, wish, None)
             case Tell(event):
                 self._connection.execute("INSERT INTO events(run, event) VALUES (?, ?)", (run, event.model_dump_json()))
 
@@ -360,16 +386,55 @@ class SqliteRunStore:
         Raises:
             DataError: there is no such attempt.
         """
-        row = self._connection.execute(
-            "SELECT session_spec FROM attempts WHERE run = ? AND session = ? AND attempt = ?", (run, session, attempt)
-        ).fetchone()
-        if row is None:
+        rows = self._rows(
+            "SELECT session_spec FROM attempts WHERE run = ? AND session = ? AND attempt = ?", run, session, attempt
+        )
+        if not rows:
             raise DataError(f"the ledger has no attempt {attempt} of session {session} of run {run}")
-        return SessionSpec.from_json(row[0], "the ledger's session spec")
+        return SessionSpec.from_json(rows[0][0], "the ledger's session spec")
 
     def events(self, run: str, limit: int) -> tuple[Event, ...]:
         """Return the last lines of a run's history, oldest first."""
-        rows = self._connection.execute(
-            "SELECT event FROM events WHERE run = ? ORDER BY number DESC LIMIT ?", (run, limit)
-        ).fetchall()
+        rows = self._rows("SELECT event FROM events WHERE run = ? ORDER BY number DESC LIMIT ?", run, limit)
         return tuple(Event.from_json(row[0], "the ledger's history") for row in reversed(rows))
+
+
+def lease_lost(run: str) -> LeaseLostError:
+    """Return the error of a controller that another one has taken the run over from."""
+    return LeaseLostError(f"run {run} was taken over by another controller", remedy="gemma-orch status shows it")
+
+
+def _make_empty(path: Path) -> None:
+    """Make the file in WAL mode before it gets its name: to switch later, a process would have to be alone with it."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
+    connection = sqlite3.connect(staged)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    files.create_exclusively(path, staged.read_bytes())
+    files.remove_tree(staged)
+
+
+def _cannot_open(path: Path, error: Exception) -> UserError:
+    return UserError(f"the ledger {path} cannot be opened: {error}", remedy="check GEMMA_ORCH_HOME, its permissions and its disk")
+
+
+def _understood(path: Path, error: sqlite3.Error) -> GemmaOrchError:
+    """Return what an error of SQLite means for the user; its primary code is the low byte."""
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return TemporaryError(
+                f"the ledger {path} is busy: {error}", remedy="try again; if it lasts, end the process that holds it"
+            )
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return _cannot_open(path, error)
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
+            return TemporaryError(
+                f"the ledger {path} could not be written: {error}",
+                expected="room on its disk",
+                remedy="free some, then try again",
+            )
+        case _:
+            return DataError(
+                f"the ledger {path} is damaged: {error}",
+                remedy="put it aside and bring back a copy; the checkpoints beside it are untouched",
+            )

@@ -9,18 +9,44 @@ metadata key `DCP_SHARDING_INFO` (torch 2.13, torch/distributed/checkpoint/_hf_u
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from state.errors import DataError
 from state.manifest import TensorEntry
 
 _HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 _CHUNK_BYTES = 4 * 1024 * 1024
+
+
+class _HeaderEntry(BaseModel):
+    """What a safetensors header says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class _Sharding(BaseModel):
+    """Where a file's piece of a tensor lies in the whole one."""
+
+    saved_offsets: tuple[int, ...]
+
+
+class _Metadata(BaseModel):
+    """The part of the metadata that says how tensors are cut."""
+
+    sharding: str = Field(default="{}", alias="DCP_SHARDING_INFO")
+
+
+_HEADER = TypeAdapter(dict[str, object])
+_ENTRIES = TypeAdapter(dict[str, _HeaderEntry])
+_SHARDINGS = TypeAdapter(dict[str, _Sharding])
 
 
 @dataclass(frozen=True)
@@ -48,27 +74,33 @@ def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
     return tuple(_digest(name, pieces[name]) for name in sorted(pieces))
 
 
-def _read_pieces(path: Path) -> Iterable[tuple[str, _Piece]]:
+def _read_pieces(path: Path) -> Iterator[tuple[str, _Piece]]:
     with open(path, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT_BYTES + 1
         if length > _HEADER_LIMIT_BYTES:
             raise DataError(f"{path.name} is not a safetensors file: its header has no believable length")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise DataError(f"{path.name} is not a safetensors file: its header is not JSON") from error
-    sharding = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
-    for name, entry in header.items():
-        shape = tuple(entry["shape"])
-        offset = tuple(sharding.get(name, {}).get("saved_offsets", [0] * len(shape)))
-        begin, end = entry["data_offsets"]
-        yield name, _Piece(path, entry["dtype"], offset, shape, 8 + length + begin, 8 + length + end)
+        text = file.read(length)
+    if len(text) < length:
+        raise DataError(f"{path.name} is not a safetensors file: it ends within its header")
+    try:
+        header = _HEADER.validate_json(text)
+        metadata = _Metadata.model_validate(header.pop("__metadata__", {}))
+        entries = _ENTRIES.validate_python(header)
+        shardings = _SHARDINGS.validate_json(metadata.sharding)
+    except ValidationError as error:
+        raise DataError(f"{path.name} is not a safetensors file: its header makes no sense") from error
+    for name, entry in entries.items():
+        offset = shardings[name].saved_offsets if name in shardings else (0,) * len(entry.shape)
+        begin, end = (8 + length + position for position in entry.data_offsets)
+        yield name, _Piece(path, entry.dtype, offset, entry.shape, begin, end)
 
 
 def _digest(name: str, pieces: list[_Piece]) -> TensorEntry:
-    pieces.sort(key=lambda piece: piece.offset)
+    pieces.sort(key=lambda piece: (piece.offset, piece.shape))  # a piece without rows comes before the one at its place
     first = pieces[0]
+    if not first.shape and len(pieces) > 1:
+        raise DataError(f"the number {name} is in {len(pieces)} files")
     digest = hashlib.sha256()
     rows = 0
     for piece in pieces:

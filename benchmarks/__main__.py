@@ -1,0 +1,22 @@
+"""`make bench`: every measurement, one after another, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+MEASUREMENTS = ("train_step", "checkpoint_stall", "data_seek", "command_line", "goodput")
+
+
+def main() -> int:
+    """Run them all, and return 1 when any number is not reached."""
+    results = {
+        name: subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode for name in MEASUREMENTS
+    }
+    for name, code in results.items():
+        print(f"{name}: {'all reached' if code == 0 else 'not all reached'}")
+    return int(any(results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Places where sessions run, each behind the same port."""

@@ -1,0 +1,200 @@
+"""Sessions as processes of this machine.
+
+Whether an attempt lives is told by a lock that its process holds, not by a pid: the lock is taken before the process is
+started and inherited by it, so that at no instant can an attempt be alive and look missing, whoever is killed when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
+from state import effects, files
+from state.document import Document
+from state.errors import AmbiguousError, DataError, TemporaryError
+from state.layout import AttemptLayout, HomeLayout
+from state.process import ProcessIdentity, certainly_dead, identify
+from state.report import Heartbeat, SessionReport
+from state.spec import SessionSpec
+
+LOCK_FD_VARIABLE = "GEMMA_ORCH_LOCK_FD"
+_LOG_CHUNK_BYTES = 1_000_000
+_WORKER = (sys.executable, "-m", "worker")
+
+
+class Launched(Document):
+    """Which process was started for an attempt."""
+
+    process: ProcessIdentity
+
+
+class LocalBackend:
+    """Runs each attempt as `python -m worker session.json`, in a process group of its own."""
+
+    name = "local"
+
+    def __init__(self, home: HomeLayout, environment: dict[str, str], command: Sequence[str] = _WORKER) -> None:
+        """Use the home's attempt folders.
+
+        Args:
+            home: Where the runs lie.
+            environment: What the workers get as their environment.
+            command: What runs a session; the path of its spec is added.
+        """
+        self._home = home
+        self._environment = environment
+        self._command = command
+        self._children: dict[tuple[str, int, int], subprocess.Popen[bytes]] = {}
+
+    def quota(self, now: datetime) -> Quota:
+        """Return that this machine always takes another session: a run has one at a time."""
+        return Quota(available=True)
+
+    def launch(self, spec: SessionSpec) -> str:
+        """Start an attempt's process, unless it lives already, and return its pid.
+
+        Raises:
+            AmbiguousError: it was launched before, or somebody holds its lock: it lives, or is being looked at.
+            TemporaryError: the process could not be started.
+        """
+        folder = self._home.run(spec.run).attempt(spec.session, spec.attempt)
+        try:
+            child = self._start(folder, spec)
+        except OSError as error:
+            raise TemporaryError(f"the worker's process could not be started: {error}") from error
+        self._children[spec.run, spec.session, spec.attempt] = child
+        effects.done("launch", folder.root.name)
+        try:
+            files.write_atomically(folder.launched, Launched(process=identify(child.pid)).to_json())
+        except OSError as error:
+            raise AmbiguousError(f"the worker was started, and that cannot be written down: {error}") from error
+        return str(child.pid)
+
+    def _start(self, folder: AttemptLayout, spec: SessionSpec) -> subprocess.Popen[bytes]:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _take(lock, fcntl.LOCK_EX) or folder.launched.exists():
+                raise AmbiguousError(f"session {spec.session} attempt {spec.attempt} was launched already")
+            files.write_atomically(folder.spec, spec.to_json())
+            with open(folder.log, "ab") as log:
+                return subprocess.Popen(
+                    [*self._command, str(folder.spec)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**self._environment, LOCK_FD_VARIABLE: str(lock), "PYTHONUNBUFFERED": "1"},
+                    pass_fds=(lock,),
+                    start_new_session=True,  # Ctrl-C at the terminal is for the controller alone
+                )
+        finally:
+            os.close(lock)  # the child's copy keeps the lock
+
+    def observe(self, ref: AttemptRef) -> Observation:
+        """Return whether an attempt's process lives, has ended, or was never started."""
+        folder = self._folder(ref)
+        child = self._children.get((ref.run, ref.session, ref.attempt))
+        exit_code = child.poll() if child is not None else None  # also lets the kernel forget a dead child
+        if _is_locked(folder.lock):
+            return Observation(Sighting.RUNNING)
+        traces = (folder.launched, folder.heartbeat, folder.report)
+        if not any(path.exists() for path in traces):
+            return Observation(Sighting.MISSING)
+        return Observation(Sighting.ENDED, _how_it_ended(exit_code), _last_sign(folder))
+
+    def report(self, ref: AttemptRef) -> SessionReport | None:
+        """Return the report of an attempt, once there is one."""
+        data = _read(self._folder(ref).report)
+        return SessionReport.from_json(data, "the session's report") if data is not None else None
+
+    def heartbeat(self, ref: AttemptRef) -> Heartbeat | None:
+        """Return what a running attempt last said, if it can be read."""
+        data = _read(self._folder(ref).heartbeat)
+        try:
+            return Heartbeat.from_json(data, "the heartbeat") if data is not None else None
+        except DataError:
+            return None  # it is only shown; a worker of another version may write another one
+
+    def ask_to_stop(self, ref: AttemptRef) -> None:
+        """Ask an attempt to save at its next step boundary and end."""
+        path = self._folder(ref).stop
+        if not path.exists():
+            files.write_atomically(path, b"")
+
+    def kill(self, ref: AttemptRef) -> None:
+        """End an attempt's process at once, and what it has started."""
+        process = self._process(ref)
+        if process is None or certainly_dead(process):
+            return
+        with contextlib.suppress(ProcessLookupError):  # it has ended since, or leads no group: somebody runs it by hand
+            os.killpg(process.pid, signal.SIGKILL)
+            effects.done("signal", "SIGKILL")
+
+    def _process(self, ref: AttemptRef) -> ProcessIdentity | None:
+        data = _read(self._folder(ref).launched)
+        if data is not None:
+            return Launched.from_json(data, "the note of the launch").process
+        heartbeat = self.heartbeat(ref)  # whoever launched it died before it could note its process
+        if heartbeat is None or not _is_locked(self._folder(ref).lock):
+            return None
+        return identify(heartbeat.pid)
+
+    def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
+        """Return what an attempt has printed from an offset on, and the offset after it."""
+        path = self._folder(ref).log
+        if not path.exists():
+            return "", offset
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(_LOG_CHUNK_BYTES)
+        return data.decode(errors="replace"), offset + len(data)
+
+    def _folder(self, ref: AttemptRef) -> AttemptLayout:
+        return self._home.run(ref.run).attempt(ref.session, ref.attempt)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _take(descriptor, fcntl.LOCK_SH)  # shared, so that two who look never take each other for a worker
+    finally:
+        os.close(descriptor)
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    if exit_code is not None:
+        return f"the worker ended without a report, exit code {exit_code}; gemma-orch logs shows what it printed"
+    return "the worker's process is gone without a report: killed, or the machine went down"
+
+
+def _last_sign(folder: AttemptLayout) -> datetime | None:
+    moments = [path.stat().st_mtime for path in (folder.report, folder.heartbeat, folder.log) if path.exists()]
+    return datetime.fromtimestamp(max(moments), UTC) if moments else None

@@ -1,0 +1,288 @@
+"""A backend without machines: sessions are played from a script, faults and all, and leave real checkpoints.
+
+Its world lies in files, so that it outlives the controller as a real one would. Time passes for a session whenever somebody
+looks: the first look finds it running, with its first checkpoint; the look after its last checkpoint finds it over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
+from state import effects, files
+from state.checkpoint_store import CheckpointStore
+from state.clock import Clock
+from state.document import Document
+from state.errors import AmbiguousError, ErrorClass, TemporaryError
+from state.layout import attempt_name, checkpoint_id
+from state.manifest import DataPosition, Environment, FileEntry, Manifest, state_sha256
+from state.report import Heartbeat, Outcome, SessionReport
+from state.spec import SessionSpec
+from state.tensor_files import tensor_entries
+
+_TENSOR_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one attempt goes."""
+
+    save_after: tuple[int, ...] = (10, 20)
+    """Steps after its start at which it saves."""
+    killed: bool = False
+    """It ends without a report."""
+    error_class: ErrorClass | None = None
+    """It fails with an error of this class."""
+    lost_answer: bool = False
+    """The launch happens and its answer is lost."""
+    refused: int = 0
+    """So many launches fail for certain before one succeeds."""
+    unknown_looks: int = 0
+    """So many looks find nothing out."""
+    rots_after: int | None = None
+    """The checkpoint that it saves so many steps after its start is not what its manifest says."""
+    refuses_start: bool = False
+    """It finds the checkpoint that it is to start from corrupt."""
+
+
+class _Play(Document):
+    """What the simulated world remembers of an attempt."""
+
+    spec: SessionSpec
+    looks: int = 0
+    launches: int = 1
+    refusals: int = 0
+    killed: bool = False
+    asked_to_stop: bool = False
+    saved_steps: tuple[int, ...] = ()
+
+
+class SimulatedBackend:
+    """Plays sessions from a script."""
+
+    name = "simulated"
+
+    def __init__(
+        self,
+        root: Path,
+        store: CheckpointStore,
+        clock: Clock,
+        script: Callable[[int, int], Course] = lambda _s, _a: Course(),
+    ) -> None:
+        """Open a simulated world.
+
+        Args:
+            root: A folder that is the world.
+            store: Where sessions leave their checkpoints.
+            clock: The time that checkpoints and reports carry.
+            script: The course of an attempt by (session, attempt).
+        """
+        self._root = root
+        self._store = store
+        self._clock = clock
+        self._script = script
+
+    def quota(self, now: datetime) -> Quota:
+        """Return that there is always quota."""
+        return Quota(available=True)
+
+    def launch(self, spec: SessionSpec) -> str:
+        """Begin to play an attempt.
+
+        Raises:
+            AmbiguousError: the script loses the answer.
+            TemporaryError: the script refuses it.
+        """
+        course = self._script(spec.session, spec.attempt)
+        play = self._load(spec.run, spec.session, spec.attempt)
+        name = attempt_name(spec.session, spec.attempt)
+        if play is None and course.refused:
+            refusals = self._root / f"{name}.refused"
+            count = int(refusals.read_text()) if refusals.exists() else 0
+            if count < course.refused:
+                self._root.mkdir(parents=True, exist_ok=True)
+                files.write_atomically(refusals, str(count + 1).encode())
+                raise TemporaryError(f"the simulated backend refuses {name}")
+        if play is not None:
+            self._save(play.model_copy(update={"launches": play.launches + 1}))
+            return name
+        self._save(_Play(spec=spec))
+        effects.done("launch", name)
+        if course.lost_answer:
+            raise AmbiguousError(f"the answer to the launch of {name} was lost")
+        return name
+
+    def observe(self, ref: AttemptRef) -> Observation:
+        """Let a moment pass for an attempt and return how it is."""
+        play = self._load(ref.run, ref.session, ref.attempt)
+        if play is None:
+            return Observation(Sighting.MISSING)
+        course = self._script(ref.session, ref.attempt)
+        play = play.model_copy(update={"looks": play.looks + 1})
+        if play.looks <= course.unknown_looks:
+            self._save(play)
+            return Observation(Sighting.UNKNOWN, "the simulated backend does not answer")
+        if self._is_over(play, course):
+            return Observation(Sighting.ENDED, "killed" if play.killed or course.killed else "")
+        step = self._due(play, course)[0]
+        self._train_to(play, step, rots=course.rots_after == step - _start_step(play.spec))
+        self._save(play.model_copy(update={"saved_steps": (*play.saved_steps, step)}))
+        return Observation(Sighting.RUNNING)
+
+    def report(self, ref: AttemptRef) -> SessionReport | None:
+        """Return the report of an attempt that is over and was not killed."""
+        play = self._load(ref.run, ref.session, ref.attempt)
+        course = self._script(ref.session, ref.attempt)
+        if play is None or play.killed or course.killed or not self._is_over(play, course):
+            return None
+        return self._report(play, course)
+
+    def heartbeat(self, ref: AttemptRef) -> Heartbeat | None:
+        """Return nothing: a simulated session has no heart."""
+        return None
+
+    def ask_to_stop(self, ref: AttemptRef) -> None:
+        """Make an attempt end after its next checkpoint."""
+        play = self._load(ref.run, ref.session, ref.attempt)
+        if play is not None and not play.asked_to_stop:
+            self._save(play.model_copy(update={"asked_to_stop": True}))
+
+    def kill(self, ref: AttemptRef) -> None:
+        """End an attempt at once."""
+        play = self._load(ref.run, ref.session, ref.attempt)
+        if play is not None:
+            self._save(play.model_copy(update={"killed": True}))
+
+    def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
+        """Return nothing: a simulated session prints nothing."""
+        return "", offset
+
+    def launches(self) -> dict[str, int]:
+        """Return how often each attempt was launched."""
+        return {path.stem: _Play.from_json(path.read_bytes(), path.name).launches for path in self._root.glob("*.json")}
+
+    def alive(self) -> tuple[str, ...]:
+        """Return the names of the attempts that are not over, without letting time pass."""
+        plays = (_Play.from_json(path.read_bytes(), path.name) for path in self._root.glob("*.json"))
+        return tuple(
+            attempt_name(play.spec.session, play.spec.attempt)
+            for play in plays
+            if not self._is_over(play, self._script(play.spec.session, play.spec.attempt))
+        )
+
+    def _path(self, session: int, attempt: int) -> Path:
+        return self._root / f"{attempt_name(session, attempt)}.json"
+
+    def _load(self, run: str, session: int, attempt: int) -> _Play | None:
+        path = self._path(session, attempt)
+        return _Play.from_json(path.read_bytes(), path.name) if path.exists() else None
+
+    def _save(self, play: _Play) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(self._path(play.spec.session, play.spec.attempt), play.to_json())
+
+    def _is_over(self, play: _Play, course: Course) -> bool:
+        return play.killed or not self._due(play, course) or (play.asked_to_stop and bool(play.saved_steps))
+
+    @staticmethod
+    def _due(play: _Play, course: Course) -> list[int]:
+        spec = play.spec
+        if course.error_class is not None or (course.refuses_start and spec.start is not None):
+            return []
+        start = _start_step(spec)
+        last = min(spec.total_steps, start + (spec.max_steps or spec.total_steps))
+        return sorted({min(start + steps, last) for steps in course.save_after} - set(play.saved_steps))
+
+    def _report(self, play: _Play, course: Course) -> SessionReport:
+        spec = play.spec
+        start = _start_step(spec)
+        saved = max(play.saved_steps, default=None)
+        corrupt = spec.start.id if course.refuses_start and spec.start is not None else None
+        error_class = ErrorClass.DATA if corrupt is not None else course.error_class
+        if corrupt is not None:
+            outcome, reason = Outcome.FAILED, f"checkpoint {corrupt} is corrupt, says the simulated session"
+        elif course.error_class is not None:
+            outcome, reason = Outcome.FAILED, f"a simulated error of class {course.error_class}"
+        elif saved == spec.total_steps:
+            outcome, reason = Outcome.COMPLETED, f"step {saved} is the last one"
+        elif play.asked_to_stop and saved is not None:
+            outcome, reason = Outcome.STOPPED, "asked to stop"
+        else:
+            outcome, reason = Outcome.BUDGET, "the simulated time is used up"
+        return SessionReport(
+            run=spec.run,
+            session=spec.session,
+            attempt=spec.attempt,
+            fence=spec.fence,
+            outcome=outcome,
+            reason=reason,
+            error_class=error_class,
+            error_fingerprint=f"simulated {error_class}" if error_class is not None else None,
+            corrupt_checkpoint=corrupt,
+            start_step=start,
+            end_step=saved or start,
+            saved_step=saved,
+            head=checkpoint_id(saved, spec.session, spec.attempt) if saved is not None else None,
+            started_at=self._clock.now(),
+            ended_at=self._clock.now(),
+        )
+
+    def _train_to(self, play: _Play, step: int, *, rots: bool) -> None:
+        """Leave the checkpoint of a step: its one tensor is a pure function of the seed and the step."""
+        spec = play.spec
+        new_id = checkpoint_id(step, spec.session, spec.attempt)
+        if new_id in self._store.ids():
+            return
+        staged = self._store.stage(new_id)
+        path = staged / _TENSOR_FILE
+        files.write_atomically(path, _tensor_file(hashlib.sha256(f"{spec.training.seed} {step}".encode()).digest()))
+        position = DataPosition(samples=step * spec.training.batch_size)
+        tensors = tensor_entries([path])
+        entry = FileEntry(name=path.name, size_bytes=path.stat().st_size, sha256=files.sha256_of_file(path))
+        if rots:
+            files.write_atomically(path, bytes(entry.size_bytes))
+        parent = (
+            checkpoint_id(play.saved_steps[-1], spec.session, spec.attempt)
+            if play.saved_steps
+            else (spec.start.id if spec.start is not None else None)
+        )
+        self._store.commit(
+            staged,
+            Manifest(
+                id=new_id,
+                run=spec.run,
+                session=spec.session,
+                attempt=spec.attempt,
+                fence=spec.fence,
+                branch=spec.branch,
+                step=step,
+                parent=parent,
+                created_at=self._clock.now(),
+                trajectory_sha256=spec.trajectory_sha256(),
+                data_sha256=spec.data_sha256,
+                data_position=position,
+                next_loss=1.0 / step,
+                train_s=1.0,
+                environment=Environment(
+                    torch="none", python="none", device="simulated", threads=1, compiled=False, code_sha256=""
+                ),
+                state_sha256=state_sha256(tensors, step, position),
+                tensors=tensors,
+                files=(entry,),
+            ),
+        )
+
+
+def _start_step(spec: SessionSpec) -> int:
+    return spec.start.step if spec.start is not None else 0
+
+
+def _tensor_file(content: bytes) -> bytes:
+    header = json.dumps({"model.weight": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + content

@@ -1,0 +1,115 @@
+"""From what a user types to a run that a controller can bring on: begin, extend, continue, run again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Explicit, make_spec, overlay, read_config, run_name
+from orchestrator.controller import Controller, Ports
+from orchestrator.plan import first_attempt_with_progress
+from orchestrator.preparation import require_training_extra
+from orchestrator.wiring import check_backend
+from state.errors import LeaseHeldError, UserError
+from state.ledger import CheckpointState, RerunWish, RunHeader, RunRecord, RunWishes
+from state.spec import RunSpec, compare_specs
+
+
+def without_none(values: dict[str, Any]) -> Explicit:
+    """Return what was said: options that were left out are not there, nor are empty tables."""
+    said: Explicit = {}
+    for key, value in values.items():
+        kept = without_none(value) if isinstance(value, dict) else value
+        if kept is not None and kept != {}:
+            said[key] = kept
+    return said
+
+
+def begin(ports: Ports, said: Explicit, config: Path | None, *, num_cores: int, say: Callable[[str], None]) -> str:
+    """Make the run that is meant, or bring its spec up to date, and make it active; return its name.
+
+    Raises:
+        UserError: the spec is not valid, or asks for a change that the run cannot make.
+    """
+    explicit = overlay(read_config(config), said) if config is not None else said
+    name = run_name(explicit)
+    known = ports.runs.load(name) if name in ports.runs.names() else None
+    origin = f"{config} or the options" if config is not None else "the options"
+    spec = make_spec(name, explicit, previous=known.spec if known is not None else None, num_cores=num_cores, origin=origin)
+    check_backend(spec.backend)
+    require_training_extra()
+    if known is None:
+        now = ports.clock.now()
+        if spec.data.corpus and spec.data.tokenizer is None:
+            say("no --tokenizer is given: the sample's 2048 pieces are used, which cut your text into many small ones")
+        ports.runs.create(RunHeader(name=name, created_at=now, resumed_at=now), RunWishes(spec=spec))
+    else:
+        _change(ports, known, spec, say)
+    try:
+        Controller(ports).activate(name)
+    except LeaseHeldError:
+        ports.runs.set_stop(name, None)  # whoever holds the run goes on with it
+    return name
+
+
+def _change(ports: Ports, known: RunRecord, spec: RunSpec, say: Callable[[str], None]) -> None:
+    changes = compare_specs(known.spec, spec, reached_step=known.head_step)
+    nothing_trained = known.header.data is None
+    refused = [change for change in changes if change.refusal is not None]
+    if refused and not nothing_trained:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise UserError(
+            f"run {known.name} exists, and this command asks for another one:\n{listed}",
+            remedy=f"leave out what is not allowed to go on with {known.name}, or begin another run with --name",
+        )
+    for change in changes:
+        say(f"run {known.name} changes {change.field}: {change.old!r} -> {change.new!r}")
+    if changes:
+        ports.runs.set_spec(known.name, spec)
+
+
+def detach(ports: Ports, run: str) -> None:
+    """Start a controller of a run that outlives this terminal."""
+    folder = ports.home.run(run)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with open(folder.controller_log, "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "start", "--name", run],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=os.path.sep,
+        )
+
+
+def ask_for_rerun(ports: Ports, run: str, session: int, *, adopt: bool) -> None:
+    """Write down that a session shall run again.
+
+    Raises:
+        UserError: there is no such session, or the checkpoint that it started at is gone.
+    """
+    record = ports.runs.load(run)
+    attempts = [attempt for attempt in record.attempts if attempt.session == session]
+    if not attempts:
+        numbers = sorted({attempt.session for attempt in record.attempts})
+        raise UserError(
+            f"run {run} has no session {session}",
+            expected=f"1 to {numbers[-1]}" if numbers else "a session that has run; there is none yet",
+            remedy="gemma-orch status shows them",
+        )
+    if record.wishes.rerun is not None:
+        raise UserError(
+            f"session {record.wishes.rerun.session} is to run again already", remedy="wait until it has, then ask again"
+        )
+    start = first_attempt_with_progress(record, session).start_checkpoint
+    if start is not None and record.checkpoints[start].state is not CheckpointState.VERIFIED:
+        raise UserError(
+            f"session {session} started at checkpoint {start}, which is {record.checkpoints[start].state}",
+            remedy="to keep the starts of more sessions, raise keep_session_starts under [checkpoints] in the config file",
+        )
+    ports.runs.set_rerun(run, RerunWish(session=session, adopt=adopt, requested_at=ports.clock.now()))

@@ -1,0 +1,210 @@
+"""The config file and the command line, brought together into one spec: what is not said keeps its old value."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from state.architecture import ModelSpec, resolve_architecture
+from state.duration import parse_duration_s
+from state.errors import UserError, did_you_mean
+from state.layout import check_run_name
+from state.spec import DataSpec, Retention, RunSpec, TrainingSpec
+
+Explicit = dict[str, Any]
+"""What the user said, as a partial RunSpec: only the fields that were named."""
+
+_SESSION_KEYS = {"limit": "session_limit_s", "checkpoint_every": "checkpoint_every_s", "steps": "session_steps"}
+_RUN_KEYS = ("name", "total_steps", "backend")
+_TABLES: dict[str, tuple[str, ...]] = {
+    "run": _RUN_KEYS,
+    "model": tuple(ModelSpec.model_fields),
+    "data": tuple(DataSpec.model_fields),
+    "training": tuple(TrainingSpec.model_fields),
+    "session": tuple(_SESSION_KEYS),
+    "checkpoints": tuple(Retention.model_fields),
+}
+
+
+def read_config(path: Path) -> Explicit:
+    """Return what a `gemma-orch.toml` says; its paths are taken from its own folder.
+
+    Raises:
+        UserError: the file cannot be read, is no TOML, or names a table or key that does not exist.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"the config file {path} cannot be read: {error.strerror}", remedy="gemma-orch init writes one"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file {path} is not TOML: {error}") from error
+    explicit: Explicit = {}
+    for table, values in tables.items():
+        if table not in _TABLES:
+            raise _unknown(path, f"[{table}]", table, list(_TABLES), "tables")
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: {table} is {values!r}", expected=f"a table, [{table}]")
+        for key in values:
+            if key not in _TABLES[table]:
+                raise _unknown(path, f"{table}.{key}", key, list(_TABLES[table]), f"keys of [{table}]")
+        explicit.update(_read_table(path, table, values))
+    return explicit
+
+
+def _unknown(path: Path, where: str, name: str, known: list[str], kind: str) -> UserError:
+    return UserError(f"{path}: there is no {where}", expected=f"{kind}: {', '.join(known)}", remedy=did_you_mean(name, known))
+
+
+def _read_table(path: Path, table: str, values: dict[str, Any]) -> Explicit:
+    match table:
+        case "run":
+            return dict(values)
+        case "session":
+            return {"limits": {_SESSION_KEYS[key]: _session_value(path, key, value) for key, value in values.items()}}
+        case "data":
+            return {"data": _with_absolute_paths(values, path.parent)}
+        case "checkpoints":
+            return {"retention": dict(values)}
+        case _:
+            return {table: dict(values)}
+
+
+def _session_value(path: Path, key: str, value: Any) -> Any:
+    if key == "steps":
+        return value
+    if not isinstance(value, str):
+        raise UserError(f"{path}: session.{key} is {value!r}", expected="a duration in quotes, such as '11h30m'")
+    try:
+        return parse_duration_s(value)
+    except UserError as error:
+        raise UserError(f"{path}: session.{key}: {error.what}", expected=error.expected) from error
+
+
+def _with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    absolute = dict(values)
+    if isinstance(corpus := values.get("corpus"), str):
+        corpus = [corpus]
+    if isinstance(corpus, list) and all(isinstance(entry, str) for entry in corpus):
+        absolute["corpus"] = [str((folder / Path(entry).expanduser()).absolute()) for entry in corpus]
+    if isinstance(tokenizer := values.get("tokenizer"), str):
+        absolute["tokenizer"] = str((folder / Path(tokenizer).expanduser()).absolute())
+    return absolute
+
+
+def overlay(base: Explicit, over: Explicit) -> Explicit:
+    """Return one partial spec with another one laid over it, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def run_name(explicit: Explicit) -> str:
+    """Return the name of the run that is meant: the one given, else one made of the model and the corpus.
+
+    Raises:
+        UserError: the name given cannot name a run.
+    """
+    if isinstance(name := explicit.get("name"), str):
+        return check_run_name(name)
+    size = explicit.get("model", {}).get("size", ModelSpec().size)
+    corpus = explicit.get("data", {}).get("corpus")
+    text = f"{size}-{Path(corpus[0]).name if corpus else 'sample'}".lower()
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-")[:40].strip("-")
+
+
+def make_spec(name: str, explicit: Explicit, *, previous: RunSpec | None, num_cores: int, origin: str) -> RunSpec:
+    """Return the spec that is asked for.
+
+    Args:
+        name: The run's name.
+        explicit: What the user said; everything else comes from the previous spec, or is a default.
+        previous: The run's spec so far, if there is a run.
+        num_cores: CPU threads that a new run is fixed to.
+        origin: Where the explicit values come from, for messages.
+
+    Raises:
+        UserError: a value is missing, of the wrong kind or out of range; the message names its key.
+    """
+    base: Explicit = (
+        previous.model_dump(mode="json", exclude={"schema_version"})
+        if previous is not None
+        else {"training": {"threads": num_cores}}
+    )
+    values = {**overlay(base, explicit), "name": name}
+    if "total_steps" not in values:
+        raise UserError(
+            "how many steps the run has is not said", remedy="add --total-steps N, or total_steps under [run] in the config file"
+        )
+    try:
+        spec = RunSpec.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_problem(problem) for problem in error.errors()), remedy=f"correct it in {origin}") from error
+    if spec.training.threads == 0:
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"threads": num_cores})})
+    resolve_architecture(spec.model, vocab_size=256)  # says now what is wrong with the numbers; the real vocabulary comes later
+    return spec
+
+
+def _problem(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if location[:1] == ["limits"] and len(location) > 1:
+        names = {field: key for key, field in _SESSION_KEYS.items()}
+        key = f"session.{names.get(location[1], location[1])}"
+    elif location[:1] == ["retention"]:
+        key = ".".join(["checkpoints", *location[1:]])
+    elif len(location) == 1 and location[0] in _RUN_KEYS:
+        key = f"run.{location[0]}"
+    return f"{key or 'the spec'} is {problem.get('input')!r}: {problem['msg']}"
+
+
+TEMPLATE = """\
+# gemma-orch.toml: one training run. `gemma-orch start --config gemma-orch.toml` begins it, and goes on with it.
+# What is commented out shows its default. Options of the command line win over this file.
+
+[run]
+name = "my-gemma"
+total_steps = 100000
+# backend = "local"
+
+[model]
+size = "270m"              # tiny, 50m, 270m, 1b, 4b, 12b, 27b; single numbers may be changed:
+# num_layers = 18
+# hidden_size = 640
+
+[data]
+# Without a corpus the sample that comes with gemma-orch is used.
+# corpus = ["corpus"]      # folders with one folder per language, JSONL in them: {"text": "..."}
+# tokenizer = "tokenizer.model"    # a SentencePiece model
+sequence_length = 512      # tokens
+# alpha = 0.7              # languages are mixed in proportion to tokens ** alpha
+# weights = { english = 0.5, hindi = 0.3, konkani = 0.2 }    # instead of alpha
+
+[training]
+# seed = 0
+batch_size = 16            # sequences a step
+# micro_batch_size = 4     # sequences at once; smaller needs less memory
+learning_rate = 2e-3
+warmup_steps = 1000
+# schedule = "constant"    # after the warm-up; "cosine" knows its end, so such a run cannot be extended
+# weight_decay = 0.1
+# grad_clip = 1.0
+# compile = false          # compile each layer: slower to start, faster to train
+
+[session]
+limit = "11h30m"           # what the platform gives a session
+checkpoint_every = "10m"
+# steps = 1000             # also end a session after this many steps
+
+[checkpoints]
+# keep_last = 3
+# keep_every = 0           # also keep those at steps divisible by this
+# keep_session_starts = 3  # where the last sessions started, for rerun
+"""

@@ -1,0 +1,310 @@
+"""One tick: observe everything, reconcile the record with it, decide, act, record.
+
+A tick may die at any line; the next one finds its way from the record and the world. The record says what is meant to be
+true before anything is done about it, so that everything here may be done twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.backends.base import AttemptRef, Backend, Sighting
+from orchestrator.collect import collect
+from orchestrator.launch import plan_attempt
+from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
+from orchestrator.prune import prunable
+from orchestrator.reconcile import Draft, World, reconcile, step_back
+from orchestrator.rerun import compare
+from state.checkpoint_store import CheckpointStore
+from state.clock import Clock
+from state.errors import AmbiguousError, CorruptCheckpointError, ExitCode, GemmaOrchError
+from state.layout import HomeLayout, attempt_name
+from state.ledger import (
+    AttemptRecord,
+    Change,
+    CheckpointRecord,
+    CheckpointState,
+    ClearWish,
+    DataRecord,
+    PutAttempt,
+    RunRecord,
+    SetHeader,
+)
+from state.process import ProcessIdentity
+from state.report import Outcome
+from state.run_store import RunStore, lease_lost
+from state.session import AttemptState, RunState
+from state.spec import ExpectedCheckpoint, RunSpec
+
+LEASE_S = 60.0  # a controller that is silent for this long may be replaced; a dead one on this machine at once
+
+
+class Preparer(Protocol):
+    """Makes a run's token shards, or finds them made."""
+
+    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None]) -> DataRecord:
+        """Prepare the data, calling `keep_lease` every few seconds; may be killed and called again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a controller's effects go; `wiring` fills it."""
+
+    runs: RunStore
+    home: HomeLayout
+    clock: Clock
+    owner: ProcessIdentity
+    backend: Callable[[str], Backend]
+    """A backend by name."""
+    checkpoints: Callable[[str], CheckpointStore]
+    """The checkpoint store of a run, by the run's name."""
+    prepare: Preparer
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a tick found and decided."""
+
+    decision: Decision
+    record: RunRecord
+
+
+class Controller:
+    """Brings runs on, one tick at a time."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+
+    def tick(self, run: str, *, until: Callable[[RunRecord], bool] = lambda _record: False) -> Tick:
+        """Bring a run on by one decision.
+
+        Args:
+            run: The run's name.
+            until: Asked once the record says what is; when it says yes, nothing more is decided.
+
+        Raises:
+            LeaseHeldError: another controller is at work on it.
+            GemmaOrchError: the data cannot be prepared.
+        """
+        self._take_lease(run)
+        record = self._prepared(self._ports.runs.load(run))
+        record = self._reconciled(record)
+        by_hand = self._run_by_hand(record)
+        if by_hand is None:
+            record = self._tidied(record)
+        if until(record):
+            return Tick(Wait("nothing: what was asked for is done"), record)
+        now = self._ports.clock.now()
+        decision = decide(record, self._ports.backend(record.spec.backend).quota(now), now, by_hand)
+        self._act(record, decision)
+        return Tick(decision, record if isinstance(decision, Wait) else self._ports.runs.load(run))
+
+    def _take_lease(self, run: str) -> None:
+        """Take the run's lease, or prolong it when half of it is gone; what was known of the run before is old now."""
+        now = self._ports.clock.now()
+        lease = self._ports.runs.lease(run)
+        if lease is None or lease.owner != self._ports.owner or (lease.until - now).total_seconds() < LEASE_S / 2:
+            self._ports.runs.acquire(run, self._ports.owner, now, LEASE_S)
+
+    def _keep_lease(self, run: str) -> None:
+        """Prolong the run's lease in the middle of a tick; one that was lost is not taken again, for our record is old.
+
+        Raises:
+            LeaseLostError: another controller has had the run since this tick began.
+        """
+        lease = self._ports.runs.lease(run)
+        if lease is None or lease.owner != self._ports.owner:
+            raise lease_lost(run)
+        self._take_lease(run)
+
+    def release(self, run: str) -> None:
+        """Let other controllers have the run."""
+        self._ports.runs.release(run, self._ports.owner)
+
+    def activate(self, run: str) -> None:
+        """Make a run active because the user says start; takes back a stop that was asked for.
+
+        Raises:
+            LeaseHeldError: another controller is at work on it.
+        """
+        self._take_lease(run)
+        record = self._ports.runs.load(run)
+        header = record.header.model_copy(
+            update={
+                "state": RunState.ACTIVE,
+                "message": None,
+                "exit_code": ExitCode.DONE,
+                "resumed_at": self._ports.clock.now(),
+                "step_backs": 0,
+            }
+        )
+        self._apply(record, [SetHeader(header), ClearWish("stop", record.wishes.stop)])
+
+    def _apply(self, record: RunRecord, changes: Sequence[Change]) -> None:
+        self._ports.runs.apply(record.name, self._ports.owner, changes)
+
+    def _prepared(self, record: RunRecord) -> RunRecord:
+        if record.header.data is not None:
+            return record
+        data = self._ports.prepare(record.spec, lambda: self._keep_lease(record.name))
+        header = record.header.model_copy(update={"data": data})
+        self._apply(record, [SetHeader(header)])
+        return dataclasses.replace(record, header=header)
+
+    def _reconciled(self, record: RunRecord) -> RunRecord:
+        live = record.live_attempt
+        observation, report = None, None
+        if live is not None and live.state is not AttemptState.PLANNED:
+            backend, ref = self._ports.backend(live.backend), _ref(record, live)
+            observation = backend.observe(ref)
+            report = backend.report(ref)
+        store = self._ports.checkpoints(record.name)
+        found, corrupt = collect(store, record.checkpoints, lambda: self._keep_lease(record.name))
+        world = World(observation, report, found, corrupt, present=frozenset(store.ids()))
+        record = self._changed(record, reconcile(record, world, self._ports.clock.now()))
+        for error in corrupt:
+            store.quarantine(error.checkpoint_id, str(error))
+        return record
+
+    def _tidied(self, record: RunRecord) -> RunRecord:
+        """Compare reruns, prune, sweep, and make the store say what the record says; only while nothing runs."""
+        if record.live_attempt is not None:
+            return record
+        store = self._ports.checkpoints(record.name)
+        draft = Draft(record, self._ports.clock.now())
+        for attempt in record.attempts:
+            if attempt.branch is not None and attempt.comparison is None:
+                verdict = compare(record, attempt, store)
+                draft.put_attempt(attempt, comparison=verdict)
+                draft.tell(f"session {attempt.session} attempt {attempt.attempt}: {verdict}")
+        for checkpoint_id in prunable(record):
+            draft.put_checkpoint(record.checkpoints[checkpoint_id], state=CheckpointState.PRUNED)
+        record = self._changed(record, draft.changes)
+        for checkpoint_id in store.ids():
+            checkpoint = record.checkpoints.get(checkpoint_id)
+            if checkpoint is not None and checkpoint.state is CheckpointState.QUARANTINED:
+                store.quarantine(checkpoint_id, checkpoint.note or "")
+            elif checkpoint is not None and checkpoint.state is CheckpointState.PRUNED:
+                store.delete(checkpoint_id)
+        store.sweep(lambda name: self._is_over(record, name))
+        return record
+
+    def _is_over(self, record: RunRecord, name: str) -> bool:
+        """Return whether an attempt of the run can write no more: not the live one, nor one that somebody runs by hand."""
+        known = {attempt_name(attempt.session, attempt.attempt): attempt for attempt in record.attempts}
+        return name in known and self._sighting(record, known[name]) in (Sighting.ENDED, Sighting.MISSING)
+
+    def _sighting(self, record: RunRecord, attempt: AttemptRecord) -> Sighting:
+        return self._ports.backend(attempt.backend).observe(_ref(record, attempt)).sighting
+
+    def _changed(self, record: RunRecord, changes: Sequence[Change]) -> RunRecord:
+        if not changes:
+            return record
+        self._apply(record, changes)
+        return self._ports.runs.load(record.name)
+
+    def _run_by_hand(self, record: RunRecord) -> AttemptRecord | None:
+        """Return the newest attempt when somebody is running it again by hand, with no controller."""
+        if record.live_attempt is not None or not record.attempts:
+            return None
+        newest = record.attempts[-1]
+        return newest if self._sighting(record, newest) is Sighting.RUNNING else None
+
+    def _act(self, record: RunRecord, decision: Decision) -> None:
+        match decision:
+            case Launch():
+                self._plan_and_launch(record, decision)
+            case Resume(attempt):
+                self._launch(record, attempt)
+            case AskToStop(attempt):
+                if attempt.asked_at is None:
+                    self._apply(record, [PutAttempt(attempt.model_copy(update={"asked_at": self._ports.clock.now()}))])
+                self._ports.backend(attempt.backend).ask_to_stop(_ref(record, attempt))
+            case Kill(attempt, reason):
+                if attempt.reason != reason:  # what was killed cannot say why
+                    self._apply(record, [PutAttempt(attempt.model_copy(update={"reason": reason}))])
+                self._ports.backend(attempt.backend).kill(_ref(record, attempt))
+            case Drop(attempt):
+                self._apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.DROPPED}))])
+            case Finish(state, message):
+                self._settle(record, state, message, ExitCode.DONE)
+            case GiveUp(message, exit_code):
+                self._settle(record, RunState.FAILED, message, exit_code)
+            case Wait():
+                pass
+
+    def _settle(self, record: RunRecord, state: RunState, message: str, exit_code: int) -> None:
+        changes: list[Change] = []
+        if record.header.state is RunState.ACTIVE:  # what has ended already stays what it is
+            header = record.header.model_copy(update={"state": state, "message": message, "exit_code": exit_code})
+            changes.append(SetHeader(header))
+        if record.wishes.stop is not None:
+            changes.append(ClearWish("stop", record.wishes.stop))
+        self._changed(record, changes)
+
+    def _plan_and_launch(self, record: RunRecord, decision: Launch) -> None:
+        if decision.start_checkpoint is not None and not self._start_is_sound(record, decision, decision.start_checkpoint):
+            return  # the record has stepped back: the next tick decides anew
+        attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
+        changes: list[Change] = [
+            PutAttempt(attempt, session_spec),
+            SetHeader(record.header.model_copy(update={"newest_fence": attempt.fence})),
+        ]
+        if decision.branch is not None:
+            changes.append(ClearWish("rerun", record.wishes.rerun))
+        self._apply(record, changes)
+        self._launch(record, attempt)
+
+    def _start_is_sound(self, record: RunRecord, decision: Launch, checkpoint_id: str) -> bool:
+        try:
+            self._ports.checkpoints(record.name).verify(checkpoint_id, _expected(record.checkpoints[checkpoint_id]))
+        except CorruptCheckpointError as error:
+            draft = Draft(record, self._ports.clock.now())
+            step_back(draft, checkpoint_id, error.what)
+            if decision.branch is not None:
+                draft.changes.append(ClearWish("rerun", record.wishes.rerun))
+                draft.tell(f"session {decision.session} cannot run again: {error.what}")
+            self._apply(record, draft.changes)
+            return False
+        return True
+
+    def _launch(self, record: RunRecord, planned: AttemptRecord) -> None:
+        self._keep_lease(record.name)  # verifying may have taken long, and the answer to a launch may too
+        now = self._ports.clock.now()
+        attempt = planned.model_copy(update={"state": AttemptState.LAUNCHING, "launched_at": now})
+        self._apply(record, [PutAttempt(attempt)])
+        backend = self._ports.backend(attempt.backend)
+        try:
+            handle = backend.launch(self._ports.runs.session_spec(record.name, attempt.session, attempt.attempt))
+        except AmbiguousError:
+            return  # it stays "launching": the next tick looks whether it exists
+        except GemmaOrchError as error:
+            self._never_launched(record, attempt, error)
+            return
+        self._apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.RUNNING, "handle": handle}))])
+
+    def _never_launched(self, record: RunRecord, attempt: AttemptRecord, error: GemmaOrchError) -> None:
+        now = self._ports.clock.now()
+        draft = Draft(record, now)
+        ended = draft.put_attempt(attempt, state=AttemptState.ENDED, ended_at=now)
+        reason = f"it could not be launched: {error}"
+        draft.put_attempt(ended, state=AttemptState.LOST, outcome=Outcome.FAILED, reason=reason, error_class=error.error_class)
+        draft.tell(f"session {attempt.session} attempt {attempt.attempt} {Outcome.FAILED}: {reason}")
+        self._apply(record, draft.changes)
+
+
+def _ref(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
+    return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle)
+
+
+def _expected(checkpoint: CheckpointRecord) -> ExpectedCheckpoint:
+    return ExpectedCheckpoint(
+        id=checkpoint.id,
+        step=checkpoint.step,
+        manifest_sha256=checkpoint.manifest_sha256,
+        state_sha256=checkpoint.state_sha256,
+    )

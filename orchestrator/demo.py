@@ -1,0 +1,121 @@
+"""The product's claim, shown: a run whose sessions are killed on purpose ends with the weights of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from orchestrator.render import sessions_table
+from orchestrator.views import StatusView
+from orchestrator.watch import observe_run
+from orchestrator.wiring import HOME_VARIABLE, wire
+from state.errors import ExitCode
+from state.report import Heartbeat, Phase
+
+_LOOK_S = 0.05
+_DEADLINE_S = 600.0  # a demonstration takes less than a minute; on a very slow machine it may take longer, not forever
+_SESSIONS = 5
+
+
+@dataclass(frozen=True)
+class Blow:
+    """One kill, dealt when a session has trained up to a step."""
+
+    at_share: float
+    """Of the run's steps."""
+    name: str
+    target: str
+    signal: signal.Signals
+
+
+BLOWS = (
+    Blow(0.12, "SIGTERM to the worker", "worker", signal.SIGTERM),
+    Blow(0.34, "SIGKILL to the worker", "worker", signal.SIGKILL),
+    Blow(0.56, "SIGKILL to the controller", "controller", signal.SIGKILL),
+)
+
+
+def run_demo(total_steps: int, say: Callable[[str], None], environment: Mapping[str, str]) -> int:
+    """Train once undisturbed and once through a chain of killed sessions, and compare the final states.
+
+    Returns:
+        0 when the two states are identical, 4 when not.
+    """
+    with tempfile.TemporaryDirectory(prefix="gemma-orch-demo-") as home:
+        stage = _Stage({**environment, HOME_VARIABLE: home})
+        say(f"1. {total_steps} steps in one session, undisturbed")
+        began = time.monotonic()
+        stage.start("straight", total_steps).wait(_DEADLINE_S)
+        say(f"   done in {time.monotonic() - began:.1f} s")
+        say(f"2. the same steps in short sessions, {len(BLOWS)} of them hit on purpose")
+        began = time.monotonic()
+        _play(stage, total_steps, say)
+        say(f"   done in {time.monotonic() - began:.1f} s; session by session:")
+        stage.show("chained")
+        return _conclude(stage.status("straight"), stage.status("chained"), say)
+
+
+def _conclude(straight: StatusView, chained: StatusView, say: Callable[[str], None]) -> int:
+    for view in (straight, chained):
+        if view.step != view.total_steps:
+            say(f"the run {view.run} ended at step {view.step} of {view.total_steps}: {view.message}")
+            return ExitCode.DATA
+    if straight.state_sha256 != chained.state_sha256:
+        say(f"different: sha256 {straight.state_sha256} straight, {chained.state_sha256} chained")
+        return ExitCode.DATA
+    say(f"identical: sha256 {chained.state_sha256}")
+    return ExitCode.DONE
+
+
+def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
+    controller = stage.start("chained", total_steps, "--session-steps", str(total_steps // _SESSIONS), "--checkpoint-every", "1s")
+    waiting = list(BLOWS)
+    deadline = time.monotonic() + _DEADLINE_S
+    while controller.poll() is None and time.monotonic() < deadline:
+        live = stage.live("chained") if waiting else None
+        if live is not None and live.phase is Phase.TRAINING and live.step >= waiting[0].at_share * total_steps:
+            blow = waiting.pop(0)
+            say(f"   step {live.step}: {blow.name}")
+            if blow.target == "worker":
+                os.kill(live.pid, blow.signal)
+            else:
+                controller.send_signal(blow.signal)
+                controller.wait()
+                say("   the same command again")
+                controller = stage.start("chained", total_steps)
+        time.sleep(_LOOK_S)
+    controller.kill()
+    controller.wait()
+
+
+class _Stage:
+    """A home of its own, in which the real command line is used."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._ports = wire(environment)
+
+    def start(self, run: str, total_steps: int, *options: str) -> subprocess.Popen[bytes]:
+        """Start or continue a run, as a user would."""
+        command = [sys.executable, "-m", "orchestrator", "start", "--total-steps", str(total_steps), "--name", run, *options]
+        return subprocess.Popen(command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def status(self, run: str) -> StatusView:
+        """Return a run's status."""
+        return observe_run(self._ports, run)
+
+    def live(self, run: str) -> Heartbeat | None:
+        """Return what a run's live session last said; read in this process, for another one would slow down what it watches."""
+        return self.status(run).live if run in self._ports.runs.names() else None
+
+    def show(self, run: str) -> None:
+        """Print a run's sessions."""
+        Console().print(sessions_table(self.status(run).sessions, self._ports.clock.now()))

@@ -1,0 +1,103 @@
+"""What is installed, found and missing on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sqlite3
+import sys
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.preparation import TRAINING_MODULES
+from orchestrator.render import format_bytes
+from state.document import Document
+from state.errors import GemmaOrchError
+from state.files import free_bytes
+from state.layout import HomeLayout
+from state.run_store import SqliteRunStore
+
+_OLDEST_TORCH, _NEWEST_TORCH = (2, 10), (2, 15)
+_LITTLE_DISK_BYTES = 2_000_000_000  # some checkpoints of the 50 million parameter model
+
+
+class Finding(Document):
+    """One thing that was looked at."""
+
+    subject: str
+    found: str
+    ok: bool
+    remedy: str | None = None
+
+
+def examine(home: HomeLayout, num_cores: int) -> tuple[Finding, ...]:
+    """Look at everything that a run on this machine needs."""
+    return (_python(), *_packages(), *_home(home), Finding(subject="cores", found=str(num_cores), ok=True))
+
+
+def report(findings: Sequence[Finding]) -> RenderableType:
+    """Return the findings as a table, with the next command below it."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    for name in ("", "what", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        mark = Text("ok", style="green") if finding.ok else Text("missing", style="red")
+        table.add_row(mark, finding.subject, Text(finding.found), Text(finding.remedy or ""))
+    missing = [finding for finding in findings if not finding.ok]
+    following = missing[0].remedy if missing else "gemma-orch start --total-steps 200"
+    return Group(table, "", Text(f"next: {following}", style="bold"))
+
+
+def _python() -> Finding:
+    return Finding(
+        subject="python",
+        found=f"{platform.python_version()} at {sys.executable}",
+        ok=sys.version_info >= (3, 11),
+        remedy=None if sys.version_info >= (3, 11) else "install Python 3.11 or newer",
+    )
+
+
+def _packages() -> tuple[Finding, ...]:
+    findings = [
+        Finding(subject=name, found=importlib.metadata.version(name), ok=True)
+        for name in ("gemma-orch", "pydantic", "rich", "typer")
+    ]
+    findings.append(Finding(subject="sqlite", found=sqlite3.sqlite_version, ok=sqlite3.sqlite_version_info >= (3, 38)))
+    for module in TRAINING_MODULES:
+        installed = importlib.util.find_spec(module) is not None
+        version = importlib.metadata.version(module) if installed else "not installed"
+        findings.append(
+            Finding(
+                subject=module,
+                found=version,
+                ok=installed and (module != "torch" or _torch_is_known(version)),
+                remedy=None if installed else "pip install 'gemma-orch[train]'",
+            )
+        )
+    return tuple(findings)
+
+
+def _torch_is_known(version: str) -> bool:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return _OLDEST_TORCH <= (major, minor) <= _NEWEST_TORCH
+
+
+def _home(home: HomeLayout) -> tuple[Finding, ...]:
+    try:
+        runs = SqliteRunStore(home.ledger).names()
+    except GemmaOrchError as error:
+        return (Finding(subject="home", found=str(home.root), ok=False, remedy=str(error)),)
+    free = free_bytes(home.root)
+    return (
+        Finding(subject="home", found=f"{home.root} (GEMMA_ORCH_HOME), {len(runs)} runs", ok=True),
+        Finding(
+            subject="free disk",
+            found=format_bytes(free),
+            ok=free >= _LITTLE_DISK_BYTES,
+            remedy=None if free >= _LITTLE_DISK_BYTES else f"free at least {format_bytes(_LITTLE_DISK_BYTES)} for checkpoints",
+        ),
+    )

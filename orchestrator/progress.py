@@ -1,0 +1,64 @@
+"""How fast and how well a run goes: pure numbers from its record."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from state.ledger import AttemptRecord, RunRecord
+from state.lineage import ancestors
+
+
+def goodput(record: RunRecord) -> float | None:
+    """Return the seconds of training that survived over the seconds billed, 0 to 1; None before the first session ended.
+
+    A second has survived when the head holds it. A session is billed from its launch to its end.
+    """
+    billed_s = sum(billed_seconds(attempt) for attempt in record.attempts)
+    if billed_s <= 0.0:
+        return None
+    survived: dict[tuple[int, int], float] = {}
+    for checkpoint_id in ancestors(record.header.head, record.parents):
+        checkpoint = record.checkpoints[checkpoint_id]
+        key = (checkpoint.session, checkpoint.attempt)
+        survived[key] = max(survived.get(key, 0.0), checkpoint.train_s)
+    return min(sum(survived.values()) / billed_s, 1.0)
+
+
+def billed_seconds(attempt: AttemptRecord) -> float:
+    """Return the seconds from an attempt's launch to its end; 0 while it has not ended."""
+    if attempt.launched_at is None or attempt.ended_at is None:
+        return 0.0
+    return max((attempt.ended_at - attempt.launched_at).total_seconds(), 0.0)
+
+
+def steps_per_billed_second(record: RunRecord) -> float | None:
+    """Return the head's steps over all seconds billed: the rate that an estimate of the end needs."""
+    billed_s = sum(billed_seconds(attempt) for attempt in record.attempts)
+    return record.head_step / billed_s if billed_s > 0.0 and record.head_step else None
+
+
+def steps_per_second(record: RunRecord) -> float | None:
+    """Return the steps of the newest attempt that saved anything over its seconds of training."""
+    for attempt in reversed(record.attempts):
+        if attempt.saved_step is not None and attempt.train_s > 0.0:
+            return (attempt.saved_step - attempt.start_step) / attempt.train_s
+    return None
+
+
+def eta(record: RunRecord, now: datetime, *, step: int, live_steps_per_s: float | None) -> datetime | None:
+    """Return when the last step will be reached if all goes on as it has, or None when nothing is known.
+
+    Args:
+        record: The run.
+        now: The current moment.
+        step: The last step trained, saved or not.
+        live_steps_per_s: What the running session reports, for runs that have no ended session to learn from.
+    """
+    rate = steps_per_billed_second(record) or live_steps_per_s
+    remaining = record.spec.total_steps - step
+    if rate is None or rate <= 0.0 or remaining <= 0:
+        return None
+    try:
+        return now + timedelta(seconds=remaining / rate)
+    except OverflowError:
+        return None

@@ -1,0 +1,182 @@
+"""Tick a run until it is over, and show it meanwhile: the loop behind `start`, `rerun` and `status --watch`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+
+from orchestrator.backends.base import AttemptRef, Quota, Sighting
+from orchestrator.controller import Controller, Ports
+from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
+from orchestrator.render import live_line, live_panel
+from orchestrator.views import StatusView, status_view
+from state.errors import LeaseHeldError, LeaseLostError, TemporaryError
+from state.ledger import AttemptRecord, RunRecord
+from state.process import certainly_dead
+from state.report import Heartbeat
+from state.session import RunState
+
+_TICK_S = 0.25  # local looks are cheap: a lock, a folder's names
+_LOOK_S = 1.0
+_PLAIN_LINE_S = 10.0
+_EVENTS_SHOWN = 6
+
+
+def observe_run(ports: Ports, run: str) -> StatusView:
+    """Return a run's status, changing nothing."""
+    record = ports.runs.load(run)
+    return status_view(record, _heartbeat(ports, record), waiting_for(ports, record), ports.clock.now())
+
+
+def _heartbeat(ports: Ports, record: RunRecord) -> Heartbeat | None:
+    live = record.live_attempt
+    if live is None:
+        return None
+    return ports.backend(live.backend).heartbeat(AttemptRef(record.name, live.session, live.attempt, live.handle))
+
+
+def waiting_for(ports: Ports, record: RunRecord) -> str | None:
+    """Return what a run waits for, in words, or None when it is over."""
+    now = ports.clock.now()
+    lease = ports.runs.lease(record.name)
+    watched = lease is not None and now < lease.until and not certainly_dead(lease.owner)
+    live = record.live_attempt
+    if live is not None:
+        ref = AttemptRef(record.name, live.session, live.attempt, live.handle)
+        if ports.backend(live.backend).observe(ref).sighting is Sighting.ENDED and not watched:
+            return f"a controller: session {live.session} is over and not collected yet; gemma-orch start goes on"
+    match decide(record, Quota(available=True), now):
+        case Wait(reason, until):
+            return reason + (f", until {until.astimezone():%H:%M:%S}" if until is not None else "")
+        case Finish() | GiveUp():
+            return None
+        case AskToStop(attempt):
+            return f"session {attempt.session} to save and end, as asked"
+        case Kill(attempt, reason):
+            return f"session {attempt.session} to end: {reason}"
+        case Launch() | Resume() | Drop() as due:
+            return None if watched else f"a controller, to {_verb(due)}; gemma-orch start goes on"
+
+
+def _verb(decision: Launch | Resume | Drop) -> str:
+    match decision:
+        case Launch(session, attempt):
+            return f"launch session {session} attempt {attempt}"
+        case Resume(attempt):
+            return f"launch session {attempt.session} attempt {attempt.attempt}"
+        case Drop(attempt):
+            return f"drop session {attempt.session} attempt {attempt.attempt}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How watching ended."""
+
+    decision: Decision
+    view: StatusView
+
+
+class Display:
+    """Shows a run live on a terminal, as plain lines elsewhere; talk goes to stderr."""
+
+    def __init__(self, ports: Ports, run: str) -> None:
+        self._ports = ports
+        self._run = run
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
+        self._said_at = -_PLAIN_LINE_S
+        self._events_seen = 0
+
+    def __enter__(self) -> Display:
+        """Begin to show."""
+        self._events_seen = len(self._ports.runs.events(self._run, sys.maxsize))
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the last picture standing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the live part."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, view: StatusView) -> None:
+        """Show a run as it is now."""
+        now = self._ports.clock.now()
+        if self._live is not None:
+            self._live.update(live_panel(view, self._ports.runs.events(self._run, _EVENTS_SHOWN), now), refresh=True)
+            return
+        events = self._ports.runs.events(self._run, sys.maxsize)
+        for event in events[self._events_seen :]:
+            self.say(f"{self._run}: {event.text.partition(chr(10))[0]}")
+        self._events_seen = len(events)
+        if self._ports.clock.monotonic() - self._said_at >= _PLAIN_LINE_S:
+            self._said_at = self._ports.clock.monotonic()
+            self.say(live_line(view, now))
+
+
+def drive(ports: Ports, run: str, *, until: Callable[[RunRecord], bool] = lambda _record: False) -> Verdict:
+    """Tick a run until it is over or `until` says so, and show it meanwhile.
+
+    When another controller is at work, this one says so once, watches, and takes over should the other one go away.
+    """
+    controller = Controller(ports)
+    with Display(ports, run) as display:
+        told: str | None = None
+        while True:
+            try:
+                tick = controller.tick(run, until=until)
+                decision, record = tick.decision, tick.record
+                told = None
+            except LeaseHeldError as error:
+                if told is None:
+                    display.say(f"{error}; watching it")
+                told = str(error)
+                record = ports.runs.load(run)
+                decision = decide(record, Quota(available=True), ports.clock.now())
+            except LeaseLostError:
+                continue
+            except TemporaryError as error:
+                display.say(f"{error}; trying again")
+                ports.clock.sleep(_PLAIN_LINE_S)
+                continue
+            display.show(observe_run(ports, run))
+            if isinstance(decision, Finish | GiveUp) or until(record):
+                controller.release(run)
+                return Verdict(decision, observe_run(ports, run))
+            ports.clock.sleep(_TICK_S if told is None else _LOOK_S)
+
+
+def follow(ports: Ports, run: str) -> None:
+    """Show a run until it is over or Ctrl-C, changing nothing."""
+    with Display(ports, run) as display:
+        while True:
+            view = observe_run(ports, run)
+            display.show(view)
+            if view.state != RunState.ACTIVE and view.live is None:
+                return
+            ports.clock.sleep(_LOOK_S)
+
+
+def print_log(ports: Ports, run: str, attempt: AttemptRecord, write: Callable[[str], object], *, follow: bool) -> None:
+    """Print what an attempt has printed; with `follow`, stay until it is over."""
+    backend = ports.backend(attempt.backend)
+    ref = AttemptRef(run, attempt.session, attempt.attempt, attempt.handle)
+    offset = 0
+    while True:
+        over = backend.observe(ref).sighting in (Sighting.ENDED, Sighting.MISSING)
+        while True:
+            text, offset = backend.read_log(ref, offset)
+            if not text:
+                break
+            write(text)
+        if over or not follow:
+            return
+        ports.clock.sleep(_LOOK_S)

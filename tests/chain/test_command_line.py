@@ -1,0 +1,244 @@
+"""Whole runs through the real command line, with real workers and a model so small that starting Python takes longest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.watch import observe_run
+from orchestrator.wiring import wire
+
+CONFIG = """
+[run]
+name = "small"
+total_steps = 6
+
+[model]
+num_layers = 2
+hidden_size = 32
+intermediate_size = 64
+num_heads = 2
+num_kv_heads = 1
+head_dim = 16
+sliding_window = 8
+local_layers_per_global = 1
+
+[data]
+sequence_length = 16
+
+[training]
+batch_size = 2
+threads = 1
+{training}
+
+[session]
+steps = 3
+"""
+
+
+class Home:
+    """A home of its own, a config in it, and the commands that a user types."""
+
+    def __init__(self, root: Path, training: str = "") -> None:
+        self.root = root
+        self.config = root / "gemma-orch.toml"
+        self.environment = {**os.environ, "GEMMA_ORCH_HOME": str(root / "home"), "COLUMNS": "200"}
+        root.mkdir(exist_ok=True)
+        self.ports = wire(self.environment)
+        self.config.write_text(CONFIG.format(training=training))
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "orchestrator", *arguments]
+
+    def type(self, *arguments: str, expect: int = 0) -> str:
+        """Type a command, check its exit code, and return all that it said."""
+        result = subprocess.run(
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert result.returncode == expect, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result.stdout + result.stderr
+
+    def start(self, *options: str, expect: int = 0) -> str:
+        return self.type("start", "--config", str(self.config), *options, expect=expect)
+
+    def status(self) -> dict[str, Any]:
+        """What `status --json` prints; without a process of its own, which would slow down what is watched."""
+        return observe_run(self.ports, "small").model_dump(mode="json")
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.type("checkpoints", "--json")))
+
+    def wait_until(self, holds: Callable[[dict[str, Any]], Any], timeout_s: float = 60.0) -> dict[str, Any]:
+        """Look at the status until something holds of it."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if "small" in self.ports.runs.names() and holds(view := self.status()):
+                return view
+            time.sleep(0.05)
+        raise AssertionError("it never came")
+
+    def spec_of(self, session: str) -> Path:
+        return self.root / "home" / "runs" / "small" / "sessions" / session / "session.json"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """The state digests of an uninterrupted run, by step."""
+    home = Home(tmp_path_factory.mktemp("straight"))
+    digests = {}
+    for steps in (9, 12):
+        home.start("--total-steps", str(steps), "--session-steps", "100")
+        digests[steps] = home.status()["state_sha256"]
+    return digests
+
+
+def test_a_run_is_begun_continued_extended_rerun_damaged_and_mended(tmp_path: Path, straight: dict[int, str]) -> None:
+    home = Home(tmp_path / "chained")
+    said = home.start()
+    assert "finished: step 6 of 6 is reached" in said
+    assert [session["end_step"] for session in home.status()["sessions"]] == [3, 6]
+
+    before = home.checkpoints()
+    home.start()
+    assert home.checkpoints() == before, "the same command again does nothing more"
+
+    assert "changes total_steps: 6 -> 9" in home.start("--total-steps", "9")
+    view = home.status()
+    assert (view["step"], view["state_sha256"]) == (9, straight[9])
+    assert "not allowed: the run has reached step 9 already" in home.start("--total-steps", "8", expect=2)
+
+    said = home.type("rerun", "2")
+    assert "identical to step-00000006-s002a1" in said
+    assert home.status()["head"] == view["head"], "a rerun of an earlier session is a branch"
+
+    assert straight[9] in home.type("verify")
+    tensors = next(home.root.glob(f"home/runs/small/checkpoints/{view['head']}/*.safetensors"))
+    damaged = bytearray(tensors.read_bytes())
+    damaged[-1] ^= 1
+    tensors.write_bytes(damaged)
+    assert "has changed" in home.type("verify", expect=4)
+
+    said = home.start("--total-steps", "12")
+    assert "falls back to step-00000006-s002a1, which costs 3 steps" in said
+    view = home.status()
+    assert (view["step"], view["state_sha256"]) == (12, straight[12])
+    states = {checkpoint["id"]: checkpoint["state"] for checkpoint in home.checkpoints()}
+    assert states["step-00000009-s003a1"] == "quarantined"
+
+    home.type("export", "--format", "safetensors", "--out", str(tmp_path / "weights"))
+    assert (tmp_path / "weights" / "model.safetensors").is_file()
+    assert "did you mean 'hf'" in home.type("export", "--format", "hff", "--out", str(tmp_path / "x"), expect=2)
+
+
+def test_a_worker_that_is_killed_or_asked_to_end_costs_nothing(tmp_path: Path, straight: dict[int, str]) -> None:
+    home = Home(tmp_path / "killed", training="learning_rate = 3e-3")
+    home.start("--total-steps", "1000000", "--session-steps", "1000000", "--checkpoint-every", "0.3s", "--detach")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        live = home.wait_until(lambda view: view["live"] and view["live"]["phase"] == "training" and view["live"]["saved_step"])
+        os.kill(live["live"]["pid"], number)
+        home.wait_until(lambda view, then=live: len(view["sessions"]) > len(then["sessions"]))
+    home.wait_until(lambda view: view["live"] and view["live"]["phase"] == "training")
+    assert (
+        "another controller holds this run until"
+        in subprocess.run(home.command("tick"), env=home.environment, capture_output=True, text=True, check=False).stderr
+    )
+    assert "is stopped, at step" in home.type("stop")
+    outcomes = [session["outcome"] for session in home.status()["sessions"]]
+    assert outcomes == ["stopped", "lost", "stopped"]
+    reached = home.status()["step"]
+
+    undisturbed = Home(tmp_path / "undisturbed")
+    undisturbed.start("--total-steps", str(reached), "--session-steps", "1000000")
+    assert undisturbed.status()["state_sha256"] == home.status()["state_sha256"]
+
+
+def test_the_status_that_is_printed_is_the_documented_contract(tmp_path: Path) -> None:
+    home = Home(tmp_path / "contract")
+    home.start("--total-steps", "3")
+    assert json.loads(home.type("status", "--json")) == home.status()
+    documented = Path(__file__).parents[2].joinpath("docs", "json.md").read_text(encoding="utf-8")
+    for name in (*home.status(), *home.status()["sessions"][0], *home.checkpoints()[0]):
+        assert name == "schema_version" or re.search(rf"\b{name}\b", documented), name
+
+
+def test_stopping_at_once_loses_only_what_was_not_saved(tmp_path: Path) -> None:
+    home = Home(tmp_path / "stopped")
+    home.start("--total-steps", "1000000", "--session-steps", "1000000", "--checkpoint-every", "0.3s", "--detach")
+    home.wait_until(lambda view: view["live"] and view["live"]["saved_step"])
+    home.type("stop", "--now")
+    view = home.status()
+    assert (view["state"], view["sessions"][0]["outcome"]) == ("stopped", "lost")
+    assert view["step"] == view["sessions"][0]["end_step"] > 0
+    assert "stopped already" in home.type("stop")
+
+
+def test_a_session_runs_by_hand_without_a_controller_and_twice_without_harm(tmp_path: Path) -> None:
+    home = Home(tmp_path / "by-hand")
+    home.start("--total-steps", "3")
+    before = home.checkpoints()
+    by_hand = [sys.executable, "-m", "worker", str(home.spec_of("s001a1"))]
+    result = subprocess.run(by_hand, env=home.environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, "nothing to do" in result.stderr) == (0, True)
+    home.start("--total-steps", "3")
+    assert home.checkpoints() == before
+
+
+def test_ticks_alone_bring_a_run_to_its_end_after_its_controller_was_killed(tmp_path: Path, straight: dict[int, str]) -> None:
+    home = Home(tmp_path / "ticked")
+    controller = subprocess.Popen(home.command("start", "--config", str(home.config), "--total-steps", "9"), env=home.environment)
+    home.wait_until(lambda view: view["live"])
+    controller.kill()
+    controller.wait()
+    while home.status()["state"] == "active":
+        home.type("tick")
+    assert home.status()["state_sha256"] == straight[9]
+    assert [session["outcome"] for session in home.status()["sessions"]] == ["budget", "budget", "completed"]
+
+
+def test_a_cosine_run_is_not_extended_and_says_why(tmp_path: Path) -> None:
+    home = Home(tmp_path / "cosine", training='schedule = "cosine"')
+    home.start("--total-steps", "3")
+    assert "the cosine schedule knows its end" in home.start("--total-steps", "6", expect=2)
+
+
+def test_what_the_user_must_mend_stops_the_run_with_exit_code_2(tmp_path: Path) -> None:
+    home = Home(tmp_path / "wrong")
+    said = home.start("--corpus", str(tmp_path / "nowhere"), expect=2)
+    assert "nowhere" in said
+    said = home.start("--corpus", str(tmp_path), "--tokenizer", str(home.config), expect=2)
+    assert "gemma-orch.toml" in said
+
+
+def test_a_corpus_that_is_mostly_broken_is_exit_code_4_and_mended_by_the_same_command(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus" / "english"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "fine"}\n' + "{broken\n" * 20)
+    home = Home(tmp_path / "broken")
+    assert "a.jsonl" in home.start("--corpus", str(tmp_path / "corpus"), expect=4)
+    (folder / "a.jsonl").write_text('{"text": "' + "a sentence that is long enough. " * 20 + '"}\n')
+    assert "finished" in home.start("--corpus", str(tmp_path / "corpus"))
+
+
+def test_a_session_too_short_to_save_stops_the_run_and_names_a_limit_that_would_do(tmp_path: Path) -> None:
+    home = Home(tmp_path / "short")
+    said = home.start("--session-limit", "1s", expect=2)
+    assert "too short" in said
+    assert "raise --session-limit" in said
+    home.start("--session-limit", "60s")
+
+
+def test_a_proof_prints_a_certificate(tmp_path: Path) -> None:
+    home = Home(tmp_path / "proof")
+    certificate = home.type("prove", "--config", str(home.config), "--steps", "4", "--pieces", "2")
+    assert "identical" in certificate

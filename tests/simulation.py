@@ -1,0 +1,114 @@
+"""A whole run without machines: a real ledger, a real checkpoint store, a real controller, and scripted sessions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.controller import Controller, Ports, Preparer, Tick
+from orchestrator.plan import Finish, GiveUp, Launch, Wait
+from state.checkpoint_store import DirectoryCheckpointStore
+from state.clock import Clock, ManualClock
+from state.layout import HomeLayout
+from state.ledger import RerunWish, RunHeader, RunRecord, RunWishes
+from state.process import ProcessIdentity, identify
+from state.run_store import SqliteRunStore
+from state.spec import RunSpec
+from tests.factories import DATA, RUN, START, run_spec
+
+Script = Callable[[int, int], Course]
+
+
+class Simulation:
+    """One controller's view of a simulated world that lies in a folder; a second one may look at the same folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        script: Script = lambda _session, _attempt: Course(),
+        *,
+        start: datetime = START,
+        clock: Clock | None = None,
+        owner: ProcessIdentity | None = None,
+        backend: type[SimulatedBackend] = SimulatedBackend,
+        prepare: Preparer = lambda _spec, _keep_lease: DATA,
+    ) -> None:
+        self.home = HomeLayout(root)
+        self.clock = ManualClock(start)
+        ticking = clock or self.clock
+        self.runs = SqliteRunStore(self.home.ledger)
+        self.store = DirectoryCheckpointStore(self.home.run(RUN).checkpoints)
+        self.backend = backend(root / "world", self.store, ticking, script)
+        self.controller = Controller(
+            Ports(
+                runs=self.runs,
+                home=self.home,
+                clock=ticking,
+                owner=owner or identify(os.getpid()),
+                backend=lambda _name: self.backend,
+                checkpoints=lambda _run: self.store,
+                prepare=prepare,
+            )
+        )
+
+    def create(self, spec: RunSpec | None = None, **spec_values: Any) -> Simulation:
+        """Begin the run, as `start` does."""
+        now = self.clock.now()
+        self.runs.create(RunHeader(name=RUN, created_at=now, resumed_at=now), RunWishes(spec=spec or run_spec(**spec_values)))
+        return self
+
+    @property
+    def record(self) -> RunRecord:
+        return self.runs.load(RUN)
+
+    def tick(self) -> Tick:
+        """One tick; then a second passes, or as much time as the decision waits for."""
+        tick = self.controller.tick(RUN)
+        until = tick.decision.until if isinstance(tick.decision, Wait) else None
+        self.clock.advance(max((until - self.clock.now()).total_seconds(), 1.0) if until is not None else 1.0)
+        return tick
+
+    def run_until(self, condition: Callable[[Tick], bool], most_ticks: int = 200) -> Tick:
+        """Tick until a condition holds after one."""
+        for _ in range(most_ticks):
+            tick = self.tick()
+            if condition(tick):
+                return tick
+        raise AssertionError(f"not within {most_ticks} ticks; last decision: {tick.decision}")
+
+    def run_until_over(self) -> Tick:
+        """Tick until the run needs no more of them."""
+        return self.run_until(lambda tick: isinstance(tick.decision, Finish | GiveUp))
+
+    def run_until_launch(self, session: int, attempt: int = 1) -> Tick:
+        """Tick until an attempt has been launched."""
+        return self.run_until(
+            lambda tick: (
+                isinstance(tick.decision, Launch) and (tick.decision.session, tick.decision.attempt) == (session, attempt)
+            )
+        )
+
+    def rerun(self, session: int, *, adopt: bool = False) -> Tick:
+        """Ask for a session again, and tick until that has been carried out and the run is over."""
+        self.runs.set_rerun(RUN, RerunWish(session=session, adopt=adopt, requested_at=self.clock.now()))
+        return self.run_until_over()
+
+    def damage(self, checkpoint_id: str) -> None:
+        """Overwrite a checkpoint's bytes, as a bad disk does."""
+        for path in self.store.folder(checkpoint_id).glob("*.safetensors"):
+            path.write_bytes(bytes(path.stat().st_size))
+
+    def events(self) -> list[str]:
+        return [event.text for event in self.runs.events(RUN, 1000)]
+
+    def close(self) -> None:
+        self.runs.close()
+
+
+def digest_of_head(record: RunRecord) -> str:
+    assert record.head is not None
+    return record.head.state_sha256

@@ -1,0 +1,43 @@
+"""Stages for the local backend: a home, and stand-ins instead of workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.backends.base import AttemptRef, Backend, Sighting
+from orchestrator.backends.local import LocalBackend
+from state.layout import HomeLayout
+from tests.factories import RUN
+
+_STAND_IN = Path(__file__).with_name("stand_in_worker.py")
+_LOOK_S = 0.005
+_PATIENCE_S = 20.0
+
+
+def stand_in(mode: str) -> list[str]:
+    """The command line of a worker that finishes, waits or vanishes."""
+    return [sys.executable, "-S", str(_STAND_IN), mode]
+
+
+def local_backend(root: Path, mode: str) -> LocalBackend:
+    return LocalBackend(HomeLayout(root), dict(os.environ), stand_in(mode))
+
+
+def ref(session: int = 1, attempt: int = 1) -> AttemptRef:
+    return AttemptRef(RUN, session, attempt)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for another process; nobody's clock can be turned by hand here."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(_LOOK_S)
+
+
+def wait_until_over(backend: Backend, which: AttemptRef | None = None) -> None:
+    wait_until(lambda: backend.observe(which or ref()).sighting is Sighting.ENDED)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.base import Sighting
+from orchestrator.backends.local import Launched, LocalBackend
+from state import effects
+from state.errors import AmbiguousError, DataError, TemporaryError
+from state.layout import AttemptLayout, HomeLayout
+from state.process import identify
+from tests.factories import RUN, session_spec
+from tests.stages import local_backend, ref, wait_until, wait_until_over
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> AttemptLayout:
+    """Where attempt 1 of session 1 lies."""
+    return HomeLayout(tmp_path).run(RUN).attempt(1, 1)
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[LocalBackend]:
+    """A backend whose sessions wait; whatever it has started is ended in the end."""
+    backend = local_backend(tmp_path, "wait")
+    yield backend
+    backend.kill(ref())
+    wait_until(lambda: backend.observe(ref()).sighting is not Sighting.RUNNING)
+
+
+def has_begun(backend: LocalBackend) -> bool:
+    return backend.heartbeat(ref()) is not None
+
+
+def test_a_worker_gets_its_spec_a_log_and_the_lock(tmp_path: Path, folder: AttemptLayout) -> None:
+    backend = local_backend(tmp_path, "finish")
+    handle = backend.launch(session_spec())
+    wait_until_over(backend)
+    assert Launched.from_json(folder.launched.read_bytes(), "").process.pid == int(handle)
+    assert folder.spec.read_bytes() == session_spec().to_json()
+    text, offset = backend.read_log(ref(), 0)
+    assert text == "नमस्ते from the stand-in\n"
+    assert backend.read_log(ref(), offset) == ("", offset)
+
+
+def test_what_a_running_worker_says_can_be_read(waiting: LocalBackend) -> None:
+    waiting.launch(session_spec())
+    wait_until(lambda: has_begun(waiting))
+    heartbeat = waiting.heartbeat(ref())
+    assert heartbeat is not None
+    assert heartbeat.step == 1
+
+
+def test_a_heartbeat_of_another_version_is_none_at_all(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    folder.root.mkdir(parents=True)
+    folder.heartbeat.write_text('{"schema_version": 9}')
+    assert waiting.heartbeat(ref()) is None
+
+
+def test_a_report_that_cannot_be_understood_is_an_error_and_not_no_report(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    folder.root.mkdir(parents=True)
+    folder.report.write_text("{}")
+    with pytest.raises(DataError, match="the session's report is not a valid SessionReport"):
+        waiting.report(ref())
+
+
+def test_whoever_holds_the_lock_is_running_even_when_nothing_else_is_known(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    folder.root.mkdir(parents=True)
+    with open(folder.lock, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert waiting.observe(ref()).sighting is Sighting.RUNNING
+        with pytest.raises(AmbiguousError):
+            waiting.launch(session_spec())
+    assert waiting.observe(ref()).sighting is Sighting.MISSING
+
+
+def test_two_who_look_at_once_do_not_take_each_other_for_a_worker(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    folder.root.mkdir(parents=True)
+    with open(folder.lock, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert waiting.observe(ref()).sighting is Sighting.MISSING
+
+
+def test_a_worker_outlives_the_controller_that_launched_it_at_every_instant(tmp_path: Path, folder: AttemptLayout) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from state import effects\n"
+        "from tests.factories import session_spec\n"
+        "from tests.stages import local_backend\n"
+        "def die(kind, what):\n"
+        "    if kind == 'launch': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "effects.observe(die)\n"
+        "local_backend(Path(sys.argv[1]), 'wait').launch(session_spec())\n"
+    )
+    dead = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert not folder.launched.exists()
+    backend = local_backend(tmp_path, "wait")
+    assert backend.observe(ref()).sighting is Sighting.RUNNING
+    with pytest.raises(AmbiguousError):
+        backend.launch(session_spec())
+    wait_until(lambda: has_begun(backend))
+    backend.kill(ref())  # its process is known from its heartbeat alone
+    wait_until(lambda: backend.observe(ref()).sighting is Sighting.ENDED)
+
+
+def test_how_it_ended_is_said_as_far_as_it_is_known(tmp_path: Path) -> None:
+    vanishing = local_backend(tmp_path, "vanish")
+    vanishing.launch(session_spec())
+    wait_until_over(vanishing)
+    assert "exit code 7" in vanishing.observe(ref()).detail
+    assert vanishing.observe(ref()).ended_at is not None
+    stranger = local_backend(tmp_path, "vanish")
+    assert "gone without a report" in stranger.observe(ref()).detail
+
+
+def test_a_signal_is_named(waiting: LocalBackend) -> None:
+    waiting.launch(session_spec())
+    waiting.kill(ref())
+    wait_until_over(waiting)
+    assert waiting.observe(ref()).detail == "killed by SIGKILL"
+
+
+def test_a_process_that_has_got_the_pid_of_a_dead_worker_is_not_killed(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    innocent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    dead = identify(innocent.pid).model_copy(update={"started": "long ago"})
+    folder.root.mkdir(parents=True)
+    folder.launched.write_bytes(Launched(process=dead).to_json())
+    waiting.kill(ref())
+    assert innocent.poll() is None
+    innocent.communicate(b"\n")
+    assert innocent.returncode == 0
+
+
+def test_killing_a_process_that_leads_no_group_is_harmless(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    folder.root.mkdir(parents=True)
+    folder.launched.write_bytes(Launched(process=identify(child.pid)).to_json())
+    waiting.kill(ref())
+    assert child.poll() is None
+    child.communicate(b"\n")
+
+
+def test_a_heartbeat_of_a_worker_that_is_gone_kills_nobody(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    folder.root.mkdir(parents=True)
+    pid = os.getpid()
+    folder.heartbeat.write_text(
+        f'{{"at": "2026-01-01T00:00:00Z", "pid": {pid}, "phase": "training", "start_step": 0, "step": 1, "left_s": 1}}'
+    )
+    waiting.kill(ref())
+
+
+def test_a_command_that_does_not_exist_was_certainly_not_launched(tmp_path: Path) -> None:
+    backend = LocalBackend(HomeLayout(tmp_path), {}, ["/nowhere/python"])
+    with pytest.raises(TemporaryError, match="could not be started") as caught:
+        backend.launch(session_spec())
+    assert not isinstance(caught.value, AmbiguousError)
+    assert backend.observe(ref()).sighting is Sighting.MISSING
+
+
+def test_a_home_that_cannot_be_written_launches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file, where a folder should be")
+    with pytest.raises(TemporaryError, match="could not be started"):
+        local_backend(tmp_path, "finish").launch(session_spec())
+
+
+def test_a_launch_that_cannot_be_noted_is_ambiguous(tmp_path: Path, folder: AttemptLayout) -> None:
+    backend = local_backend(tmp_path, "vanish")
+
+    def lose_the_disk(kind: effects.EffectKind, what: str) -> None:
+        if kind == "launch":
+            shutil.rmtree(folder.root)
+
+    effects.observe(lose_the_disk)
+    try:
+        with pytest.raises(AmbiguousError, match="cannot be written down"):
+            backend.launch(session_spec())
+    finally:
+        effects.observe(None)
+    child = backend._children[RUN, 1, 1]
+    child.wait()

@@ -1,0 +1,192 @@
+"""Rules of the house that no type checker holds: who may read the clock, rename a file, or swallow an error."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("state", "worker", "orchestrator")
+_SOURCES = sorted(path.relative_to(_ROOT).as_posix() for package in _PACKAGES for path in (_ROOT / package).rglob("*.py"))
+
+_PURE = {
+    "orchestrator/plan.py",
+    "orchestrator/policy.py",
+    "orchestrator/progress.py",
+    "orchestrator/prune.py",
+    "orchestrator/reconcile.py",
+    "orchestrator/views.py",
+    "state/fence.py",
+    "state/lineage.py",
+    "state/retention.py",
+    "state/session.py",
+    "worker/budget.py",
+} | {name for name in _SOURCES if name.startswith("orchestrator/render")}
+
+_PURE_IMPORTS = {
+    "__future__",
+    "abc",
+    "collections",
+    "dataclasses",
+    "enum",
+    "hashlib",
+    "io",  # rich draws into a string
+    "itertools",
+    "math",
+    "operator",
+    "pydantic",
+    "rich",
+    "state",
+    "typing",
+    "worker.budget",
+    # Of datetime, the types; its clock is looked for by name.
+    "datetime",
+    # Of backends, what they say; none of the places that say it.
+    "orchestrator.backends.base",
+    *(name.removesuffix(".py").replace("/", ".") for name in _PURE),
+}
+_IMPURE_STATE = {"state.clock", "state.effects", "state.files", "state.run_store"}
+_IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
+_IMPURE_ATTRIBUTES = {"now", "utcnow", "today", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "stat"}
+
+_ENVIRONMENT_READERS = {"orchestrator/wiring.py", "worker/__main__.py"}
+_MOST_BROAD_EXCEPTS = 2  # the tick loop and the worker's last resort
+
+
+def tree_of(name: str) -> ast.Module:
+    return ast.parse((_ROOT / name).read_text(), filename=name)
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported, and for `from a import b` also a.b, which may be one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield str(node.module)
+
+
+def attributes_of(tree: ast.AST, owner: str) -> Iterator[str]:
+    """Every name that is taken from a module: owner.NAME and `from owner import NAME`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == owner:
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module == owner:
+            yield from (alias.name for alias in node.names)
+
+
+def called_names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def called_methods(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node.func.attr
+
+
+def is_allowed(module: str) -> bool:
+    parts = module.split(".")
+    return any(".".join(parts[:length]) in _PURE_IMPORTS for length in range(1, len(parts) + 1))
+
+
+def test_the_pure_modules_are_all_there() -> None:
+    assert set(_SOURCES) >= _PURE
+
+
+@pytest.mark.parametrize("name", sorted(_PURE))
+def test_a_pure_module_imports_nothing_that_reads_the_world(name: str) -> None:
+    imported = set(imports_of(tree_of(name)))
+    assert {module for module in imported if not is_allowed(module)} == set()
+    assert imported & _IMPURE_STATE == set()
+
+
+@pytest.mark.parametrize("name", sorted(_PURE))
+def test_a_pure_module_reads_no_clock_and_no_file_and_prints_nothing(name: str) -> None:
+    tree = tree_of(name)
+    assert set(called_names(tree)) & _IMPURE_CALLS == set()
+    assert set(called_methods(tree)) & _IMPURE_ATTRIBUTES == set()
+
+
+@pytest.mark.parametrize("name", [name for name in _SOURCES if name != "state/files.py"])
+def test_only_one_module_renames_and_fsyncs(name: str) -> None:
+    tree = tree_of(name)
+    forbidden = {"replace", "rename", "renames", "link", "fsync", "fdatasync", "rmdir", "removedirs"}
+    assert set(attributes_of(tree, "os")) & forbidden == set()
+    assert set(attributes_of(tree, "shutil")) & {"move", "rmtree"} == set()
+    for node in ast.walk(tree):  # Path.rename and Path.replace take one argument, str.replace takes two
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("rename", "replace"):
+            of_files = isinstance(node.func.value, ast.Name) and node.func.value.id in ("files", "dataclasses")
+            assert of_files or len(node.args) == 2, f"{name}:{node.lineno} renames by itself"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in _SOURCES if name not in _ENVIRONMENT_READERS and not name.startswith("orchestrator/cli")]
+)
+def test_the_environment_is_read_at_the_doors_only(name: str) -> None:
+    tree = tree_of(name)
+    assert set(attributes_of(tree, "os")) & {"getenv", "environb", "getenvb"} == set()
+    mentions = sum(attribute == "environ" for attribute in attributes_of(tree, "os"))
+    assert mentions == sum(is_written_environment(node) for node in ast.walk(tree)), "it may be set, as torch wants it, not read"
+
+
+def is_written_environment(node: ast.AST) -> bool:
+    """Whether a node is `os.environ[...] = ...` or the statement `os.environ.setdefault(...)`."""
+    match node:
+        case ast.Subscript(value=ast.Attribute(attr="environ"), ctx=ast.Store()):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Attribute(attr="environ"), attr="setdefault"))):
+            return True
+    return False
+
+
+def test_broad_excepts_are_two_at_most() -> None:
+    broad = [
+        f"{name}:{node.lineno}"
+        for name in _SOURCES
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception"))
+    ]
+    assert len(broad) <= _MOST_BROAD_EXCEPTS, broad
+
+
+def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
+    """Import every module in an empty folder, with nothing in the environment, and look what has happened."""
+    modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in _SOURCES]
+    program = (
+        "import importlib, sys, threading\n"
+        "sys.dont_write_bytecode = True\n"
+        "opened = []\n"
+        "def watch(event, arguments):\n"
+        "    if event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+'):\n"
+        "        opened.append(arguments[0])\n"
+        "    if event in ('subprocess.Popen', 'os.mkdir', 'socket.connect', 'sqlite3.connect'):\n"
+        "        opened.append(event)\n"
+        "for heavy in ('torch', 'sentencepiece', 'safetensors', 'rich', 'typer'):\n"
+        "    importlib.import_module(heavy)\n"
+        "sys.addaudithook(watch)\n"
+        "before = threading.active_count()\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "assert opened == [], opened\n"
+        "assert threading.active_count() == before\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *modules],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(_ROOT), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

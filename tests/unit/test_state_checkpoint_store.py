@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from state import effects
+from state.checkpoint_store import DirectoryCheckpointStore
+from state.errors import CorruptCheckpointError, TemporaryError
+from state.layout import MANIFEST_NAME
+from state.manifest import FileEntry
+from tests.factories import commit_checkpoint, safetensors, stage_checkpoint
+
+ID = "step-00000010-s001a1"
+
+
+class Died(BaseException):
+    """The process ends here."""
+
+
+def die_after(num_effects: int, act: Callable[[], object]) -> bool:
+    """Do something and die after so many side effects; return whether it came to its end instead."""
+    count = 0
+
+    def count_down(kind: effects.EffectKind, what: str) -> None:
+        nonlocal count
+        count += 1
+        if count == num_effects:
+            raise Died
+
+    effects.observe(count_down)
+    try:
+        act()
+    except Died:
+        return False
+    finally:
+        effects.observe(None)
+    return True
+
+
+Act = Callable[[DirectoryCheckpointStore], object]
+
+
+def deaths(root: Path, act: Act, prepare: Act = lambda _store: None) -> Iterator[DirectoryCheckpointStore]:
+    """Yield the store as it is after every death of an act, until the act comes to its end."""
+    for number in itertools.count(1):
+        store = DirectoryCheckpointStore(root / str(number))
+        prepare(store)
+        if die_after(number, partial(act, store)):
+            return
+        yield store
+
+
+def test_a_commit_that_dies_anywhere_leaves_a_whole_checkpoint_or_none_and_can_be_repeated(tmp_path: Path) -> None:
+    seen = set()
+    for store in deaths(tmp_path, lambda store: commit_checkpoint(store, 10)):
+        seen.add(store.ids())
+        for name in store.ids():
+            store.verify(name)
+        commit_checkpoint(store, 10)
+        assert store.verify_tensors(ID).step == 10
+        store.sweep(lambda _name: True)
+        assert [path.name for path in store.folder(ID).parent.iterdir()] == [ID]
+    assert seen == {(), (ID,)}
+
+
+def test_a_commit_that_dies_anywhere_can_be_swept_away(tmp_path: Path) -> None:
+    for store in deaths(tmp_path, lambda store: commit_checkpoint(store, 10)):
+        if store.ids() == ():
+            store.sweep(lambda _name: True)
+            assert list(store.folder(ID).parent.iterdir()) == []
+
+
+def test_a_deletion_that_dies_anywhere_leaves_a_whole_checkpoint_or_none(tmp_path: Path) -> None:
+    num_deaths = 0
+    for store in deaths(tmp_path, lambda store: store.delete(ID), lambda store: commit_checkpoint(store, 10)):
+        num_deaths += 1
+        assert store.ids() == ()
+        store.sweep(lambda _name: True)
+        assert list(store.folder(ID).parent.iterdir()) == []
+    assert num_deaths == 2
+
+
+def test_a_checkpoint_is_deleted_even_when_an_earlier_deletion_was_killed_half_way(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    assert not die_after(4, lambda: (commit_checkpoint(store, 10), store.delete(ID)))
+    (tmp_path / f".trash-{ID}").mkdir(exist_ok=True)
+    commit_checkpoint(store, 10)
+    store.delete(ID)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quarantine_that_dies_anywhere_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    for store in deaths(tmp_path, lambda store: store.quarantine(ID, "why"), lambda store: commit_checkpoint(store, 10)):
+        assert store.ids() == ()
+        commit_checkpoint(store, 10)
+        store.quarantine(ID, "again")
+        assert store.ids() == ()
+
+
+def test_a_manifest_that_the_disk_does_not_give_is_unknown_and_not_corrupt(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    commit_checkpoint(store, 10)
+    path = store.folder(ID) / MANIFEST_NAME
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # exists, is a file, and reading it is an input/output error
+    with pytest.raises(TemporaryError, match=r"manifest\.json of checkpoint .* cannot be read"):
+        store.manifest(ID)
+
+
+def test_a_file_that_the_disk_does_not_give_is_unknown_and_not_corrupt(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    staged, manifest = stage_checkpoint(store, 10)
+    unreadable = FileEntry(name="bad-sector", size_bytes=0, sha256="0" * 64)
+    (staged / "bad-sector").touch()
+    store.commit(staged, manifest.model_copy(update={"files": (*manifest.files, unreadable)}))
+    (store.folder(ID) / "bad-sector").unlink()
+    (store.folder(ID) / "bad-sector").symlink_to("/proc/self/mem")
+    with pytest.raises(TemporaryError, match=r"bad-sector of checkpoint .* cannot be read"):
+        store.verify(ID)
+
+
+def test_a_folder_where_a_file_should_be_is_a_lost_file(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    commit_checkpoint(store, 10)
+    path = store.folder(ID) / MANIFEST_NAME
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CorruptCheckpointError, match=r"has lost its file manifest\.json"):
+        store.manifest(ID)
+
+
+def committed_with(store: DirectoryCheckpointStore, content: bytes) -> None:
+    """Commit a checkpoint whose manifest tells the truth about its files and another story about their tensors."""
+    staged, manifest = stage_checkpoint(store, 10)
+    path = staged / "rank-1.safetensors"
+    path.write_bytes(content)
+    files = tuple(
+        FileEntry(name=entry.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        if entry.name == path.name
+        else entry
+        for entry in manifest.files
+    )
+    store.commit(staged, manifest.model_copy(update={"files": files}))
+    store.verify(ID)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (safetensors({"model.b": ("U8", [2, 2], b"abcX")}), "tensor model.b of .* is not the manifest's"),
+        (safetensors({"model.a2": ("U8", [2, 2], b"abcd")}), "tensor model.a2 of .* is not the manifest's"),
+        (safetensors({}), "holds 1 tensors"),
+        (b"no safetensors at all", "is not a safetensors file"),
+    ],
+)
+def test_verifying_tensor_by_tensor_finds_what_the_files_digests_cannot(tmp_path: Path, content: bytes, complaint: str) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    committed_with(store, content)
+    with pytest.raises(CorruptCheckpointError, match=complaint):
+        store.verify_tensors(ID)
