@@ -125,21 +125,21 @@ def rerun(
     """
     from orchestrator import begin
     from orchestrator.watch import drive
+    from state.errors import ExitCode
 
     ports = _ports()
     name = _the_run(ports, run)
     begin.ask_for_rerun(ports, name, session, adopt=adopt)
     before = len(ports.runs.load(name).attempts)
-
-    def is_over(record: RunRecord) -> bool:
-        return record.wishes.rerun is None and len(record.attempts) > before and record.live_attempt is None
-
-    drive(ports, name, until=is_over)
-    result = ports.runs.load(name).attempts[-1]
-    typer.echo(f"session {result.session} attempt {result.attempt} {result.outcome}: {result.reason}")
-    if result.comparison:
-        typer.echo(result.comparison)
-    _exit_like(result)
+    drive(ports, name, until=lambda record: record.wishes.rerun is None and record.live_attempt is None)
+    new = [attempt for attempt in ports.runs.load(name).attempts[before:] if attempt.branch is not None]
+    if not new:
+        _say(f"session {session} was not run again: {ports.runs.events(name, 1)[-1].text}")
+        raise typer.Exit(ExitCode.DATA)
+    typer.echo(f"session {new[0].session} attempt {new[0].attempt} {new[0].outcome}: {new[0].reason}")
+    if new[0].comparison:
+        typer.echo(new[0].comparison)
+    _exit_like(new[0])
 
 
 @app.command()

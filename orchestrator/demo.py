@@ -76,7 +76,9 @@ def _conclude(straight: StatusView, chained: StatusView, say: Callable[[str], No
 
 
 def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
-    controller = stage.start("chained", total_steps, "--session-steps", str(total_steps // _SESSIONS), "--checkpoint-every", "1s")
+    controller = stage.start(
+        "chained", total_steps, "--session-steps", str(total_steps // _SESSIONS), "--checkpoint-every", "0.5s"
+    )
     waiting = list(BLOWS)
     deadline = time.monotonic() + _DEADLINE_S
     while controller.poll() is None and time.monotonic() < deadline:

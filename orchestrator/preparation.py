@@ -27,7 +27,7 @@ def require_training_extra() -> None:
     missing = [module for module in TRAINING_MODULES if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(
-            f"this needs the training extra, and {', '.join(missing)} is not installed",
+            f"this needs the training extra; not installed: {', '.join(missing)}",
             remedy="pip install 'gemma-orch[train]'",
         )
 

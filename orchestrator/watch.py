@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ from orchestrator.controller import Controller, Ports
 from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
 from orchestrator.render import live_line, live_panel
 from orchestrator.views import StatusView, status_view
-from state.errors import LeaseHeldError, LeaseLostError, TemporaryError
-from state.ledger import AttemptRecord, RunRecord
+from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, TemporaryError
+from state.ledger import AttemptRecord, Event, RunRecord
 from state.process import certainly_dead
 from state.report import Heartbeat
 from state.session import RunState
@@ -23,7 +22,9 @@ from state.session import RunState
 _TICK_S = 0.25  # local looks are cheap: a lock, a folder's names
 _LOOK_S = 1.0
 _PLAIN_LINE_S = 10.0
+_MOST_FAILED_TICKS = 3
 _EVENTS_SHOWN = 6
+_EVENTS_REMEMBERED = 50  # more do not happen between two looks
 
 
 def observe_run(ports: Ports, run: str) -> StatusView:
@@ -89,11 +90,11 @@ class Display:
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
         self._said_at = -_PLAIN_LINE_S
-        self._events_seen = 0
+        self._last_event: Event | None = None
 
     def __enter__(self) -> Display:
         """Begin to show."""
-        self._events_seen = len(self._ports.runs.events(self._run, sys.maxsize))
+        self._last_event = next(iter(self._ports.runs.events(self._run, 1)), None)
         if self._live is not None:
             self._live.start()
         return self
@@ -113,45 +114,83 @@ class Display:
         if self._live is not None:
             self._live.update(live_panel(view, self._ports.runs.events(self._run, _EVENTS_SHOWN), now), refresh=True)
             return
-        events = self._ports.runs.events(self._run, sys.maxsize)
-        for event in events[self._events_seen :]:
+        for event in self._new_events():
             self.say(f"{self._run}: {event.text.partition(chr(10))[0]}")
-        self._events_seen = len(events)
         if self._ports.clock.monotonic() - self._said_at >= _PLAIN_LINE_S:
             self._said_at = self._ports.clock.monotonic()
             self.say(live_line(view, now))
+
+    def _new_events(self) -> list[Event]:
+        events = list(self._ports.runs.events(self._run, _EVENTS_REMEMBERED))
+        if self._last_event in events:
+            events = events[len(events) - events[::-1].index(self._last_event) :]
+        self._last_event = events[-1] if events else self._last_event
+        return events
 
 
 def drive(ports: Ports, run: str, *, until: Callable[[RunRecord], bool] = lambda _record: False) -> Verdict:
     """Tick a run until it is over or `until` says so, and show it meanwhile.
 
     When another controller is at work, this one says so once, watches, and takes over should the other one go away.
+
+    Raises:
+        GemmaOrchError: a tick found something that trying again does not mend.
     """
     controller = Controller(ports)
     with Display(ports, run) as display:
-        told: str | None = None
+        driver = _Driver(ports, run, controller, display, until)
         while True:
-            try:
-                tick = controller.tick(run, until=until)
-                decision, record = tick.decision, tick.record
-                told = None
-            except LeaseHeldError as error:
-                if told is None:
-                    display.say(f"{error}; watching it")
-                told = str(error)
-                record = ports.runs.load(run)
-                decision = decide(record, Quota(available=True), ports.clock.now())
-            except LeaseLostError:
-                continue
-            except TemporaryError as error:
-                display.say(f"{error}; trying again")
-                ports.clock.sleep(_PLAIN_LINE_S)
-                continue
-            display.show(observe_run(ports, run))
-            if isinstance(decision, Finish | GiveUp) or until(record):
-                controller.release(run)
-                return Verdict(decision, observe_run(ports, run))
-            ports.clock.sleep(_TICK_S if told is None else _LOOK_S)
+            pause_s, seen = driver.step()
+            if seen is not None:
+                decision, record = seen
+                display.show(observe_run(ports, run))
+                if isinstance(decision, Finish | GiveUp) or until(record):
+                    controller.release(run)
+                    return Verdict(decision, observe_run(ports, run))
+            ports.clock.sleep(pause_s)
+
+
+class _Driver:
+    """Ticks, and knows what to make of a tick that does not go through."""
+
+    def __init__(
+        self, ports: Ports, run: str, controller: Controller, display: Display, until: Callable[[RunRecord], bool]
+    ) -> None:
+        self._ports = ports
+        self._run = run
+        self._controller = controller
+        self._display = display
+        self._until = until
+        self._watches = False
+        self._failures = 0
+
+    def step(self) -> tuple[float, tuple[Decision, RunRecord] | None]:
+        """Tick once; return how long to wait, and what was decided when the tick went through or another one's is seen."""
+        try:
+            tick = self._controller.tick(self._run, until=self._until)
+        except LeaseHeldError as error:
+            if not self._watches:
+                self._display.say(f"{error}; watching it")
+            self._watches = True
+            record = self._ports.runs.load(self._run)
+            return _LOOK_S, (decide(record, Quota(available=True), self._ports.clock.now()), record)
+        except LeaseLostError:
+            return _LOOK_S, None
+        except TemporaryError as error:
+            self._display.say(f"{error}; trying again")
+            return _PLAIN_LINE_S, None
+        except GemmaOrchError:
+            raise
+        except Exception as error:
+            # A tick may die at any line and be done again; what fails every time is a mistake that must be seen.
+            self._failures += 1
+            if self._failures >= _MOST_FAILED_TICKS:
+                raise
+            self._display.say(f"unexpected {type(error).__name__}: {error}; trying again")
+            return _PLAIN_LINE_S, None
+        self._watches = False
+        self._failures = 0
+        return _TICK_S, (tick.decision, tick.record)
 
 
 def follow(ports: Ports, run: str) -> None:
