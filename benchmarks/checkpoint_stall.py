@@ -49,6 +49,7 @@ class RandomBatches:
     """Batches of random tokens."""
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (inputs, targets), a pure function of the step."""
         ids = np.random.default_rng(step).integers(1, VOCAB_SIZE, (BATCH_SIZE, NUM_POSITIONS + 1))
         return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
@@ -153,8 +154,8 @@ def one_round(bench: Bench, number: int) -> tuple[float, float, float]:
     bench.store.verify_tensors(name)
     bench.store.delete(name)
     print(
-        f"round {number + 1}: torch.save + fsync {torch_s:.3f} s; ours blocked {blocked_s:.3f} s, then {len(busy)} steps of "
-        f"{statistics.mean(busy):.3f} s against {statistics.mean(free):.3f} s ({slowed_s:+.3f} s), saved in {saved.seconds:.2f} s",
+        f"round {number + 1}: torch.save + fsync {torch_s:.3f} s; ours blocked {blocked_s:.3f} s, saved in {saved.seconds:.2f} s "
+        f"beside {len(busy)} steps of {statistics.mean(busy):.3f} s against {statistics.mean(free):.3f} s ({slowed_s:+.3f} s)",
         flush=True,
     )
     return torch_s, blocked_s, slowed_s

@@ -8,8 +8,9 @@ takes one step per round, in turn, so that what else the machine does meets them
 Limit: 6 x parameters x tokens operations at the rate of `torch.mm`, measured in the same run at the step's own shapes and
 weighted as the step uses them. oneDNN's rate is shown as well, because it is the faster product on some processors.
 
-Memory: each contender in a process of its own; the largest resident size that was sampled every 2 ms in three steps, less
-the size before the model was made, so that imported libraries do not count.
+Memory: each contender in a process of its own; the largest anonymous resident memory that was sampled every 2 ms in three
+steps, less that before the model was made, so that neither imported modules nor the code of libraries, which is paged in
+as it is used, count.
 """
 
 from __future__ import annotations
@@ -128,7 +129,9 @@ def peak_bytes(contender: str, threads: int) -> int:
 
 
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    """Return this process's resident memory that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 def measure_own_peak(contender: str) -> int:

@@ -88,5 +88,5 @@ class SessionReport(Document):
     ended_at: datetime
     tokens: int = 0
     last_loss: float | None = None
-    longest_save_s: float | None = None
+    longest_save_s: float | None = Field(default=None, description="longest save that was not made beside the training")
     seconds: Seconds = Seconds()

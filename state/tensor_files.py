@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, Json, ValidationError
 
 from state.errors import DataError
 from state.manifest import TensorEntry
@@ -24,29 +24,36 @@ _HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
-class _HeaderEntry(BaseModel):
-    """What a safetensors header says of a tensor."""
+class _Entry(BaseModel, defer_build=True):
+    """What a header says of a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
 
 
-class _Sharding(BaseModel):
+class _Sharding(BaseModel, defer_build=True):
     """Where a file's piece of a tensor lies in the whole one."""
 
     saved_offsets: tuple[int, ...]
 
 
-class _Metadata(BaseModel):
+class _Metadata(BaseModel, defer_build=True):
     """The part of the metadata that says how tensors are cut."""
 
-    sharding: str = Field(default="{}", alias="DCP_SHARDING_INFO")
+    sharding: Json[dict[str, _Sharding]] = Field(default={}, alias="DCP_SHARDING_INFO")
 
 
-_HEADER = TypeAdapter(dict[str, object])
-_ENTRIES = TypeAdapter(dict[str, _HeaderEntry])
-_SHARDINGS = TypeAdapter(dict[str, _Sharding])
+class _Header(BaseModel, extra="allow", defer_build=True):
+    """The header of a file: the metadata, and an entry by tensor name."""
+
+    metadata: _Metadata = Field(default_factory=_Metadata, alias="__metadata__")
+    __pydantic_extra__: dict[str, _Entry]
+
+    @property
+    def entries(self) -> dict[str, _Entry]:
+        """The tensors' entries."""
+        return self.__pydantic_extra__
 
 
 @dataclass(frozen=True)
@@ -84,14 +91,12 @@ def _read_pieces(path: Path) -> Iterator[tuple[str, _Piece]]:
     if len(text) < length:
         raise DataError(f"{path.name} is not a safetensors file: it ends within its header")
     try:
-        header = _HEADER.validate_json(text)
-        metadata = _Metadata.model_validate(header.pop("__metadata__", {}))
-        entries = _ENTRIES.validate_python(header)
-        shardings = _SHARDINGS.validate_json(metadata.sharding)
+        header = _Header.model_validate_json(text)
     except ValidationError as error:
         raise DataError(f"{path.name} is not a safetensors file: its header makes no sense") from error
-    for name, entry in entries.items():
-        offset = shardings[name].saved_offsets if name in shardings else (0,) * len(entry.shape)
+    for name, entry in header.entries.items():
+        sharding = header.metadata.sharding.get(name)
+        offset = sharding.saved_offsets if sharding is not None else (0,) * len(entry.shape)
         begin, end = (8 + length + position for position in entry.data_offsets)
         yield name, _Piece(path, entry.dtype, offset, entry.shape, begin, end)
 

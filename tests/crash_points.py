@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from state import effects
 from state.errors import DataError
 from state.spec import SessionSpec
 from tests.dying_worker import die
-from tests.sessions import SmallRun
+from tests.sessions import SmallRun, let_saver_finish
 
 STEPS = 7
 
@@ -57,14 +56,8 @@ def run_and_die(run: SmallRun, spec: SessionSpec, number: int) -> int:
             die()
 
     effects.observe(count)
-    return run.run(spec, asked_to_stop=wait_for_saver)
-
-
-def wait_for_saver() -> None:
-    """At every step boundary, let the checkpoint in flight be finished: the effects then come in the same order each time."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("saver"):
-            thread.join()
+    # Every checkpoint is finished before the next step: the effects then come in the same order each time.
+    return run.run(spec, asked_to_stop=let_saver_finish)
 
 
 def in_child(act: Callable[[], int]) -> int:
@@ -89,7 +82,14 @@ def found(run: SmallRun) -> dict[str, object]:
             corrupt.append(name)
     newest = run.newest()
     assert newest is not None
-    return {"step": newest.step, "state_sha256": newest.state_sha256, "corrupt": corrupt, "kept": len(run.store.ids())}
+    hidden = [entry.name for entry in run.layout.checkpoints.iterdir() if entry.name.startswith(".")]
+    return {
+        "hidden": hidden,
+        "step": newest.step,
+        "state_sha256": newest.state_sha256,
+        "corrupt": corrupt,
+        "kept": len(run.store.ids()),
+    }
 
 
 if __name__ == "__main__":

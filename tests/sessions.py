@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,7 +53,8 @@ def small_architecture(**changes: Any) -> Architecture:
 
 def make_data(folder: Path, *, vocab_size: int = VOCAB, seed: int = 1) -> DataManifest:
     """Write a data folder with two languages of random tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     languages = {}
     for name, num_tokens in (("english", 900), ("konkani", 500)):
@@ -93,9 +96,9 @@ class CountingClock:
 class SmallRun:
     """A run's folder, the specs of its sessions, and their results."""
 
-    def __init__(self, root: Path, **spec_values: Any) -> None:
+    def __init__(self, root: Path, *, vocab_size: int = VOCAB, **spec_values: Any) -> None:
         self.layout = RunLayout(root)
-        self.data = make_data(self.layout.data)
+        self.data = make_data(self.layout.data, vocab_size=vocab_size)
         self.store = DirectoryCheckpointStore(self.layout.checkpoints)
         self.said: list[str] = []
         self._spec_values = spec_values
@@ -134,9 +137,14 @@ class SmallRun:
 
     def run(self, spec: SessionSpec, *, clock: Clock | None = None, **host: Any) -> int:
         """Run a session in this process."""
+        self.write(spec)
+        return self.run_again(spec, clock=clock, **host)
+
+    def run_again(self, spec: SessionSpec, *, clock: Clock | None = None, **host: Any) -> int:
+        """Run a session whose folder is there already, and touch nothing in it."""
         clock = clock or SystemClock()
         made = Host(clock=clock, started_s=clock.monotonic(), say=self.said.append)
-        return run_session(self.write(spec), replace(made, **host))
+        return run_session(self.attempt(spec).spec, replace(made, **host))
 
     def start(self, spec: SessionSpec, *, dies_after: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start a session in a process of its own.
@@ -197,3 +205,10 @@ def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen[bytes]
         if time.monotonic() > deadline_s:
             raise AssertionError("it did not happen in time")
         time.sleep(0.005)
+
+
+def let_saver_finish() -> None:
+    """Wait for the checkpoint that is being made in this process."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("saver"):
+            thread.join()

@@ -35,13 +35,14 @@ class Simulation:
         clock: Clock | None = None,
         owner: ProcessIdentity | None = None,
         backend: type[SimulatedBackend] = SimulatedBackend,
+        store: type[DirectoryCheckpointStore] = DirectoryCheckpointStore,
         prepare: Preparer = lambda _spec, _keep_lease: DATA,
     ) -> None:
         self.home = HomeLayout(root)
         self.clock = ManualClock(start)
         ticking = clock or self.clock
         self.runs = SqliteRunStore(self.home.ledger)
-        self.store = DirectoryCheckpointStore(self.home.run(RUN).checkpoints)
+        self.store = store(self.home.run(RUN).checkpoints)
         self.backend = backend(root / "world", self.store, ticking, script)
         self.controller = Controller(
             Ports(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -63,13 +64,13 @@ def main(arguments: list[str]) -> int:
         return failure.exit_code
 
 
-def process_started_s() -> float:
+def process_started_s(stat: Path = Path("/proc/self/stat")) -> float:
     """Return when this process started, on the monotonic clock; now, where the kernel does not tell."""
     now_s = time.monotonic()
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = stat.read_text().rpartition(")")[2].split()
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError, ValueError):
+    except (OSError, AttributeError, IndexError):
         return now_s
     return now_s - max(0.0, age_s)
 
@@ -117,7 +118,8 @@ def _prove(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe or a full disk: the exit code still tells
+            stream.flush()
     # Not sys.exit: what is to be kept is on the disk, and torch takes a while to take itself apart.
     os._exit(code)

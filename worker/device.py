@@ -45,7 +45,7 @@ def environment(training: TrainingSpec, device: torch.device) -> Environment:
     return Environment(
         torch=torch.__version__,
         python=platform.python_version(),
-        device=_gpu_name() if device.type == "cuda" else f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
+        device=_gpu_name() if device.type == "cuda" else f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
         threads=num_threads(training),
         compiled=training.compile,
         code_sha256=code_sha256(_SOURCE_ROOT),
@@ -72,9 +72,10 @@ def _gpu_name() -> str:
     return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
 
 
-def _cpu_name() -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name, or its architecture where the system tells no name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = cpuinfo.read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

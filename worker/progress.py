@@ -48,12 +48,19 @@ class Progress:
         self.train_s += seconds
 
     def committed(self, saved: Saved, *, behind: bool) -> None:
-        """Count one more checkpoint."""
+        """Count one more checkpoint.
+
+        Args:
+            saved: The checkpoint.
+            behind: Whether it was made beside the training. Such a save waits for the processor as long as anything else
+                wants it, and tells nothing of what the session's last one takes.
+        """
         self.saved_step = saved.step
         self.head = self.head_of_attempt = saved.checkpoint_id
-        self.longest_save_s = max(saved.seconds, self.longest_save_s or 0.0)
         if behind:
             self.spend(saving_behind=saved.seconds)
+        else:
+            self.longest_save_s = max(saved.seconds, self.longest_save_s or 0.0)
 
     def spend(self, **seconds: float) -> None:
         """Add to the session's seconds."""

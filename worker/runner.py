@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import math
 import os
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    with contextlib.suppress(OSError):  # a closed terminal or a full disk: nobody hears it, and nothing stops for it
+        sys.stderr.write(text + "\n")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Session:
             left_s=lambda: self._budget.left_s(self._clock.monotonic()),
             start_step=start_step,
             tokens_per_step=spec.training.batch_size * spec.sequence_length,
+            say=host.say,
         )
         self._watchdog = Watchdog(self._clock, self._hung)
         self._saver: Saver | None = None
@@ -170,6 +173,8 @@ class Session:
         begun_s = self._clock.monotonic()
         self._progress.spend(startup=begun_s - self._host.started_s)
         self._phase(Phase.VERIFYING)
+        mine = attempt_name(self._spec.session, self._spec.attempt)
+        self._store.sweep(lambda attempt: attempt == mine)  # what an earlier process of this attempt left half written
         start = self._verified_start()
         self._phase(Phase.RESTORING)
         training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock)
@@ -335,7 +340,8 @@ class Session:
         if saved is None:
             return
         self._progress.committed(saved, behind=behind)
-        self._budget = self._budget.after_save(saved.seconds)
+        if self._spec.save_estimate_s is None:  # better than no measurement, though it may have waited for the processor
+            self._budget = self._budget.after_save(saved.seconds)
         self._telemetry.saved(saved.step)
 
     def _prune(self, request: SaveRequest) -> None:

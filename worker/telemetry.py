@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
@@ -34,6 +33,7 @@ class Telemetry:
         left_s: Tells how many seconds the session has left.
         start_step: The session's first checkpoint's step.
         tokens_per_step: Tokens that a step trains on.
+        say: Where to tell what cannot be written.
     """
 
     def __init__(
@@ -44,12 +44,14 @@ class Telemetry:
         left_s: Callable[[], float],
         start_step: int,
         tokens_per_step: int,
+        say: Callable[[str], None],
     ) -> None:
         self._layout = layout
         self._clock = clock
         self._left_s = left_s
         self._start_step = start_step
         self._tokens_per_step = tokens_per_step
+        self._say = say
         self._phase = Phase.STARTING
         self._step = start_step
         self._saved_step: int | None = None
@@ -122,6 +124,7 @@ class Telemetry:
         with self._never_stopping():
             if self._metrics is not None:
                 self._metrics.flush()
+        with self._never_stopping():
             files.write_atomically(self._layout.heartbeat, heartbeat.to_json(), durable=False)
 
     @contextlib.contextmanager
@@ -130,7 +133,7 @@ class Telemetry:
             yield
         except OSError as error:
             if not self._complained:
-                sys.stderr.write(f"metrics and heartbeat cannot be written: {error}\n")
+                self._say(f"metrics and heartbeat cannot be written: {error}")
             self._complained = True
 
 

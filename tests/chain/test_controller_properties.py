@@ -12,7 +12,8 @@ from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.plan import Finish, GiveUp
 from state import effects
 from state.errors import ErrorClass, LeaseHeldError
-from state.ledger import CheckpointState, RerunWish, RunRecord, StopWish
+from state.layout import checkpoint_id
+from state.ledger import AttemptRecord, CheckpointState, RerunWish, RunRecord, StopWish
 from state.process import ProcessIdentity
 from state.session import RunState
 from state.spec import Retention, SessionSpec
@@ -34,7 +35,9 @@ courses = st.builds(
     rots_after=st.sampled_from([None, None, 5, 10]),
     refuses_start=st.sampled_from([False, False, False, True]),
 )
-user_acts = st.sampled_from(["nothing"] * 6 + ["stop", "stop now", "start", "rerun", "adopt", "damage", "damage", "late", "extend"])
+user_acts = st.sampled_from(
+    ["nothing"] * 6 + ["stop", "stop now", "start", "rerun", "adopt", "damage", "damage", "late", "extend"]
+)
 
 
 class Killed(BaseException):
@@ -79,6 +82,13 @@ def check(before: RunRecord, now: RunRecord) -> None:
         assert now.header.message
 
 
+def commit_late(run: Simulation, old: AttemptRecord, step: int) -> None:
+    """Commit a checkpoint as an old attempt that somebody runs by hand would."""
+    if checkpoint_id(step, old.session, old.attempt) not in run.store.ids():
+        by_hand = {"session": old.session, "number": old.attempt, "fence": old.fence, "branch": old.branch}
+        commit_checkpoint(run.store, step, parent=old.start_checkpoint, **by_hand)
+
+
 def act(run: Simulation, what: str) -> None:
     record = run.record
     match what:
@@ -98,16 +108,7 @@ def act(run: Simulation, what: str) -> None:
                 run.damage(record.header.head)
         case "late":
             if record.attempts:
-                old = record.attempts[len(record.attempts) // 2]
-                commit_checkpoint(
-                    run.store,
-                    record.head_step + 3,
-                    session=old.session,
-                    number=old.attempt,
-                    fence=old.fence,
-                    branch=old.branch,
-                    parent=old.start_checkpoint,
-                )
+                commit_late(run, record.attempts[len(record.attempts) // 2], record.head_step + 3)
         case "extend":
             run.runs.set_spec(RUN, record.spec.model_copy(update={"total_steps": _TOTAL_STEPS + 10}))
 

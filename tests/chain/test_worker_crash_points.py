@@ -49,5 +49,9 @@ def test_no_half_made_checkpoint_is_ever_taken_for_one(lines: list[dict[str, obj
     assert [line["corrupt"] for line in lines] == [[]] * len(lines)
 
 
+def test_nothing_half_written_stays_behind(lines: list[dict[str, object]]):
+    assert [line["hidden"] for line in lines] == [[]] * len(lines)
+
+
 def test_at_least_two_checkpoints_are_kept(lines: list[dict[str, object]]):
     assert min(int(str(line["kept"])) for line in lines) >= 2

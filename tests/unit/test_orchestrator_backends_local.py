@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,8 @@ from state import effects
 from state.errors import AmbiguousError, DataError, TemporaryError
 from state.layout import AttemptLayout, HomeLayout
 from state.process import identify
-from tests.factories import RUN, session_spec
+from state.report import Heartbeat, Phase
+from tests.factories import RUN, START, session_spec
 from tests.stages import local_backend, ref, wait_until, wait_until_over
 
 
@@ -151,12 +151,14 @@ def test_killing_a_process_that_leads_no_group_is_harmless(waiting: LocalBackend
 
 
 def test_a_heartbeat_of_a_worker_that_is_gone_kills_nobody(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    innocent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     folder.root.mkdir(parents=True)
-    pid = os.getpid()
-    folder.heartbeat.write_text(
-        f'{{"at": "2026-01-01T00:00:00Z", "pid": {pid}, "phase": "training", "start_step": 0, "step": 1, "left_s": 1}}'
+    folder.heartbeat.write_bytes(
+        Heartbeat(at=START, pid=innocent.pid, phase=Phase.TRAINING, start_step=0, step=1, left_s=1.0).to_json()
     )
     waiting.kill(ref())
+    innocent.communicate(b"\n")
+    assert innocent.returncode == 0
 
 
 def test_a_command_that_does_not_exist_was_certainly_not_launched(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class World:
         self.store = DirectoryCheckpointStore(root / "checkpoints")
         self.backend = SimulatedBackend(root / "world", self.store, ManualClock(), lambda _s, _a: course)
 
-    def play(self, **values: object) -> World:
+    def play(self, **values: Any) -> World:
         self.backend.launch(session_spec(**values))
         wait_until_over(self.backend)
         return self

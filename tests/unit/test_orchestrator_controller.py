@@ -13,13 +13,15 @@ from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller import LEASE_S
 from orchestrator.plan import AskToStop, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait
 from state import effects
+from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import DataError, ErrorClass, ExitCode, LeaseHeldError, LeaseLostError, QuotaError, TemporaryError, UserError
 from state.ledger import CheckpointState, PutAttempt, RerunWish, RunRecord, StopWish
 from state.lineage import ancestors
+from state.manifest import Manifest
 from state.process import identify
 from state.report import Outcome, SessionReport
 from state.session import AttemptState, IllegalMoveError, RunState
-from state.spec import Retention, SessionLimits, SessionSpec
+from state.spec import ExpectedCheckpoint, Retention, SessionLimits, SessionSpec
 from tests.factories import OWNER, RIVAL, RUN, START, after, commit_checkpoint, run_spec
 from tests.simulation import Simulation, digest_of_head
 
@@ -191,6 +193,14 @@ def test_two_step_backs_are_taken_and_the_third_corrupt_checkpoint_ends_the_run_
     assert run.record.header.exit_code == ExitCode.DATA
     assert run.record.head_step == 5
     assert len(run.record.attempts) == 1
+
+
+def test_start_after_corrupt_checkpoints_tries_once_more(simulate: Simulate) -> None:
+    run = simulate(lambda session, number: Course((5, 10, 15, 20), refuses_start=session == 2 and number <= 3))
+    run.create(total_steps=40, retention=Retention(keep_last=5))
+    assert isinstance(run.run_until_over().decision, GiveUp)
+    run.controller.activate(RUN)
+    assert run.run_until_over().record.header.state is RunState.FINISHED
 
 
 def test_a_run_whose_only_checkpoint_is_corrupt_begins_again(simulate: Simulate) -> None:
@@ -590,6 +600,27 @@ def test_a_controller_that_lost_its_lease_in_mid_tick_writes_nothing_even_when_n
     assert [(a.session, a.attempt, a.fence) for a in run.record.attempts] == [(1, 1, 1)]
     assert run.run_until_over().record.header.state is RunState.FINISHED  # and the next tick begins afresh
     assert set(run.backend.launches().values()) == {1}
+
+
+def test_a_launch_begins_with_a_lease_that_outlasts_it_however_long_the_start_was_read(simulate: Simulate) -> None:
+    left_s: list[float] = []
+
+    class Measured(SimulatedBackend):
+        def launch(self, spec: SessionSpec) -> str:
+            lease = run.runs.lease(RUN)
+            assert lease is not None
+            left_s.append((lease.until - run.clock.now()).total_seconds())
+            return super().launch(spec)
+
+    class Slow(DirectoryCheckpointStore):
+        def verify(self, checkpoint_id: str, expected: ExpectedCheckpoint | None = None) -> Manifest:
+            run.clock.advance(LEASE_S * 0.75)
+            return super().verify(checkpoint_id, expected)
+
+    run = simulate(backend=Measured, store=Slow).create(total_steps=60)
+    assert run.run_until_over().record.header.state is RunState.FINISHED
+    assert len(left_s) == 3
+    assert min(left_s) >= LEASE_S / 2
 
 
 def test_preparing_keeps_the_lease_and_stops_when_it_is_lost(simulate: Simulate) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ from state.spec import Retention
 from tests.factories import START, attempt, checkpoint, run_record, run_spec
 
 
-def line(*steps: int, **values: object) -> list[CheckpointRecord]:
+def line(*steps: int, **values: Any) -> list[CheckpointRecord]:
     """Checkpoints of one line, oldest first."""
     records: list[CheckpointRecord] = []
     for step in steps:

@@ -165,6 +165,13 @@ def test_a_parent_that_its_worker_has_pruned_already_gives_way_to_the_start(foun
     assert last(changes, PutCheckpoint).checkpoint.parent == HEAD.id
 
 
+def test_an_attempt_is_as_far_as_its_furthest_checkpoint_however_late_the_others_come(found: Any) -> None:
+    record = run_record([attempt(1, saved_step=20, head=HEAD.id)], [HEAD], head=HEAD.id)
+    changes = reconcile(record, World(found=(found(15, session=1),)), START)
+    assert last(changes, PutAttempt) is None
+    assert last(changes, SetHeader) is None
+
+
 def with_own_checkpoints() -> RunRecord:
     """Session 2 runs, and has saved steps 30, 40 and 50."""
     own = [checkpoint(step, 2, parent=HEAD.id) for step in (30, 40, 50)]

@@ -40,6 +40,12 @@ def test_each_tensor_has_an_entry_in_name_order(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["metadata", "sharding", "entries", "model_config", "नाम", ""])
+def test_a_tensor_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (entry,) = tensor_entries(write(tmp_path, safetensors({name: ("U8", [6, 4], MATRIX)}, {name: [0, 0]})))
+    assert (entry.name, entry.shape) == (name, (6, 4))
+
+
 @pytest.mark.parametrize("rows", [[6], [2, 4], [1, 2, 3], [0, 6, 0], [3, 0, 3]])
 def test_entries_do_not_depend_on_how_the_files_are_cut(tmp_path: Path, rows: list[int]) -> None:
     whole = tensor_entries(write(tmp_path, safetensors({"m": ("U8", [6, 4], MATRIX)})))

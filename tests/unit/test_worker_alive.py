@@ -38,7 +38,10 @@ def test_a_second_process_is_told_who_runs_the_session(layout: AttemptLayout):
     with held_alive(layout, None):
         with pytest.raises(SessionRunsError, match="this session is running already\n"), held_alive(layout, None):
             raise AssertionError("two at once")
-        Telemetry(layout, ManualClock(), left_s=lambda: 1.0, start_step=7, tokens_per_step=1).phase(Phase.TRAINING)
+        layout.heartbeat.write_text("{")
+        with pytest.raises(SessionRunsError, match="this session is running already\n"):
+            held_alive(layout, None).__enter__()
+        Telemetry(layout, ManualClock(), left_s=lambda: 1.0, start_step=7, tokens_per_step=1, say=print).phase(Phase.TRAINING)
         with pytest.raises(SessionRunsError, match=rf"running already \(pid {os.getpid()}, at step 7\)") as caught:
             held_alive(layout, None).__enter__()
     assert caught.value.exit_code == 3

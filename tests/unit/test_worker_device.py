@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from state.manifest import Environment
 from state.spec import TrainingSpec
-from worker.device import code_sha256, computes_alike, configure, environment, num_threads, pick_device
+from worker.device import code_sha256, computes_alike, configure, cpu_name, environment, num_threads, pick_device
 
 CPU = torch.device("cpu")
 
@@ -83,3 +84,11 @@ def test_the_code_digest_is_cheap():
     begun_s = time.process_time()
     code_sha256(root)
     assert time.process_time() - begun_s < 0.05
+
+
+def test_a_processor_without_a_name_is_known_by_its_architecture(tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name : Abacus 9\nmodel name : Abacus 9\n")
+    assert cpu_name(tmp_path / "cpuinfo") == "Abacus 9"
+    (tmp_path / "cpuinfo").write_text("processor : 0\n")
+    assert cpu_name(tmp_path / "cpuinfo") == platform.machine()
+    assert cpu_name(tmp_path / "missing") in (platform.processor(), platform.machine())

@@ -13,11 +13,9 @@ from worker.optim import learning_rate
 
 
 def caught(act: Callable[[], object]) -> Exception:
-    try:
+    with pytest.raises(Exception) as raised:
         act()
-    except Exception as error:
-        return error
-    raise AssertionError("nothing was raised")
+    return raised.value
 
 
 def raiser(error: Exception) -> Callable[[], object]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -98,7 +99,7 @@ def test_cosine_falls_from_the_peak_to_the_least():
     assert rates[10] == pytest.approx((0.01 + 0.001) / 2)
     assert rates[20] == pytest.approx(0.001)
     assert rates[21] == pytest.approx(0.001)
-    assert all(earlier >= later for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(earlier >= later for earlier, later in itertools.pairwise(rates))
 
 
 def test_cosine_with_nothing_after_the_warm_up_is_still_a_number():

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.sessions import SmallRun
+from worker.__main__ import StopRequest, main, process_started_s
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def worker(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_spec_that_is_not_there_is_no_stack_trace(capsys: pytest.CaptureFixture[str]):
+    assert main(["nowhere/session.json"]) == 2
+    assert "nowhere/session.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_verbs_mistake_is_no_stack_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["prove", "--spec", str(tmp_path / "x"), "--steps", "2", "--pieces", "1", "--work-dir", str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_help_lists_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("prepare", "export", "prove", "0 done, 2 the user must change something"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["export"], ["prove"]])
+def test_wrong_arguments_are_the_users(arguments: list[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_without_the_training_extra_it_says_how_to_get_it(ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.spec()
+    hidden = "import sys; sys.modules['torch'] = None; from worker.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = worker("-c", hidden, str(run.write(spec)))
+    assert done.returncode == 2, done.stderr
+    assert "torch is not installed" in done.stderr
+    assert "pip install 'gemma-orch[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "torch is not installed" in run.report(spec).reason
+    verb = worker("-c", hidden, "export", "--checkpoint-dir", "x")
+    assert (verb.returncode, "pip install 'gemma-orch[train]'" in verb.stderr) == (2, True), verb.stderr
+
+
+def test_a_module_that_is_missing_for_another_reason_is_no_missing_extra():
+    hidden = "import sys; sys.modules['worker.prove'] = None; from worker.__main__ import main; sys.exit(main(['prove']))"
+    done = worker("-c", hidden)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_the_process_started_before_now_and_not_long_ago():
+    now_s = time.monotonic()
+    started_s = process_started_s()
+    assert started_s < now_s
+    code = "import time; time.sleep(0.3); from worker.__main__ import process_started_s as s; print(time.monotonic() - s())"
+    age_s = float(worker("-c", code).stdout)
+    assert 0.3 <= age_s < 20.0
+
+
+@pytest.mark.parametrize("stat", [None, "1 (python) S"], ids=["no such file", "another format"])
+def test_where_the_kernel_tells_no_start_it_is_now(tmp_path: Path, stat: str | None):
+    if stat is not None:
+        (tmp_path / "stat").write_text(stat)
+    before_s = time.monotonic()
+    assert before_s <= process_started_s(tmp_path / "stat") <= time.monotonic()
+
+
+def test_a_signal_is_remembered_and_nothing_else_happens():
+    stop = StopRequest()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop.install()
+        assert stop() is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == "SIGTERM"
+        signal.raise_signal(signal.SIGINT)
+        assert stop() == "SIGINT"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_nobody_listening_is_no_error(ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.spec(max_steps=1)
+    process = run.start(spec)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert run.report(spec).saved_step == 1
+
+
+def test_a_first_step_does_not_wait_for_the_compiler_or_the_network(ram_path: Path):
+    """What takes a second to import, and no session of this kind needs."""
+    run = SmallRun(ram_path)
+    code = (
+        "import sys; from worker.__main__ import main; code = main(sys.argv[1:]);"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'torch.distributed.checkpoint', 'sentencepiece', 'sympy')"
+        " if name in sys.modules]); sys.exit(code)"
+    )
+    first = run.spec(1, max_steps=1)
+    assert worker("-c", code, str(run.write(first))).returncode == 0
+    done = worker("-c", code, str(run.write(run.spec(2, start=run.expected(), max_steps=1))))
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
