@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from orchestrator.preparation import require_training_extra
 from orchestrator.wiring import check_backend
 from state.errors import LeaseHeldError, UserError
 from state.ledger import CheckpointState, RerunWish, RunHeader, RunRecord, RunWishes
-from state.spec import RunSpec, compare_specs
+from state.process import certainly_dead
+from state.spec import RunSpec, SpecChange, compare_specs
 
 
 def without_none(values: dict[str, Any]) -> Explicit:
@@ -48,32 +49,55 @@ def begin(ports: Ports, said: Explicit, config: Path | None, *, num_cores: int, 
             say("no --tokenizer is given: the sample's 2048 pieces are used, which cut your text into many small ones")
         ports.runs.create(RunHeader(name=name, created_at=now, resumed_at=now), RunWishes(spec=spec))
     else:
-        _change(ports, known, spec, say)
+        _check_changes(known, compare_specs(known.spec, spec, reached_step=known.head_step))
     try:
         Controller(ports).activate(name)
-    except LeaseHeldError:
-        ports.runs.set_stop(name, None)  # whoever holds the run goes on with it
+    except LeaseHeldError as error:
+        _leave_to_its_controller(ports, name, spec, error)
+    _change(ports, name, spec, say)
     return name
 
 
-def _change(ports: Ports, known: RunRecord, spec: RunSpec, say: Callable[[str], None]) -> None:
-    changes = compare_specs(known.spec, spec, reached_step=known.head_step)
-    nothing_trained = known.header.data is None
-    refused = [change for change in changes if change.refusal is not None]
-    if refused and not nothing_trained:
+def _check_changes(known: RunRecord, changes: Sequence[SpecChange]) -> None:
+    """Check that a run can make these changes; before its data is prepared, it can make any.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if known.header.data is not None and any(change.refusal is not None for change in changes):
         listed = "\n".join(f"  {change}" for change in changes)
         raise UserError(
             f"run {known.name} exists, and this command asks for another one:\n{listed}",
             remedy=f"leave out what is not allowed to go on with {known.name}, or begin another run with --name",
         )
+
+
+def _leave_to_its_controller(ports: Ports, run: str, spec: RunSpec, error: LeaseHeldError) -> None:
+    """Let the controller that holds a run go on with it, a stop taken back.
+
+    Raises:
+        LeaseHeldError: it is preparing data that this command would replace.
+    """
+    known = ports.runs.load(run)
+    if known.header.data is None and any(change.refusal for change in compare_specs(known.spec, spec)):
+        raise LeaseHeldError(f"{error.what}, and prepares its data", remedy=f"gemma-orch stop {run}, then the same command again")
+    ports.runs.set_stop(run, None)
+
+
+def _change(ports: Ports, run: str, spec: RunSpec, say: Callable[[str], None]) -> None:
+    changes = compare_specs(ports.runs.load(run).spec, spec)
     for change in changes:
-        say(f"run {known.name} changes {change.field}: {change.old!r} -> {change.new!r}")
+        say(f"run {run} changes {change.field}: {change.old!r} -> {change.new!r}")
     if changes:
-        ports.runs.set_spec(known.name, spec)
+        ports.runs.set_spec(run, spec)
 
 
 def detach(ports: Ports, run: str) -> None:
     """Start a controller of a run that outlives this terminal."""
+    lease = ports.runs.lease(run)
+    if lease is not None and lease.owner != ports.owner and not certainly_dead(lease.owner):
+        return  # one is at work already
+    ports.runs.release(run, ports.owner)
     folder = ports.home.run(run)
     folder.root.mkdir(parents=True, exist_ok=True)
     with open(folder.controller_log, "ab") as log:

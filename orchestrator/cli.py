@@ -5,8 +5,11 @@ Imports that cost time stand inside the commands: `--help` answers at once, and 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -31,6 +34,21 @@ INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
 RunArgument = Annotated[str | None, typer.Argument(help="The run, by name or unique prefix; the newest one when left out.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run, by name or unique prefix; the newest when left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON contract of docs/json.md.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("gemma-orch"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -92,10 +110,14 @@ def status(
     from orchestrator.watch import follow, observe_run
 
     ports = _ports()
-    if show_all and run is None and not as_json:
-        from orchestrator.render import runs_table
+    if show_all and run is None:
+        views = [observe_run(ports, each) for each in ports.runs.names()]
+        if as_json:
+            sys.stdout.write(json.dumps([view.model_dump(mode="json") for view in views], indent=1) + "\n")
+        else:
+            from orchestrator.render import runs_table
 
-        _print(runs_table([observe_run(ports, each) for each in ports.runs.names()], ports.clock.now()))
+            _print(runs_table(views, ports.clock.now()))
         return
     name = _the_run(ports, run)
     if as_json:
@@ -129,9 +151,11 @@ def rerun(
 
     ports = _ports()
     name = _the_run(ports, run)
+    record = ports.runs.load(name)
+    head, before = record.header.head, len(record.attempts)
     begin.ask_for_rerun(ports, name, session, adopt=adopt)
-    before = len(ports.runs.load(name).attempts)
-    drive(ports, name, until=lambda record: record.wishes.rerun is None and record.live_attempt is None)
+    with _watching(ports, name):
+        drive(ports, name, until=lambda record: record.wishes.rerun is None and record.live_attempt is None)
     new = [attempt for attempt in ports.runs.load(name).attempts[before:] if attempt.branch is not None]
     if not new:
         _say(f"session {session} was not run again: {ports.runs.events(name, 1)[-1].text}")
@@ -139,6 +163,9 @@ def rerun(
     typer.echo(f"session {new[0].session} attempt {new[0].attempt} {new[0].outcome}: {new[0].reason}")
     if new[0].comparison:
         typer.echo(new[0].comparison)
+    record = ports.runs.load(name)
+    if record.header.head != head:
+        _say(f"run {name} is at step {record.head_step} of {record.spec.total_steps} now; gemma-orch start --name {name} goes on")
     _exit_like(new[0])
 
 
@@ -158,17 +185,18 @@ def stop(
     if record.header.state is not RunState.ACTIVE and record.live_attempt is None:
         typer.echo(f"run {name} is {record.header.state} already, at step {record.head_step}")
         return
+    ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
     ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
-    verdict = drive(ports, name)
-    typer.echo(f"run {name} is {verdict.view.state}, at step {verdict.view.step}; gemma-orch start goes on from there")
+    view = drive(ports, name).view
+    typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
 
 
 @app.command()
 def tick(run: RunArgument = None) -> None:
     """Bring a run on by one decision and return: fit for cron. Every active run when none is named."""
     from orchestrator.controller import Controller
-    from orchestrator.plan import GiveUp
     from orchestrator.watch import observe_run
+    from state.errors import ExitCode, GemmaOrchError, LeaseHeldError
     from state.session import RunState
 
     ports = _ports()
@@ -180,13 +208,21 @@ def tick(run: RunArgument = None) -> None:
     exit_code = 0
     for name in names:
         controller = Controller(ports)
-        decision = controller.tick(name).decision
-        controller.release(name)
-        view = observe_run(ports, name)
-        typer.echo(f"{name}: step {view.step} of {view.total_steps}, {view.waiting_for or view.message or view.state}")
-        exit_code = max(exit_code, decision.exit_code if isinstance(decision, GiveUp) else 0)
+        try:
+            controller.tick(name)
+            view = observe_run(ports, name)
+            typer.echo(f"{name}: step {view.step} of {view.total_steps}, {view.waiting_for or view.state}")
+            exit_code = max(exit_code, view.exit_code)
+        except LeaseHeldError as error:
+            _say(f"{name}: {error}")  # when every run is meant, one that is looked after is no failure
+            exit_code = max(exit_code, error.exit_code if run else ExitCode.DONE)
+        except GemmaOrchError as error:
+            _say(f"{name}: {error}")
+            exit_code = max(exit_code, error.exit_code)
+        finally:
+            controller.release(name)
     if not names:
-        _say("no run is active; gemma-orch start begins one")
+        _say("no run is active; gemma-orch start --total-steps N begins one")
     raise typer.Exit(exit_code)
 
 
@@ -212,8 +248,6 @@ def checkpoints(run: RunArgument = None, as_json: JsonOption = False) -> None:
     ports = _ports()
     views = checkpoint_views(ports.runs.load(_the_run(ports, run)))
     if as_json:
-        import json
-
         sys.stdout.write(json.dumps([view.model_dump(mode="json") for view in views], indent=1) + "\n")
         return
     from orchestrator.render import checkpoints_tree
@@ -233,12 +267,16 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of a checkpoint again and compare all digests. Exit code 4 when it is not what it was."""
-    from state.checkpoint_store import DirectoryCheckpointStore
+    from state.errors import CorruptCheckpointError
 
     ports = _ports()
     name = _the_run(ports, run)
     checkpoint_id = _the_checkpoint(ports.runs.load(name), checkpoint)
-    manifest = DirectoryCheckpointStore(ports.home.run(name).checkpoints).verify_tensors(checkpoint_id)
+    try:
+        manifest = ports.checkpoints(name).verify_tensors(checkpoint_id)
+    except CorruptCheckpointError as error:
+        remedy = f"gemma-orch start --name {name} puts it aside when it needs it, and goes on from the last good one"
+        raise CorruptCheckpointError(checkpoint_id, error.what, expected=error.expected, remedy=remedy) from error
     if as_json:
         sys.stdout.write(manifest.model_dump_json(indent=1) + "\n")
     else:
@@ -273,8 +311,6 @@ def doctor(as_json: JsonOption = False) -> None:
 
     findings = examine(_home(), _num_cores())
     if as_json:
-        import json
-
         sys.stdout.write(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=1) + "\n")
     else:
         _print(report(findings))
@@ -385,16 +421,24 @@ def _the_attempt(record: RunRecord, session: str | None) -> AttemptRecord:
         if session in (None, str(attempt.session), attempt_name(attempt.session, attempt.attempt))
     ]
     if not matching:
-        known = ", ".join(attempt_name(attempt.session, attempt.attempt) for attempt in record.attempts[-6:]) or "none yet"
-        raise UserError(f"run {record.name} has no session {session or 'yet'}", expected=f"one of {known}")
+        known = ", ".join(attempt_name(attempt.session, attempt.attempt) for attempt in record.attempts[-6:])
+        raise UserError(f"run {record.name} has no session {session or 'yet'}", expected=f"one of {known}" if known else "")
     return matching[-1]
 
 
 def _drive_to_the_end(ports: Ports, run: str) -> NoReturn:
     from orchestrator.watch import drive
 
-    try:
+    with _watching(ports, run):
         verdict = drive(ports, run)
+    _conclude(verdict)
+
+
+@contextlib.contextmanager
+def _watching(ports: Ports, run: str) -> Iterator[None]:
+    """Let Ctrl-C end the watching, not the session, and say how to come back."""
+    try:
+        yield
     except KeyboardInterrupt:
         live = ports.runs.load(run).live_attempt
         _say("")
@@ -402,7 +446,6 @@ def _drive_to_the_end(ports: Ports, run: str) -> NoReturn:
             _say(f"no longer watching; session {live.session} goes on by itself until its limit, and saves what it trains")
         _say(f"come back: the same command, or gemma-orch start --name {run}; look: gemma-orch status; end: gemma-orch stop")
         raise typer.Exit(INTERRUPTED) from None
-    _conclude(verdict)
 
 
 def _conclude(verdict: Verdict) -> NoReturn:

@@ -89,7 +89,9 @@ def _with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]
     absolute = dict(values)
     if isinstance(corpus := values.get("corpus"), str):
         corpus = [corpus]
-    if isinstance(corpus, list) and all(isinstance(entry, str) for entry in corpus):
+    if corpus is not None:
+        if not isinstance(corpus, list) or not all(isinstance(entry, str) for entry in corpus):
+            raise UserError(f"data.corpus is {corpus!r}", expected="a folder in quotes, or a list of them")
         absolute["corpus"] = [str((folder / Path(entry).expanduser()).absolute()) for entry in corpus]
     if isinstance(tokenizer := values.get("tokenizer"), str):
         absolute["tokenizer"] = str((folder / Path(tokenizer).expanduser()).absolute())
@@ -111,8 +113,8 @@ def run_name(explicit: Explicit) -> str:
     Raises:
         UserError: the name given cannot name a run.
     """
-    if isinstance(name := explicit.get("name"), str):
-        return check_run_name(name)
+    if (name := explicit.get("name")) is not None:
+        return check_run_name(name if isinstance(name, str) else repr(name))
     size = explicit.get("model", {}).get("size", ModelSpec().size)
     corpus = explicit.get("data", {}).get("corpus")
     text = f"{size}-{Path(corpus[0]).name if corpus else 'sample'}".lower()
@@ -162,7 +164,8 @@ def _problem(problem: Any) -> str:
         key = ".".join(["checkpoints", *location[1:]])
     elif len(location) == 1 and location[0] in _RUN_KEYS:
         key = f"run.{location[0]}"
-    return f"{key or 'the spec'} is {problem.get('input')!r}: {problem['msg']}"
+    value = "" if isinstance(problem.get("input"), dict) else f" is {problem.get('input')!r}"
+    return f"{key or 'the spec'}{value}: {problem['msg']}"
 
 
 TEMPLATE = """\

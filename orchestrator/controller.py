@@ -6,7 +6,6 @@ true before anything is done about it, so that everything here may be done twice
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +19,7 @@ from orchestrator.reconcile import Draft, World, reconcile, step_back
 from orchestrator.rerun import compare
 from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
-from state.errors import AmbiguousError, CorruptCheckpointError, ExitCode, GemmaOrchError
+from state.errors import AmbiguousError, CorruptCheckpointError, DataError, ExitCode, GemmaOrchError, UserError
 from state.layout import HomeLayout, attempt_name
 from state.ledger import (
     AttemptRecord,
@@ -63,6 +62,8 @@ class Ports:
     checkpoints: Callable[[str], CheckpointStore]
     """The checkpoint store of a run, by the run's name."""
     prepare: Preparer
+    has_data: Callable[[RunRecord], bool] = lambda _record: True
+    """Whether the prepared data of a run is still there and whole."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,9 @@ class Controller:
 
         Raises:
             LeaseHeldError: another controller is at work on it.
-            GemmaOrchError: the data cannot be prepared.
         """
         self._take_lease(run)
-        record = self._prepared(self._ports.runs.load(run))
-        record = self._reconciled(record)
+        record = self._reconciled(self._ports.runs.load(run))
         by_hand = self._run_by_hand(record)
         if by_hand is None:
             record = self._tidied(record)
@@ -100,6 +99,8 @@ class Controller:
             return Tick(Wait("nothing: what was asked for is done"), record)
         now = self._ports.clock.now()
         decision = decide(record, self._ports.backend(record.spec.backend).quota(now), now, by_hand)
+        if isinstance(decision, Finish) and not self._may_finish(record, decision):
+            return Tick(Wait("the next tick: the head was not what it should be"), self._ports.runs.load(run))
         self._act(record, decision)
         return Tick(decision, record if isinstance(decision, Wait) else self._ports.runs.load(run))
 
@@ -147,13 +148,36 @@ class Controller:
     def _apply(self, record: RunRecord, changes: Sequence[Change]) -> None:
         self._ports.runs.apply(record.name, self._ports.owner, changes)
 
-    def _prepared(self, record: RunRecord) -> RunRecord:
-        if record.header.data is not None:
+    def _prepared(self, record: RunRecord) -> RunRecord | None:
+        """Return the record of a run whose data is there, prepared now when it was not; None: decide anew.
+
+        What only the user can mend ends the run, with the reason in its record.
+        """
+        known = record.header.data
+        if known is not None and self._ports.has_data(record):
             return record
-        data = self._ports.prepare(record.spec, lambda: self._keep_lease(record.name))
-        header = record.header.model_copy(update={"data": data})
-        self._apply(record, [SetHeader(header)])
-        return dataclasses.replace(record, header=header)
+        try:
+            data = self._ports.prepare(record.spec, lambda: self._keep_lease(record.name))
+            if known is not None and known.sha256 != data.sha256:
+                raise DataError(
+                    f"the data of run {record.name} was lost, and its corpus has changed since: it gives other tokens now",
+                    expected=f"data with digest {known.sha256[:12]}, which is what the run is trained on",
+                    remedy="put the corpus back as it was, or begin another run with --name",
+                )
+        except (UserError, DataError) as error:
+            self._settle(record, RunState.FAILED, str(error), error.exit_code)
+            return None
+        # That may have taken hours: what the user has asked for meanwhile counts.
+        wishes = self._ports.runs.load(record.name).wishes
+        if wishes.spec != record.spec:
+            return None
+        record = self._changed(record, [SetHeader(record.header.model_copy(update={"data": data}))])
+        return record if record.wishes == wishes and wishes.stop is None else None
+
+    def _may_finish(self, record: RunRecord, decision: Finish) -> bool:
+        """Return whether a run that has reached its last step really has it: a head that is damaged is stepped back from."""
+        reached = decision.state is RunState.FINISHED and record.header.state is RunState.ACTIVE
+        return not reached or record.header.head is None or self._is_sound(record, record.header.head)
 
     def _reconciled(self, record: RunRecord) -> RunRecord:
         live = record.live_attempt
@@ -247,7 +271,11 @@ class Controller:
         self._changed(record, changes)
 
     def _plan_and_launch(self, record: RunRecord, decision: Launch) -> None:
-        if decision.start_checkpoint is not None and not self._start_is_sound(record, decision, decision.start_checkpoint):
+        prepared = self._prepared(record)
+        if prepared is None:
+            return
+        record = prepared
+        if decision.start_checkpoint is not None and not self._is_sound(record, decision.start_checkpoint, decision):
             return  # the record has stepped back: the next tick decides anew
         attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
         changes: list[Change] = [
@@ -259,13 +287,14 @@ class Controller:
         self._apply(record, changes)
         self._launch(record, attempt)
 
-    def _start_is_sound(self, record: RunRecord, decision: Launch, checkpoint_id: str) -> bool:
+    def _is_sound(self, record: RunRecord, checkpoint_id: str, decision: Launch | None = None) -> bool:
+        """Return whether a checkpoint is what it was; else put it aside, and call off the rerun that wanted it."""
         try:
             self._ports.checkpoints(record.name).verify(checkpoint_id, _expected(record.checkpoints[checkpoint_id]))
         except CorruptCheckpointError as error:
             draft = Draft(record, self._ports.clock.now())
             step_back(draft, checkpoint_id, error.what)
-            if decision.branch is not None:
+            if decision is not None and decision.branch is not None:
                 draft.changes.append(ClearWish("rerun", record.wishes.rerun))
                 draft.tell(f"session {decision.session} cannot run again: {error.what}")
             self._apply(record, draft.changes)

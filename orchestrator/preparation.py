@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from state.data_manifest import DataManifest, mixture_weights
 from state.errors import DataError, ExitCode, GemmaOrchError, TemporaryError, UserError
 from state.layout import DATA_MANIFEST_NAME, HomeLayout
-from state.ledger import DataRecord
+from state.ledger import DataRecord, RunRecord
 from state.spec import RunSpec
 
 TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
@@ -65,6 +65,20 @@ class WorkerPreparer:
         self._home = home
         self._say = say
 
+    def has_data(self, record: RunRecord) -> bool:
+        """Return whether the data that a run was begun with is there: the manifest, and every shard in its size."""
+        folder = self._home.run(record.name).data
+        try:
+            manifest = _manifest(folder)
+            whole = all(
+                (folder / shard.name).stat().st_size == shard.num_tokens * manifest.token_bytes
+                for language in manifest.languages.values()
+                for shard in language.shards
+            )
+        except (OSError, DataError):
+            return False
+        return whole and record.header.data is not None and manifest.data_sha256 == record.header.data.sha256
+
     def __call__(self, spec: RunSpec, keep_lease: Callable[[], None]) -> DataRecord:
         """Prepare a run's data, or find it prepared.
 
@@ -77,7 +91,9 @@ class WorkerPreparer:
             arguments += ["--tokenizer", spec.data.tokenizer]
         require_training_extra()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        child = subprocess.Popen(worker_command("prepare", [*arguments, "--out", str(folder)]), stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            worker_command("prepare", [*arguments, "--out", str(folder), "--replace"]), stderr=subprocess.PIPE, text=True
+        )
         said = self._wait(child, keep_lease)
         if child.returncode:
             raise _as_error(child.returncode, said)
@@ -97,13 +113,33 @@ class WorkerPreparer:
 
     @staticmethod
     def _record(spec: RunSpec, folder: Path) -> DataRecord:
-        manifest = DataManifest.from_json((folder / DATA_MANIFEST_NAME).read_bytes(), "the data's manifest")
+        manifest = _manifest(folder)
         tokens = {language: data.num_tokens for language, data in manifest.languages.items()}
+        mixture = mixture_weights(tokens, spec.data.alpha, spec.data.weights)
+        _check_lengths(tokens, mixture, spec.data.sequence_length)
         return DataRecord(
             sha256=manifest.data_sha256,
             vocab_size=manifest.vocab_size,
             tokens=tokens,
-            mixture=mixture_weights(tokens, spec.data.alpha, spec.data.weights),
+            mixture=mixture,
+        )
+
+
+def _manifest(folder: Path) -> DataManifest:
+    return DataManifest.from_json((folder / DATA_MANIFEST_NAME).read_bytes(), "the data's manifest")
+
+
+def _check_lengths(tokens: Mapping[str, int], mixture: Mapping[str, float], sequence_length: int) -> None:
+    short = [
+        f"{language} ({tokens[language]:,} tokens)"
+        for language, weight in mixture.items()
+        if weight > 0.0 and tokens[language] <= sequence_length
+    ]
+    if short:
+        raise UserError(
+            f"too little text for one sequence of {sequence_length} tokens: {', '.join(short)}",
+            expected=f"at least {sequence_length + 1} tokens in every language that is trained on",
+            remedy="shorten sequence_length under [data] in the config file, add text, or give these languages the weight 0",
         )
 
 

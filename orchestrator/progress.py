@@ -8,12 +8,12 @@ from state.ledger import AttemptRecord, RunRecord
 from state.lineage import ancestors
 
 
-def goodput(record: RunRecord) -> float | None:
-    """Return the seconds of training that survived over the seconds billed, 0 to 1; None before the first session ended.
+def goodput(record: RunRecord, now: datetime) -> float | None:
+    """Return the seconds of training that survived over the seconds billed, 0 to 1; None before the first launch.
 
-    A second has survived when the head holds it. A session is billed from its launch to its end.
+    A second has survived when the head holds it. A session is billed from its launch to its end, or until now.
     """
-    billed_s = sum(billed_seconds(attempt) for attempt in record.attempts)
+    billed_s = sum(billed_seconds(attempt, now) for attempt in record.attempts)
     if billed_s <= 0.0:
         return None
     survived: dict[tuple[int, int], float] = {}
@@ -24,16 +24,16 @@ def goodput(record: RunRecord) -> float | None:
     return min(sum(survived.values()) / billed_s, 1.0)
 
 
-def billed_seconds(attempt: AttemptRecord) -> float:
-    """Return the seconds from an attempt's launch to its end; 0 while it has not ended."""
-    if attempt.launched_at is None or attempt.ended_at is None:
+def billed_seconds(attempt: AttemptRecord, now: datetime) -> float:
+    """Return the seconds from an attempt's launch to its end, or until now while it has not ended."""
+    if attempt.launched_at is None:
         return 0.0
-    return max((attempt.ended_at - attempt.launched_at).total_seconds(), 0.0)
+    return max(((attempt.ended_at or now) - attempt.launched_at).total_seconds(), 0.0)
 
 
-def steps_per_billed_second(record: RunRecord) -> float | None:
+def steps_per_billed_second(record: RunRecord, now: datetime) -> float | None:
     """Return the head's steps over all seconds billed: the rate that an estimate of the end needs."""
-    billed_s = sum(billed_seconds(attempt) for attempt in record.attempts)
+    billed_s = sum(billed_seconds(attempt, now) for attempt in record.attempts)
     return record.head_step / billed_s if billed_s > 0.0 and record.head_step else None
 
 
@@ -52,9 +52,9 @@ def eta(record: RunRecord, now: datetime, *, step: int, live_steps_per_s: float 
         record: The run.
         now: The current moment.
         step: The last step trained, saved or not.
-        live_steps_per_s: What the running session reports, for runs that have no ended session to learn from.
+        live_steps_per_s: What the running session reports, for runs that have saved nothing to learn from.
     """
-    rate = steps_per_billed_second(record) or live_steps_per_s
+    rate = steps_per_billed_second(record, now) or live_steps_per_s
     remaining = record.spec.total_steps - step
     if rate is None or rate <= 0.0 or remaining <= 0:
         return None

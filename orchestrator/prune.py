@@ -9,7 +9,7 @@ from state.retention import PruneCandidate, checkpoints_to_prune
 
 
 def prunable(record: RunRecord) -> tuple[str, ...]:
-    """Return the ids of the run's line that may be deleted now, oldest first; branches stay until the user removes the run."""
+    """Return the ids of the run's line that may be deleted now, oldest first; branches stay."""
     line = (record.checkpoints[known] for known in ancestors(record.header.head, record.parents))
     candidates = [
         PruneCandidate(checkpoint.id, checkpoint.step, verified=True)

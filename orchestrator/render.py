@@ -55,7 +55,7 @@ def status_panel(view: StatusView, events: Sequence[Event], now: datetime, *, al
     if view.message:
         facts.add_row("", Text(view.message))
     facts.add_row("steps", _steps(view))
-    facts.add_row("head", Text(f"{view.head}  state sha256 {view.state_sha256}" if view.head else "none yet"))
+    facts.add_row("head", Text(f"{view.head}  state sha256 {(view.state_sha256 or '')[:12]}" if view.head else "none yet"))
     facts.add_row("speed", Text(_speed(view, now)))
     if view.waiting_for:
         facts.add_row("waiting for", Text(view.waiting_for))
@@ -122,6 +122,8 @@ def history(events: Sequence[Event], now: datetime) -> RenderableType:
 def live_panel(view: StatusView, events: Sequence[Event], now: datetime) -> RenderableType:
     """Return what `start` shows while it watches: small enough for a short terminal, the newest first."""
     parts: list[RenderableType] = [Text(live_line(view, now), style="bold"), _steps(view), Text(_speed(view, now), style="dim")]
+    if view.waiting_for and view.live is None:
+        parts.append(Text(f"waiting for {view.waiting_for}"))
     if view.sessions:
         parts += ["", sessions_table(view.sessions, now, limit=SESSIONS_SHOWN_LIVE)]
     if events:
@@ -171,7 +173,8 @@ def checkpoints_tree(views: Sequence[CheckpointView], now: datetime) -> Renderab
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for name in ("checkpoint", "step", "size", "state", "made", "state sha256"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("step", "size") else "left")
-    for line in tree({view.id: view.parent for view in views}, [view.id for view in views]):
+    head = next((view.id for view in views if view.head), None)
+    for line in tree({view.id: view.parent for view in views}, [view.id for view in views], head):
         view = by_id[line.id]
         table.add_row(
             Text("  " * (line.depth - 1) + "└ " * bool(line.depth) + line.id, style="bold" if view.head else ""),

@@ -76,10 +76,8 @@ class CheckpointView(Document):
 def session_view(attempt: AttemptRecord, heartbeat: Heartbeat | None, now: datetime) -> SessionView:
     """Return an attempt as the contract shows it."""
     end_step = attempt.saved_step if attempt.saved_step is not None else attempt.start_step
-    duration_s = billed_seconds(attempt) if attempt.ended_at is not None else None
-    if attempt.is_live:
-        end_step = max(end_step, heartbeat.step) if heartbeat is not None else end_step
-        duration_s = (now - attempt.launched_at).total_seconds() if attempt.launched_at is not None else None
+    if attempt.is_live and heartbeat is not None:
+        end_step = max(end_step, heartbeat.step)
     return SessionView(
         number=attempt.session,
         attempt=attempt.attempt,
@@ -91,7 +89,7 @@ def session_view(attempt: AttemptRecord, heartbeat: Heartbeat | None, now: datet
         end_step=end_step,
         started_at=attempt.launched_at,
         ended_at=attempt.ended_at,
-        duration_s=duration_s,
+        duration_s=billed_seconds(attempt, now) if attempt.launched_at is not None else None,
         start_checkpoint=attempt.start_checkpoint,
         branch=attempt.branch,
         comparison=attempt.comparison,
@@ -115,7 +113,7 @@ def status_view(record: RunRecord, heartbeat: Heartbeat | None, waiting_for: str
         head=record.header.head,
         state_sha256=record.head.state_sha256 if record.head is not None else None,
         waiting_for=waiting_for,
-        goodput=goodput(record),
+        goodput=goodput(record, now),
         steps_per_s=live_rate or steps_per_second(record),
         eta=eta(record, now, step=step, live_steps_per_s=live_rate) if active else None,
         live=heartbeat if live is not None else None,

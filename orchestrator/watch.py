@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, Tempora
 from state.ledger import AttemptRecord, Event, RunRecord
 from state.process import certainly_dead
 from state.report import Heartbeat
-from state.session import RunState
+from state.session import AttemptState, RunState
 
 _TICK_S = 0.25  # local looks are cheap: a lock, a folder's names
 _LOOK_S = 1.0
@@ -29,13 +30,25 @@ _EVENTS_REMEMBERED = 50  # more do not happen between two looks
 
 def observe_run(ports: Ports, run: str) -> StatusView:
     """Return a run's status, changing nothing."""
-    record = ports.runs.load(run)
+    record = _as_seen(ports, ports.runs.load(run))
     return status_view(record, _heartbeat(ports, record), waiting_for(ports, record), ports.clock.now())
+
+
+def _as_seen(ports: Ports, record: RunRecord) -> RunRecord:
+    """Return a record whose live attempt is shown as over when its backend says so, collected or not."""
+    live = record.live_attempt
+    if live is None or live.state is AttemptState.PLANNED:
+        return record
+    seen = ports.backend(live.backend).observe(AttemptRef(record.name, live.session, live.attempt, live.handle))
+    if seen.sighting is not Sighting.ENDED:
+        return record
+    over = live.model_copy(update={"state": AttemptState.ENDED, "ended_at": seen.ended_at or ports.clock.now()})
+    return dataclasses.replace(record, attempts=tuple(over if attempt is live else attempt for attempt in record.attempts))
 
 
 def _heartbeat(ports: Ports, record: RunRecord) -> Heartbeat | None:
     live = record.live_attempt
-    if live is None:
+    if live is None or live.state is AttemptState.ENDED:
         return None
     return ports.backend(live.backend).heartbeat(AttemptRef(record.name, live.session, live.attempt, live.handle))
 
@@ -45,11 +58,10 @@ def waiting_for(ports: Ports, record: RunRecord) -> str | None:
     now = ports.clock.now()
     lease = ports.runs.lease(record.name)
     watched = lease is not None and now < lease.until and not certainly_dead(lease.owner)
+    again = f"gemma-orch start --name {record.name} goes on"
     live = record.live_attempt
-    if live is not None:
-        ref = AttemptRef(record.name, live.session, live.attempt, live.handle)
-        if ports.backend(live.backend).observe(ref).sighting is Sighting.ENDED and not watched:
-            return f"a controller: session {live.session} is over and not collected yet; gemma-orch start goes on"
+    if live is not None and live.state is AttemptState.ENDED and not watched:
+        return f"a controller, to collect session {live.session}, which is over; {again}"
     match decide(record, Quota(available=True), now):
         case Wait(reason, until):
             return reason + (f", until {until.astimezone():%H:%M:%S}" if until is not None else "")
@@ -60,7 +72,7 @@ def waiting_for(ports: Ports, record: RunRecord) -> str | None:
         case Kill(attempt, reason):
             return f"session {attempt.session} to end: {reason}"
         case Launch() | Resume() | Drop() as due:
-            return None if watched else f"a controller, to {_verb(due)}; gemma-orch start goes on"
+            return None if watched else f"a controller, to {_verb(due)}; {again}"
 
 
 def _verb(decision: Launch | Resume | Drop) -> str:

@@ -54,6 +54,8 @@ def wire(environment: Mapping[str, str], say: Callable[[str], None] = lambda _te
     home = home_layout(environment)
     local = LocalBackend(home, dict(environment))
 
+    preparer = WorkerPreparer(home, say)
+
     def backend(name: str) -> Backend:
         check_backend(name)
         return local
@@ -65,5 +67,6 @@ def wire(environment: Mapping[str, str], say: Callable[[str], None] = lambda _te
         owner=identify(os.getpid()),
         backend=backend,
         checkpoints=lambda run: DirectoryCheckpointStore(home.run(run).checkpoints),
-        prepare=WorkerPreparer(home, say),
+        prepare=preparer,
+        has_data=preparer.has_data,
     )

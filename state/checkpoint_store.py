@@ -39,6 +39,10 @@ class CheckpointStore(Protocol):
         """Read every byte of a checkpoint and return its manifest when all is as it says."""
         ...
 
+    def verify_tensors(self, checkpoint_id: str) -> Manifest:
+        """Verify a checkpoint and, beyond its files, every tensor in them."""
+        ...
+
     def stage(self, checkpoint_id: str) -> Path:
         """Return an empty folder to write a checkpoint's files into."""
         ...

@@ -31,13 +31,15 @@ def is_ancestor(older: str, newer: str | None, parents: Mapping[str, str | None]
     return older in ancestors(newer, parents)
 
 
-def tree(parents: Mapping[str, str | None], order: Sequence[str]) -> tuple[TreeLine, ...]:
-    """Return the lineage as lines, parents before children; a fork's later children are one level deeper.
+def tree(parents: Mapping[str, str | None], order: Sequence[str], head: str | None = None) -> tuple[TreeLine, ...]:
+    """Return the lineage as lines, parents before children; what forks off is one level deeper than its parent.
 
     Args:
         parents: Parent by id; a parent that is not in the mapping makes a root.
         order: The ids in the order in which siblings are drawn.
+        head: The checkpoint whose line is the trunk; without it a fork's first child goes on with the line.
     """
+    trunk = set(ancestors(head, parents))
     children: dict[str | None, list[str]] = {}
     for checkpoint in order:
         parent = parents[checkpoint]
@@ -49,7 +51,13 @@ def tree(parents: Mapping[str, str | None], order: Sequence[str]) -> tuple[TreeL
         checkpoint, depth = stack.pop()
         lines.append(TreeLine(checkpoint, depth))
         following = children.get(checkpoint, [])
-        stack.extend((child, depth if child == following[0] else depth + 1) for child in following)
+        heir = next((child for child in following if child in trunk), None)
+        if heir is None and checkpoint not in trunk and following:
+            heir = following[0]
+        # The heir lies at the bottom of the stack: what forks off is drawn before the line goes on.
+        forks = [child for child in following if child != heir]
+        stack.extend([(heir, depth)] if heir is not None else [])
+        stack.extend((child, depth + 1) for child in forks)
     return tuple(lines)
 
 

@@ -71,7 +71,7 @@ class RunSpec(Document):
 
     schema_version: Literal[1] = 1
     name: str
-    total_steps: int = Field(ge=1)
+    total_steps: int = Field(ge=1, le=10**12)
     backend: str = "local"
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()

@@ -37,6 +37,7 @@ class Simulation:
         backend: type[SimulatedBackend] = SimulatedBackend,
         store: type[DirectoryCheckpointStore] = DirectoryCheckpointStore,
         prepare: Preparer = lambda _spec, _keep_lease: DATA,
+        has_data: Callable[[RunRecord], bool] = lambda _record: True,
     ) -> None:
         self.home = HomeLayout(root)
         self.clock = ManualClock(start)
@@ -53,6 +54,7 @@ class Simulation:
                 backend=lambda _name: self.backend,
                 checkpoints=lambda _run: self.store,
                 prepare=prepare,
+                has_data=has_data,
             )
         )
 

@@ -119,7 +119,7 @@ def test_runs_are_named_by_unique_prefix(with_run: Terminal) -> None:
 
 def test_the_status_of_a_run_without_sessions_says_what_it_waits_for(with_run: Terminal) -> None:
     view = json.loads(with_run.type("status", "fresh", "--json").stdout)
-    assert view["waiting_for"] == "a controller, to launch session 1 attempt 1; gemma-orch start goes on"
+    assert view["waiting_for"] == "a controller, to launch session 1 attempt 1; gemma-orch start --name fresh-run goes on"
     assert "fresh-run" in with_run.type("status", "--all").output
 
 

@@ -15,14 +15,14 @@ from orchestrator.plan import AskToStop, Drop, Finish, GiveUp, Kill, Launch, Res
 from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import DataError, ErrorClass, ExitCode, LeaseHeldError, LeaseLostError, QuotaError, TemporaryError, UserError
-from state.ledger import CheckpointState, PutAttempt, RerunWish, RunRecord, StopWish
+from state.ledger import CheckpointState, DataRecord, PutAttempt, RerunWish, RunRecord, StopWish
 from state.lineage import ancestors
 from state.manifest import Manifest
 from state.process import identify
 from state.report import Outcome, SessionReport
 from state.session import AttemptState, IllegalMoveError, RunState
-from state.spec import ExpectedCheckpoint, Retention, SessionLimits, SessionSpec
-from tests.factories import OWNER, RIVAL, RUN, START, after, commit_checkpoint, run_spec
+from state.spec import ExpectedCheckpoint, Retention, RunSpec, SessionLimits, SessionSpec
+from tests.factories import DATA, OWNER, RIVAL, RUN, START, after, commit_checkpoint, run_spec
 from tests.simulation import Simulation, digest_of_head
 
 Simulate = Callable[..., Simulation]
@@ -675,14 +675,63 @@ def test_a_tick_that_cannot_look_changes_nothing(simulate: Simulate) -> None:
     assert run.run_until_over().record.header.state is RunState.FINISHED
 
 
-def test_data_that_cannot_be_prepared_plans_nothing(simulate: Simulate) -> None:
-    def prepare(_spec: Any, _keep_lease: Any) -> Any:
-        raise DataError("the corpus is empty")
+def test_data_that_cannot_be_prepared_plans_nothing_and_ends_the_run(simulate: Simulate) -> None:
+    def broken(_spec: RunSpec, _keep_lease: Callable[[], None]) -> DataRecord:
+        raise DataError("the corpus is empty", remedy="put text into it")
 
-    run = simulate(prepare=prepare).create()
-    with pytest.raises(DataError, match="the corpus is empty"):
-        run.tick()
-    assert run.record.attempts == ()
+    simulation = simulate(prepare=broken).create()
+    simulation.run_until_over()
+    record = simulation.record
+    assert (record.header.state, record.header.exit_code, record.attempts) == (RunState.FAILED, 4, ())
+    assert record.header.message == "the corpus is empty\nNext: put text into it"
+
+
+def test_a_stop_is_heard_before_data_is_prepared(simulate: Simulate) -> None:
+    def never(_spec: RunSpec, _keep_lease: Callable[[], None]) -> DataRecord:
+        raise AssertionError("nobody wants this data any more")
+
+    simulation = simulate(prepare=never).create()
+    simulation.runs.set_stop(RUN, StopWish.CHECKPOINT)
+    simulation.run_until_over()
+    assert simulation.record.header.state is RunState.STOPPED
+
+
+def test_data_prepared_for_what_is_no_longer_asked_for_is_not_taken(simulate: Simulate) -> None:
+    prepared: list[float] = []
+
+    def slowly(spec: RunSpec, _keep_lease: Callable[[], None]) -> DataRecord:
+        prepared.append(spec.data.alpha)
+        if len(prepared) == 1:  # meanwhile, in another terminal
+            changed = spec.model_copy(update={"data": spec.data.model_copy(update={"alpha": 0.5})})
+            simulation.runs.set_spec(RUN, changed)
+        return DATA
+
+    simulation = simulate(prepare=slowly).create()
+    simulation.run_until(lambda tick: tick.record.live_attempt is not None)
+    assert prepared == [0.7, 0.5]
+
+
+def test_data_that_was_lost_is_prepared_again_and_must_be_the_same(simulate: Simulate) -> None:
+    data = [DATA, DATA, DATA.model_copy(update={"sha256": "f" * 64})]
+    simulation = simulate(prepare=lambda _spec, _keep_lease: data.pop(0), has_data=lambda _record: False).create()
+    simulation.run_until_over()
+    record = simulation.record
+    assert (record.header.state, record.header.exit_code, len(record.attempts)) == (RunState.FAILED, 4, 2)
+    assert "its corpus has changed since" in (record.header.message or "")
+
+
+def test_a_finished_run_whose_head_is_damaged_goes_on_from_the_last_good_one_when_the_user_says_start(simulate: Simulate) -> None:
+    simulation = simulate().create(total_steps=40)
+    simulation.run_until_over()
+    before = simulation.record
+    assert before.header.head is not None
+    simulation.damage(before.header.head)
+    simulation.controller.activate(RUN)
+    simulation.run_until_over()
+    after = simulation.record
+    assert (after.header.state, after.head_step) == (RunState.FINISHED, 40)
+    assert after.header.head != before.header.head
+    assert digest_of_head(after) == digest_of_head(before)
 
 
 def test_a_tick_that_is_asked_to_go_no_further_decides_nothing(simulate: Simulate) -> None:

@@ -84,11 +84,11 @@ def test_goodput_counts_only_training_that_the_head_holds() -> None:
         ],
         "c40-3",
     )
-    assert goodput(record) == pytest.approx((80 + 90) / 300)
+    assert goodput(record, START + timedelta(seconds=300)) == pytest.approx((80 + 90) / 300)
 
 
-def test_nothing_is_said_about_goodput_before_a_session_has_ended() -> None:
-    assert goodput(record_of([attempt(1, start_step=0, saved_step=None, train_s=0, live=True)], [], None)) is None
+def test_nothing_is_said_about_goodput_before_the_first_launch() -> None:
+    assert goodput(record_of([], [], None), START) is None
 
 
 def test_the_eta_comes_from_all_seconds_billed_not_from_training_alone() -> None:

@@ -9,6 +9,7 @@ from orchestrator.backends.simulated import Course
 from orchestrator.controller import Ports
 from orchestrator.plan import Finish, GiveUp, Wait
 from orchestrator.watch import drive, follow, observe_run, waiting_for
+from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import DataError, TemporaryError
 from state.ledger import DataRecord, StopWish
 from state.process import ProcessIdentity
@@ -71,10 +72,25 @@ def test_what_fails_unexpectedly_every_time_is_not_hidden(tmp_path: Path) -> Non
         drive(ports_of(simulation), RUN)
 
 
-def test_what_trying_again_does_not_mend_is_raised_at_once(tmp_path: Path) -> None:
+def test_data_that_only_the_user_can_mend_ends_the_run_and_the_status_says_why(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path, prepare=Stumbling(DataError("the corpus is broken"))).create()
-    with pytest.raises(DataError, match="the corpus is broken"):
-        drive(ports_of(simulation), RUN)
+    view = drive(ports_of(simulation), RUN).view
+    assert (view.state, view.message, view.exit_code) == ("failed", "the corpus is broken", 4)
+    assert view.waiting_for is None
+    simulation.controller.activate(RUN)
+    assert drive(ports_of(simulation), RUN).view.state == "finished"
+
+
+class UnreadableStore(DirectoryCheckpointStore):
+    """A store in which nothing makes sense."""
+
+    def ids(self) -> tuple[str, ...]:
+        raise DataError("the store makes no sense")
+
+
+def test_what_trying_again_does_not_mend_is_raised_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the store makes no sense"):
+        drive(ports_of(Simulation(tmp_path, store=UnreadableStore).create()), RUN)
 
 
 def test_a_second_controller_says_once_who_holds_the_run_watches_and_takes_over(
@@ -105,7 +121,10 @@ def test_following_a_run_changes_nothing_and_ends_when_it_is_over(tmp_path: Path
 def test_looking_at_a_run_says_what_it_waits_for_and_who_could_bring_it_on(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path).create(total_steps=100)
     ports = ports_of(simulation)
-    assert waiting_for(ports, simulation.record) == "a controller, to launch session 1 attempt 1; gemma-orch start goes on"
+    assert (
+        waiting_for(ports, simulation.record)
+        == "a controller, to launch session 1 attempt 1; gemma-orch start --name tamil goes on"
+    )
     simulation.run_until_launch(1)
     assert observe_run(ports, RUN).waiting_for == "session 1 attempt 1 is running on simulated"
     simulation.runs.set_stop(RUN, StopWish.CHECKPOINT)

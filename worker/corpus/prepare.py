@@ -14,7 +14,7 @@ import numpy as np
 
 from state.data_manifest import TOKENIZER_NAME, DataManifest, LanguageData, SkippedLine, token_bytes_for
 from state.errors import DataError, UserError
-from state.files import sha256_of_file, write_atomically
+from state.files import remove_tree, sha256_of_file, write_atomically
 from state.layout import DATA_MANIFEST_NAME
 from worker.corpus.reader import MAX_PLACES, DocumentReader, SourceFile, Sources, find_sources
 from worker.corpus.shards import DEFAULT_SHARD_BYTES, ShardWriter
@@ -37,6 +37,7 @@ def prepare(
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     num_threads: int | None = None,
+    replace: bool = False,
     say: Say = lambda _: None,
 ) -> DataManifest:
     """Make a data folder from corpus folders; the same call again, after a kill or not, ends with the same bytes.
@@ -47,6 +48,7 @@ def prepare(
         out: The data folder. When it holds the data of this very corpus and tokenizer already, nothing is done.
         shard_bytes: Size of a full shard.
         num_threads: Threads of the encoder; None: one for each core.
+        replace: Whether what `out` holds gives way when it is not this very data, whole; for a run's own folder.
         say: Told in plain lines what happens.
 
     Returns:
@@ -62,7 +64,14 @@ def prepare(
     if sources.ignored:
         say(f"not read, as these are no .jsonl files: {', '.join(sources.ignored)}")
     out = out.resolve()
-    if (present := _already_prepared(out, sources, model)) is not None:
+    try:
+        present = _already_prepared(out, sources, model)
+    except (UserError, DataError):
+        if not replace:
+            raise
+        remove_tree(out)
+        present = None
+    if present is not None:
         say(f"{out} holds this data already")
         return present
     try:
@@ -85,7 +94,6 @@ def _write(folder: Path, sources: Sources, model: Tokenizer, shard_bytes: int, n
         with contextlib.closing(writer):
             languages[language], places = _encode(files, model, writer, num_threads)
         skipped += places
-        say(f"{language}: {languages[language].num_tokens:,} tokens")
     _check_malformed(languages, skipped)
     manifest = DataManifest.sealed(
         token_bytes=token_bytes,
@@ -237,12 +245,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a SentencePiece model (default: the sample's)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data folder to make")
+    parser.add_argument("--replace", action="store_true", help="replace what the data folder holds, when it is other data")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     options = parser.parse_args(argv)
     manifest = prepare(
         options.corpus or [sample_corpus_dir()],
         options.tokenizer or sample_tokenizer_path(),
         options.out,
+        replace=options.replace,
         say=lambda line: print(line, file=sys.stderr),  # noqa: T201
     )
     print(summary(manifest), file=sys.stderr)  # noqa: T201
