@@ -129,8 +129,6 @@ def test_looking_at_a_run_says_what_it_waits_for_and_who_could_bring_it_on(tmp_p
     assert observe_run(ports, RUN).waiting_for == "session 1 attempt 1 is running on simulated"
     simulation.runs.set_stop(RUN, StopWish.CHECKPOINT)
     assert observe_run(ports, RUN).waiting_for == "session 1 to save and end, as asked"
-    simulation.runs.set_stop(RUN, StopWish.NOW)
-    assert observe_run(ports, RUN).waiting_for == "session 1 to end: the user asked for it"
     simulation.run_until_over()
     assert simulation.record.header.state is RunState.STOPPED
     assert observe_run(ports, RUN).waiting_for is None
