@@ -8,6 +8,8 @@ takes one step per round, in turn, so that what else the machine does meets them
 Limit: 6 x parameters x tokens operations at the rate of `torch.mm`, measured in the same run at the step's own shapes and
 weighted as the step uses them. oneDNN's rate is shown as well, because it is the faster product on some processors.
 
+Ours is judged with compiled layers, the peer in whichever way it is faster.
+
 Memory: each contender in a process of its own; the largest anonymous resident memory that was sampled every 2 ms in three
 steps, less that before the model was made, so that neither imported modules nor the code of libraries, which is paged in
 as it is used, count.
@@ -183,7 +185,8 @@ def main() -> int:
     for name, median_s in medians.items():
         print(f"{name:22} {median_s:7.3f} s a step, {NUM_TOKENS / median_s:6.0f} tokens/s")
 
-    ours = min((name for name in medians if name.startswith("ours")), key=medians.__getitem__)
+    # One configuration of ours for speed and memory: the one whose layers are compiled.
+    ours = "ours eager" if options.skip_compiled else "ours compiled"
     peer = min((name for name in medians if name.startswith("transformers")), key=medians.__getitem__)
     reached = [verdict("tokens/s against transformers", medians[peer] / medians[ours], at_least=1.1)]
     limits = {name: 6 * architecture().num_parameters() * NUM_TOKENS / rate for name, rate in rates.items()}

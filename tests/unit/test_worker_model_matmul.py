@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.model.matmul import add_product_tn, linear, product_nt, product_nt_into
+from worker.model.matmul import add_product_tn, linear, product_nn_into, product_nt, product_nt_into
 
 
 def matrix(rows: int, columns: int) -> Tensor:
@@ -34,6 +34,10 @@ def test_wide_products_are_right_across_slices() -> None:
     out = torch.empty(9, 5_000)
     product_nt_into(out, a, b)
     torch.testing.assert_close(out, a @ b.T, atol=1e-5, rtol=0)
+
+    back = torch.empty(9, 12)
+    product_nn_into(back, out, b)
+    torch.testing.assert_close(back, out @ b, atol=0.1, rtol=0)  # of some 7 000
 
     total = torch.ones(5_000, 12)
     add_product_tn(total, out, a)

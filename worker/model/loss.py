@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.model.matmul import add_product_tn, product_nt, product_nt_into
+from worker.model.matmul import add_product_tn, product_nn_into, product_nt_into
 
 _CPU_CHUNK_BYTES = 16 * 2**20
 """How large one chunk of logits should be on a CPU: half of a usual third-level cache."""
@@ -108,7 +108,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_CV[torch.arange(len(h_CD), device=h_CD.device), targets_C1[:, 0]] -= 1.0
             grad_CV = grad_CV.to(h_MD.dtype)
             if grad_h_MD is not None:
-                grad_h_MD[start : start + chunk] = product_nt(grad_CV, embedding_VD.T)
+                product_nn_into(grad_h_MD[start : start + chunk], grad_CV, embedding_VD)
             if grad_embedding_VD is not None:
                 add_product_tn(grad_embedding_VD, grad_CV, h_CD)
         ctx.num_targets, ctx.shared = num_targets, shared

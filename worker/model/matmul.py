@@ -24,7 +24,7 @@ _CPU_IS_WIDE = (
 
 _SLICE_OUTPUTS = 2048
 """Outputs of one slice of a wide product: its result (4 MB at a width of 512) is still in the cache when it is added or
-copied to where it belongs, and needs no fresh pages from the system."""
+copied to where it belongs, and neither it nor oneDNN's copy of the matrix needs fresh pages from the system."""
 
 
 def product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
@@ -45,6 +45,17 @@ def product_nt_into(out_MO: Tensor, a_MI: Tensor, b_OI: Tensor) -> None:
     for start in range(0, b_OI.shape[0], _SLICE_OUTPUTS):
         outputs = slice(start, start + _SLICE_OUTPUTS)
         out_MO[:, outputs] = _onednn_product_nt(a_MI, b_OI[outputs])
+
+
+def product_nn_into(out_MI: Tensor, a_MO: Tensor, b_OI: Tensor) -> None:
+    """Write `a @ b` to `out`; meant for many terms, such as the gradient behind logits."""
+    if not _runs_on_onednn(a_MO):
+        torch.mm(a_MO, b_OI, out=out_MI)
+        return
+    out_MI.zero_()
+    for start in range(0, b_OI.shape[0], _SLICE_OUTPUTS):
+        terms = slice(start, start + _SLICE_OUTPUTS)
+        out_MI += _onednn_product_nt(a_MO[:, terms], b_OI[terms].T)
 
 
 def add_product_tn(sum_OI: Tensor, a_MO: Tensor, b_MI: Tensor) -> None:
