@@ -9,7 +9,7 @@ from state.clock import Clock
 from state.errors import UserError
 from state.manifest import Environment, Manifest
 from state.spec import SessionSpec
-from worker.data import Batches, TokenData, read_data_manifest
+from worker.data import Batches, TokenData, read_data_manifest, verify_shards
 from worker.device import configure, environment, pick_device
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state, parameter_shapes
@@ -114,5 +114,6 @@ def _open_batches(spec: SessionSpec) -> Batches:
             expected=f"{spec.architecture.vocab_size}, the model's vocabulary",
             remedy="prepare the data with the run's tokenizer, or start another run with --name",
         )
+    verify_shards(data_dir, manifest)
     data = TokenData.open(data_dir, manifest, spec.sequence_length)
     return Batches(data, seed=spec.training.seed, batch_size=spec.training.batch_size, weights=spec.mixture)

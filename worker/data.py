@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from state.data_manifest import DataManifest, Shard
 from state.errors import DataError
+from state.files import sha256_of_file
 from state.layout import DATA_MANIFEST_NAME
 from state.manifest import DataPosition
 from worker.order import BatchOrder, I64Array, Samples
@@ -30,9 +31,26 @@ def read_data_manifest(data_dir: Path) -> DataManifest:
     except OSError as error:
         raise DataError(
             f"{data_dir} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
-            remedy="make it with `gemma-orch prepare`",
+            remedy="the same gemma-orch start command prepares it again",
         ) from error
     return DataManifest.from_json(text, str(path))
+
+
+def verify_shards(data_dir: Path, manifest: DataManifest) -> None:
+    """Read every shard through and compare its digest: about 0.7 s per GB.
+
+    Raises:
+        DataError: a shard is not what was prepared; the message names it.
+    """
+    for language in manifest.languages.values():
+        for shard in language.shards:
+            path = data_dir / shard.name
+            _check_size(path, shard.num_tokens * manifest.token_bytes)
+            if sha256_of_file(path) != shard.sha256:
+                raise DataError(
+                    f"the shard {path} has changed: its sha256 is not the one in {DATA_MANIFEST_NAME}",
+                    remedy=f"remove {data_dir}; the same gemma-orch start command prepares it again",
+                )
 
 
 class _TokenStream:
@@ -146,10 +164,12 @@ def _check_size(path: Path, expected_bytes: int) -> None:
     try:
         size_bytes = path.stat().st_size
     except OSError as error:
-        raise DataError(f"the shard {path} cannot be read ({error.strerror})", remedy="prepare the data again") from error
+        raise DataError(
+            f"the shard {path} cannot be read ({error.strerror})", remedy="the same gemma-orch start command prepares it again"
+        ) from error
     if size_bytes != expected_bytes:
         raise DataError(
             f"the shard {path} has {size_bytes} bytes",
             expected=f"{expected_bytes} bytes, as {DATA_MANIFEST_NAME} says",
-            remedy="prepare the data again",
+            remedy="the same gemma-orch start command prepares it again",
         )

@@ -10,7 +10,7 @@ from state.data_manifest import DataManifest, LanguageData, mixture_weights, tok
 from state.errors import DataError
 from state.files import write_atomically
 from worker.corpus.shards import ShardWriter
-from worker.data import Batches, TokenData, read_data_manifest
+from worker.data import Batches, TokenData, read_data_manifest, verify_shards
 
 WEIGHTS = {"english": 0.5, "hindi": 0.3, "konkani": 0.2}
 NUM_TOKENS = {"english": 2500, "hindi": 1203, "konkani": 90}
@@ -163,3 +163,15 @@ def test_a_missing_shard_is_named(folder: Path):
 def test_a_folder_without_a_manifest_is_no_data_folder(tmp_path: Path):
     with pytest.raises(DataError, match="is no data folder"):
         read_data_manifest(tmp_path)
+
+
+def test_a_shard_whose_bytes_have_changed_is_named_before_anything_is_trained(folder: Path):
+    manifest = read_data_manifest(folder)
+    verify_shards(folder, manifest)
+    shard = manifest.languages["hindi"].shards[0]
+    damaged = bytearray((folder / shard.name).read_bytes())
+    damaged[-1] ^= 1
+    (folder / shard.name).write_bytes(damaged)
+    with pytest.raises(DataError, match="has changed") as error:
+        verify_shards(folder, manifest)
+    assert shard.name in str(error.value)

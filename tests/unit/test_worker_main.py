@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sessions import SmallRun
-from worker.__main__ import StopRequest, main, process_started_s
+from worker.__main__ import StopRequest, let_threads_sleep, main, process_started_s
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -126,3 +126,17 @@ def test_a_first_step_does_not_wait_for_the_compiler_or_the_network(ram_path: Pa
     assert worker("-c", code, str(run.write(first))).returncode == 0
     done = worker("-c", code, str(run.write(run.spec(2, start=run.expected(), max_steps=1))))
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_a_users_own_setting_for_waiting_threads_stands(before: dict[str, str], after: dict[str, str]):
+    environment = dict(before)
+    let_threads_sleep(environment)
+    assert environment == after
