@@ -234,7 +234,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         GemmaOrchError: as `prepare` does; the caller prints it.
     """
-    parser = argparse.ArgumentParser(prog="gemma-orch prepare", description="Encode a corpus into token shards.")
+    parser = argparse.ArgumentParser(prog="python -m worker prepare", description="Encode a corpus into token shards.")
     parser.add_argument(
         "--corpus",
         type=Path,
