@@ -47,7 +47,8 @@ def hand_over(verb: str, arguments: Sequence[str]) -> int:
     child = subprocess.Popen(worker_command(verb, arguments))
     while True:
         try:
-            return child.wait()
+            exit_code = child.wait()
+            return exit_code if exit_code >= 0 else 128 - exit_code  # as a shell tells of a command that a signal ended
         except KeyboardInterrupt:
             continue  # Ctrl-C reaches the child as well: it is the child that answers
 

@@ -15,6 +15,7 @@ from types import FrameType
 from state.clock import SystemClock
 from state.errors import GemmaOrchError
 
+INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
 LOCK_VARIABLE = "GEMMA_ORCH_LOCK_FD"
 _DESCRIPTION = """\
 python -m worker SESSION.JSON    run the session; its folder is the attempt's; again: go on, or say that it is done
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> int:
     except GemmaOrchError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except ModuleNotFoundError as error:
         from worker.failure import understand
 

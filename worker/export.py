@@ -99,7 +99,7 @@ def _write_hf(
 ) -> None:
     # Query, key and value rows share one storage, which safetensors refuses.
     renamed = {name: tensor.clone() for name, tensor in to_transformers(weights, architecture).items()}
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(renamed, folder)
     special_ids = {
         f"{role}_token_id": token_id if token_id >= 0 else None
         for role, token_id in (("bos", pieces.bos_id()), ("eos", pieces.eos_id()), ("pad", pieces.pad_id()))
@@ -131,8 +131,14 @@ def _write_hf(
     (folder / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 
 
+def _save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it private, unlike every other file of the export
+
+
 def _write_safetensors(folder: Path, weights: dict[str, Tensor], architecture: Architecture, tokenizer: Path, _: Any) -> None:
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(weights, folder)
     (folder / "architecture.json").write_bytes(architecture.to_json())
     (folder / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 

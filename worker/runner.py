@@ -248,7 +248,7 @@ class Session:
         if (signal := self._host.asked_to_stop()) is not None:
             return Ending(Outcome.STOPPED, f"{signal} asked for it")
         if self._layout.stop.exists():
-            return Ending(Outcome.STOPPED, "the stop file asked for it")
+            return Ending(Outcome.STOPPED, "you asked it to stop")
         if step >= self._end_step:
             return Ending(Outcome.BUDGET, f"all {self._spec.max_steps} steps of this session are trained")
         now_s = self._clock.monotonic()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sessions import SmallRun
+from tests.sessions import SmallRun, wait_until
 from worker.__main__ import StopRequest, let_threads_sleep, main, process_started_s
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,6 +34,31 @@ def test_a_spec_that_is_not_there_is_no_stack_trace(capsys: pytest.CaptureFixtur
 def test_a_verbs_mistake_is_no_stack_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["prove", "--spec", str(tmp_path / "x"), "--steps", "2", "--pieces", "1", "--work-dir", str(tmp_path)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_verb_and_its_sessions_without_a_stack_trace(ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.write(run.spec(total_steps=1_000_000))
+    work = ram_path / "work"
+    proof = [
+        sys.executable,
+        "-m",
+        "worker",
+        "prove",
+        "--spec",
+        str(spec),
+        "--steps",
+        "100000",
+        "--pieces",
+        "2",
+        "--work-dir",
+        str(work),
+    ]
+    child = subprocess.Popen(proof, stderr=subprocess.PIPE, start_new_session=True)
+    wait_until(lambda: any(work.rglob("heartbeat.json")), process=child)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, b"Traceback" in said) == (130, False)
 
 
 def test_help_lists_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str]):

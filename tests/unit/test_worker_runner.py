@@ -111,7 +111,7 @@ def test_a_stop_file_ends_the_session_with_a_checkpoint(run: SmallRun):
 
     assert run.run(spec, asked_to_stop=touch) == 0
     report = run.report(spec)
-    assert (report.outcome, report.reason) == (Outcome.STOPPED, "the stop file asked for it")
+    assert (report.outcome, report.reason) == (Outcome.STOPPED, "you asked it to stop")
     assert report.end_step == report.saved_step == 3
 
 
