@@ -12,7 +12,7 @@ from tests.simulation import Simulation
 
 _RAM = Path("/dev/shm")
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the worker does: see worker/__main__.py
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy machine makes spinning threads, and with them the tests, slow
 
 
 @pytest.fixture

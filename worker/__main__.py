@@ -23,7 +23,7 @@ python -m worker prepare ...     encode a corpus into token shards
 python -m worker export ...      write a checkpoint's weights for other programs
 python -m worker prove ...       train steps straight and in pieces, and compare the states
 
-Exit codes: 0 done, 2 the user must change something, 3 temporary, 4 data."""
+Exit codes: 0 done, 2 the user must change something, 3 temporary, 4 data, 130 interrupted (Ctrl-C)."""
 
 
 class StopRequest:

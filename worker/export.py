@@ -73,7 +73,9 @@ def export_checkpoint(
     try:
         _WRITERS[form](staged, plain, architecture, tokenizer, pieces)
         _write_json(staged / MARKER, {"format": form.value, "architecture": architecture.model_dump(mode="json")})
+        mode = (staged / MARKER).stat().st_mode  # what the umask wants; safetensors makes files that only their owner reads
         for path in sorted(staged.iterdir()):
+            path.chmod(mode)
             files.fsync_file(path)
         files.fsync_dir(staged)
         _put_in_place(staged, out_dir)
@@ -99,7 +101,7 @@ def _write_hf(
 ) -> None:
     # Query, key and value rows share one storage, which safetensors refuses.
     renamed = {name: tensor.clone() for name, tensor in to_transformers(weights, architecture).items()}
-    _save_tensors(renamed, folder)
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     special_ids = {
         f"{role}_token_id": token_id if token_id >= 0 else None
         for role, token_id in (("bos", pieces.bos_id()), ("eos", pieces.eos_id()), ("pad", pieces.pad_id()))
@@ -131,14 +133,8 @@ def _write_hf(
     (folder / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 
 
-def _save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
-    path = folder / "model.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it private, unlike every other file of the export
-
-
 def _write_safetensors(folder: Path, weights: dict[str, Tensor], architecture: Architecture, tokenizer: Path, _: Any) -> None:
-    _save_tensors(weights, folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "architecture.json").write_bytes(architecture.to_json())
     (folder / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 
@@ -210,9 +206,13 @@ def _put_in_place(staged: Path, out_dir: Path) -> None:
         files.rename(staged, out_dir)
         return
     replaced = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
-    files.rename(out_dir, replaced)
-    files.rename(staged, out_dir)
-    files.remove_tree(replaced)
+    try:
+        files.rename(out_dir, replaced)
+        files.rename(staged, out_dir)
+    finally:  # also when Ctrl-C comes between the two: there is one whole export, and nothing beside it
+        if not out_dir.exists():
+            files.rename(replaced, out_dir)
+        files.remove_tree(replaced)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

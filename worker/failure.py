@@ -83,7 +83,8 @@ def disk_full(needed_bytes: int, free_bytes: int, folder: Path) -> UserError:
     return UserError(
         f"the disk of {folder} is full: a checkpoint needs {_mib(needed_bytes)}, {_mib(free_bytes)} are free",
         expected="room for one more checkpoint; the last good one is untouched",
-        remedy="free some space or keep fewer checkpoints (keep_last under [checkpoints] in the config file), then start again",
+        remedy="free some space, keep fewer checkpoints (keep_last under [checkpoints] in the config file), "
+        "or move GEMMA_ORCH_HOME to a larger disk; then start again",
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from state.checkpoint_store import DirectoryCheckpointStore
+from state.clock import SystemClock
 from state.document import Document
+from state.duration import format_duration
 from state.errors import DataError, ExitCode, GemmaOrchError, TemporaryError, UserError
 from state.layout import AttemptLayout, RunLayout
 from state.manifest import Environment, Manifest, first_difference
@@ -22,6 +24,9 @@ from state.spec import SessionSpec
 from worker.runner import read_spec
 
 _UNLIMITED_S = 7 * 24 * 3600.0
+_PATIENCE_S = 60.0  # for a session that is asked to stop: it saves first
+
+Say = Callable[[str], None]
 
 
 class Piece(Document):
@@ -77,13 +82,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--work-dir", type=Path, required=True, help="a folder for the sessions; it is left behind")
     parser.add_argument("--json", action="store_true", help="print the certificate as JSON")
     options = parser.parse_args(arguments)
-    certificate = prove(read_spec(options.spec), options.steps, options.pieces, options.work_dir)
+    certificate = prove(
+        read_spec(options.spec),
+        options.steps,
+        options.pieces,
+        options.work_dir,
+        say=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
+    )
     sys.stdout.write(certificate.to_json().decode() if options.json else f"{certificate}\n")
     return ExitCode.DONE if certificate.identical else ExitCode.DATA
 
 
-def prove(template: SessionSpec, steps: int, num_pieces: int, work_dir: Path) -> Certificate:
+def prove(template: SessionSpec, steps: int, num_pieces: int, work_dir: Path, *, say: Say = lambda _: None) -> Certificate:
     """Train the template's first steps once straight and once in pieces, and compare the states.
+
+    Args:
+        template: What the sessions are told, but for where they begin and end.
+        steps: How many steps.
+        num_pieces: How many sessions to cut them into.
+        work_dir: Where the sessions' folders are left.
+        say: Told in a line of every session that has ended.
 
     Raises:
         UserError: the steps cannot be cut into so many pieces.
@@ -91,9 +109,9 @@ def prove(template: SessionSpec, steps: int, num_pieces: int, work_dir: Path) ->
     """
     if not 1 <= num_pieces <= steps:
         raise UserError(f"{steps} steps cannot be cut into {num_pieces} pieces", expected=f"1 to {steps} pieces")
-    (straight,) = _chain(template, [steps], RunLayout(work_dir / "straight"))
+    (straight,) = _chain(template, [steps], RunLayout(work_dir / "straight"), say)
     ends = [steps * number // num_pieces for number in range(1, num_pieces + 1)]
-    pieces = _chain(template, ends, RunLayout(work_dir / "pieces"))
+    pieces = _chain(template, ends, RunLayout(work_dir / "pieces"), say)
     difference = first_difference(straight, pieces[-1])
     return Certificate(
         identical=difference is None,
@@ -110,9 +128,10 @@ def _piece(first_step: int, manifest: Manifest) -> Piece:
     return Piece(first_step=first_step, last_step=manifest.step, state_sha256=manifest.state_sha256)
 
 
-def _chain(template: SessionSpec, ends: list[int], layout: RunLayout) -> list[Manifest]:
+def _chain(template: SessionSpec, ends: list[int], layout: RunLayout, say: Say) -> list[Manifest]:
     """Run sessions that end at the given steps; return the manifests of their last checkpoints."""
     store = DirectoryCheckpointStore(layout.checkpoints)
+    clock = SystemClock()
     manifests: list[Manifest] = []
     begin = 0
     for number, end in enumerate(ends, 1):
@@ -135,7 +154,11 @@ def _chain(template: SessionSpec, ends: list[int], layout: RunLayout) -> list[Ma
                 "checkpoint_every_s": _UNLIMITED_S,
             }
         )
+        begun_s = clock.monotonic()
         manifests.append(_run(spec, layout.attempt(number, 1), store))
+        took = format_duration(clock.monotonic() - begun_s)
+        name = f"{layout.root.name}, session {number} of {len(ends)}"
+        say(f"{name}: steps {begin} to {end}, sha256 {manifests[-1].state_sha256[:12]}, {took}")
         begin = end
     return manifests
 
@@ -144,7 +167,7 @@ def _run(spec: SessionSpec, layout: AttemptLayout, store: DirectoryCheckpointSto
     layout.root.mkdir(parents=True, exist_ok=True)
     layout.spec.write_bytes(spec.to_json())
     with open(layout.log, "ab") as log:
-        code = subprocess.run([sys.executable, "-m", "worker", str(layout.spec)], stdout=log, stderr=log, check=False).returncode
+        code = _run_to_its_end(subprocess.Popen([sys.executable, "-m", "worker", str(layout.spec)], stdout=log, stderr=log))
     if code != ExitCode.DONE:
         said = layout.log.read_text(errors="replace").strip().splitlines()
         raise _failure(code)(f"session {spec.session} of the proof ended with exit code {code}: {said[-1] if said else ''}")
@@ -153,6 +176,20 @@ def _run(spec: SessionSpec, layout: AttemptLayout, store: DirectoryCheckpointSto
         raise TemporaryError(f"session {spec.session} of the proof was stopped: {report.reason}", remedy="try again")
     manifest, _ = store.manifest(report.head)
     return manifest
+
+
+def _run_to_its_end(session: subprocess.Popen[bytes]) -> int:
+    """Wait for a session and return its exit code; it does not outlive an interrupt of this process."""
+    try:
+        return session.wait()
+    except KeyboardInterrupt:
+        session.terminate()  # the terminal has told it already, but a plain kill -INT has not
+        try:
+            session.wait(_PATIENCE_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            session.kill()
+            session.wait()
+        raise
 
 
 def _failure(code: int) -> type[GemmaOrchError]:

@@ -29,7 +29,7 @@ from worker.canary import Canary
 from worker.failure import Failure, hung, understand
 from worker.progress import Progress
 from worker.saver import Saved, Saver, SaveRequest, WrittenState
-from worker.telemetry import Telemetry
+from worker.telemetry import Telemetry, begins, goes_on_from, is_saved
 from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -146,13 +146,26 @@ class Session:
             return None
         if report.outcome not in (Outcome.COMPLETED, Outcome.BUDGET, Outcome.STOPPED) or report.head is None:
             return None
-        if report.head not in self._store.ids():
-            return None
-        return f"this session ended at step {report.end_step} ({report.reason}), checkpoint {report.head}"
+        if report.head in self._store.ids():
+            return f"this session ended at step {report.end_step} ({report.reason}), checkpoint {report.head}"
+        later = self._later_checkpoint(report.end_step)
+        return later and f"the run has gone on to checkpoint {later}"
+
+    def _later_checkpoint(self, step: int) -> str | None:
+        """Return the newest checkpoint beyond a step that a later attempt of this run, on the same branch, has committed."""
+        found: list[tuple[int, str]] = []
+        for name in self._store.ids():
+            with contextlib.suppress(CorruptCheckpointError):  # pruned at this moment, or no proof of anything
+                manifest, _ = self._store.manifest(name)
+                same = (manifest.run, manifest.branch) == (self._spec.run, self._spec.branch)
+                if same and manifest.fence > self._spec.fence and manifest.step > step:
+                    found.append((manifest.step, name))
+        return max(found)[1] if found else None
 
     def run(self) -> int:
         """Run the session and write its report; return the exit code."""
         self._watchdog.watch()
+        self._host.say(begins(self._spec, self._end_step))
         try:
             files.remove_tree(self._layout.report)  # of an earlier process of this attempt that failed
             training, saver, canary = self._begin()
@@ -191,6 +204,7 @@ class Session:
         self._progress.spend(restore=now_s - begun_s)
         save_s = self._spec.save_estimate_s or first_save_estimate_s(training.image.size_bytes)
         self._budget = replace(self._budget, save_s=save_s, last_save_s=now_s)
+        self._host.say(goes_on_from(start, self._spec))
         alike = start is not None and computes_alike(start.environment, training.environment)
         return training, saver, Canary(start.id, start.next_loss, alike) if start else None
 
@@ -343,6 +357,7 @@ class Session:
         if self._spec.save_estimate_s is None:  # better than no measurement, though it may have waited for the processor
             self._budget = self._budget.after_save(saved.seconds)
         self._telemetry.saved(saved.step)
+        self._host.say(is_saved(saved))
 
     def _prune(self, request: SaveRequest) -> None:
         """Delete checkpoints of this attempt that are not to be kept; the controller looks after all others."""

@@ -1,4 +1,4 @@
-"""What a running session shows: one line of metrics a step, and a heartbeat.
+"""What a running session shows: one line of metrics a step, a heartbeat, and now and then a line for people.
 
 It never stops the training: what cannot be written is told once and left out.
 """
@@ -14,14 +14,39 @@ from typing import IO, TYPE_CHECKING
 
 from state import files
 from state.clock import Clock
+from state.duration import format_duration
 from state.layout import AttemptLayout
 from state.report import Heartbeat, Phase
 
 if TYPE_CHECKING:
+    from state.manifest import Manifest
+    from state.spec import SessionSpec
+    from worker.saver import Saved
     from worker.trainer import StepResult
 
 _HEARTBEAT_EVERY_S = 1.0
+_TELL_EVERY_S = 30.0
 _STEPS_REMEMBERED = 20
+
+
+def begins(spec: SessionSpec, end_step: int) -> str:
+    """Return the line that says what a session is about to do."""
+    start_step = spec.start.step if spec.start else 0
+    return (
+        f"session {spec.session}, attempt {spec.attempt}: begins, from step {start_step} to {end_step} at most, "
+        f"limit {format_duration(spec.limit_s)}"
+    )
+
+
+def goes_on_from(start: Manifest | None, spec: SessionSpec) -> str:
+    """Return the line that says where the training's state comes from, and how large the model is."""
+    origin = f"restored from checkpoint {start.id}" if start else f"starts from the seed {spec.training.seed}"
+    return f"{origin}, {spec.architecture.num_parameters():,} parameters"
+
+
+def is_saved(saved: Saved) -> str:
+    """Return the line that says that a checkpoint has come to exist."""
+    return f"checkpoint {saved.checkpoint_id} is saved, {format_duration(saved.seconds)}"
 
 
 class Telemetry:
@@ -33,7 +58,7 @@ class Telemetry:
         left_s: Tells how many seconds the session has left.
         start_step: The session's first checkpoint's step.
         tokens_per_step: Tokens that a step trains on.
-        say: Where to tell what cannot be written.
+        say: Where to tell how the training goes, and what cannot be written.
     """
 
     def __init__(
@@ -58,6 +83,7 @@ class Telemetry:
         self._loss: float | None = None
         self._recent_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._beat_s: float | None = None
+        self._told_s = clock.monotonic()
         self._metrics: IO[str] | None = None
         self._complained = False
 
@@ -90,8 +116,13 @@ class Telemetry:
                 "at": self._clock.now().isoformat(),
             }
         )
-        if self._beat_s is None or self._clock.monotonic() - self._beat_s >= _HEARTBEAT_EVERY_S:
+        now_s = self._clock.monotonic()
+        if self._beat_s is None or now_s - self._beat_s >= _HEARTBEAT_EVERY_S:
             self._beat()
+        if now_s - self._told_s >= _TELL_EVERY_S:
+            self._told_s = now_s
+            tokens_per_s = self._tokens_per_step * (self._steps_per_s() or 0.0)
+            self._say(f"step {result.step}: loss {result.loss:.4f}, {tokens_per_s:,.0f} tokens/s")
 
     def close(self) -> None:
         """Write what is still in memory."""
@@ -108,7 +139,7 @@ class Telemetry:
 
     def _beat(self) -> None:
         self._beat_s = self._clock.monotonic()
-        steps_per_s = len(self._recent_s) / sum(self._recent_s) if sum(self._recent_s) else None
+        steps_per_s = self._steps_per_s()
         heartbeat = Heartbeat(
             at=self._clock.now(),
             pid=os.getpid(),
@@ -126,6 +157,9 @@ class Telemetry:
                 self._metrics.flush()
         with self._never_stopping():
             files.write_atomically(self._layout.heartbeat, heartbeat.to_json(), durable=False)
+
+    def _steps_per_s(self) -> float | None:
+        return len(self._recent_s) / sum(self._recent_s) if sum(self._recent_s) else None
 
     @contextlib.contextmanager
     def _never_stopping(self) -> Iterator[None]:

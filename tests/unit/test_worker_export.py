@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from state import effects
 from state.architecture import Architecture, ModelSpec, resolve_architecture
 from state.errors import DataError, UserError
 from worker.export import MARKER, ExportFormat, export_checkpoint
@@ -174,6 +175,37 @@ def test_an_earlier_export_is_replaced_and_leaves_nothing_behind(
 
     assert not (tmp_path / "out" / "model.ckpt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("form", ExportFormat)
+def test_whoever_may_read_one_file_of_an_export_may_read_all(
+    architecture: Architecture, weights: dict[str, Tensor], tokenizer: Path, tmp_path: Path, form: ExportFormat
+) -> None:
+    (tmp_path / "plain").touch()
+    export_checkpoint(weights, architecture, tokenizer, tmp_path / "out", form)
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+@pytest.mark.parametrize(("moment", "form"), [(0, ExportFormat.SAFETENSORS), (1, ExportFormat.HF)])
+def test_an_interrupt_while_an_export_is_replaced_leaves_one_whole_export(
+    architecture: Architecture, weights: dict[str, Tensor], tokenizer: Path, tmp_path: Path, moment: int, form: ExportFormat
+) -> None:
+    export_checkpoint(weights, architecture, tokenizer, tmp_path / "out", ExportFormat.SAFETENSORS)
+    renames = iter(range(10))
+
+    def interrupt(kind: str, what: str) -> None:
+        if kind == "rename" and next(renames) == moment:
+            raise KeyboardInterrupt
+
+    effects.observe(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            export_checkpoint(weights, architecture, tokenizer, tmp_path / "out", ExportFormat.HF)
+    finally:
+        effects.observe(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["format"] == form.value
 
 
 def test_a_folder_with_other_files_is_left_alone(

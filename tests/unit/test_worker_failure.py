@@ -53,6 +53,13 @@ def test_a_full_disk_tells_what_was_needed_and_what_was_there():
     assert "the last good one is untouched" in text
 
 
+def test_a_full_disk_tells_what_makes_room_in_the_users_own_words():
+    text = str(disk_full(3 * 2**20, 2**19, Path("/data")))
+    assert "keep_last under [checkpoints] in the config file" in text
+    assert "move GEMMA_ORCH_HOME" in text
+    assert "retention" not in text
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch's own for GPUs."""
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from state.errors import DataError, TemporaryError, UserError
-from state.layout import AttemptLayout
-from tests.sessions import SmallRun
+from state.layout import AttemptLayout, RunLayout
+from state.report import Heartbeat, Outcome, Phase, SessionReport
+from tests.sessions import SmallRun, wait_until
 from worker.__main__ import main
 from worker.prove import Certificate, Piece, prove
 
@@ -38,6 +44,44 @@ def test_a_proof_ends_with_the_digest_of_both_states(run: SmallRun, capsys: pyte
     manifest.write_text(json.dumps(changed))
     assert main(arguments) == 4
     assert f"different: the first difference is tensor {changed['tensors'][3]['name']}" in capsys.readouterr().out
+
+
+def test_every_piece_is_told_as_it_ends(run: SmallRun):
+    said: list[str] = []
+    certificate = prove(run.spec(), 2, 1, run.layout.root / "proof", say=said.append)
+    digest = certificate.straight.state_sha256[:12]
+    assert [line.rpartition(", ")[0] for line in said] == [
+        f"straight, session 1 of 1: steps 0 to 2, sha256 {digest}",
+        f"pieces, session 1 of 1: steps 0 to 2, sha256 {digest}",
+    ]
+
+
+@pytest.mark.parametrize("interrupt", [os.kill, os.killpg], ids=["the proof alone", "as a terminal does, all of them"])
+def test_an_interrupted_proof_leaves_no_session_running_and_no_traceback(run: SmallRun, interrupt: Callable[[int, int], None]):
+    spec, work_dir = run.write(run.spec()), run.layout.root / "proof"
+    straight = RunLayout(work_dir / "straight").attempt(1, 1)
+    arguments = ["--spec", str(spec), "--steps", "100000", "--pieces", "1", "--work-dir", str(work_dir)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", "prove", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    ) as process:
+        wait_until(lambda: is_training(straight), process=process)
+        interrupt(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[0].decode()
+    assert (process.returncode, said) == (130, "")
+    assert SessionReport.from_json(straight.report.read_bytes(), "report").outcome is Outcome.STOPPED
+    with pytest.raises(ProcessLookupError):
+        os.kill(Heartbeat.from_json(straight.heartbeat.read_bytes(), "heartbeat").pid, 0)
+
+
+def is_training(layout: AttemptLayout) -> bool:
+    if not layout.heartbeat.exists():
+        return False
+    return Heartbeat.from_json(layout.heartbeat.read_bytes(), "heartbeat").phase is Phase.TRAINING
 
 
 @pytest.mark.parametrize("pieces", [0, 4])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 import warnings
@@ -57,6 +58,14 @@ def test_a_state_has_weights_and_both_moments_under_flat_names_in_order():
     assert len(names) == 3 * len(parameter_shapes(small_architecture()))
     assert {"model.embedder.weight", "optimizer.exp_avg.model.norm.weight"} < set(names)
     assert "optimizer.exp_avg_sq.model.layers.0.self_attn.qkv_proj.weight" in names
+
+
+def test_where_there_are_no_huge_pages_an_image_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    state = make_state()
+    image = StateImage(state)
+    image.take()
+    assert same(load_file(write(image, tmp_path)), state)
 
 
 def test_the_image_is_a_safetensors_file(tmp_path: Path):

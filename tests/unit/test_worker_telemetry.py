@@ -124,3 +124,13 @@ def test_a_disk_that_is_full_when_the_metrics_are_closed_stops_nothing(layout: A
     tells.close()
     assert "No space left on device" in said[0]
     assert heartbeat(layout).step == 11
+
+
+def test_the_training_is_told_of_every_half_minute_at_most(layout: AttemptLayout, clock: ManualClock):
+    said: list[str] = []
+    tells = telemetry(layout, clock, said.append)
+    for number in range(1, 71):
+        clock.advance(1.0)
+        tells.step(result(10 + number, loss=3.14159), 1.0)
+    tells.close()
+    assert said == ["step 40: loss 3.1416, 512 tokens/s", "step 70: loss 3.1416, 512 tokens/s"]
