@@ -36,14 +36,14 @@ def test_checkpoints_sort_by_step() -> None:
 
 
 def test_every_file_has_one_place() -> None:
-    home = HomeLayout(Path("/home"))
+    home = HomeLayout(Path("/place"))
     run = home.run("tamil")
     attempt = run.attempt(3, 1)
-    assert home.ledger == Path("/home/ledger.sqlite3")
-    assert home.cache == Path("/home/cache")
-    assert (run.data, run.checkpoints) == (Path("/home/runs/tamil/data"), Path("/home/runs/tamil/checkpoints"))
-    assert run.controller_log == Path("/home/runs/tamil/controller.log")
-    assert attempt == AttemptLayout(Path("/home/runs/tamil/sessions/s003a1"))
+    assert home.ledger == Path("/place/ledger.sqlite3")
+    assert home.cache == Path("/place/cache")
+    assert (run.data, run.checkpoints) == (Path("/place/runs/tamil/data"), Path("/place/runs/tamil/checkpoints"))
+    assert run.controller_log == Path("/place/runs/tamil/controller.log")
+    assert attempt == AttemptLayout(Path("/place/runs/tamil/sessions/s003a1"))
     names = [attempt.spec, attempt.lock, attempt.launched, attempt.heartbeat, attempt.metrics, attempt.log, attempt.stop]
     names.append(attempt.report)
     assert len(set(names)) == 8
