@@ -82,18 +82,26 @@ def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
     waiting = list(BLOWS)
     deadline = time.monotonic() + _DEADLINE_S
     while controller.poll() is None and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
         live = stage.live("chained") if waiting else None
         if live is not None and live.phase is Phase.TRAINING and live.step >= waiting[0].at_share * total_steps:
-            blow = waiting.pop(0)
-            say(f"   step {live.step}: {blow.name}")
+            blow = waiting[0]
             if blow.target == "worker":
-                os.kill(live.pid, blow.signal)
-            else:
+                try:
+                    os.kill(live.pid, blow.signal)
+                except ProcessLookupError:
+                    continue  # its session ended in this very moment: the next one gets the blow
+            say(f"   step {live.step}: {blow.name}")
+            waiting.pop(0)
+            if blow.target == "controller":
                 controller.send_signal(blow.signal)
                 controller.wait()
                 say("   the same command again")
                 controller = stage.start("chained", total_steps)
-        time.sleep(_LOOK_S)
+    if waiting:
+        say(
+            f"   too fast: {len(waiting)} of {len(BLOWS)} blows came too late; gemma-orch demo --total-steps 1000 gives them time"
+        )
     controller.kill()
     controller.wait()
 
