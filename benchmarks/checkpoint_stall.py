@@ -142,8 +142,11 @@ def main() -> int:
         rounds = [one_round(bench, number) for number in range(options.rounds)]
     torch_s, blocked_s, slowed_s = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"medians: torch.save + fsync {torch_s:.3f} s; ours {blocked_s:.3f} s stopped, {slowed_s:.3f} s of slower steps")
-    print(f"stopped and slowed, against torch.save + fsync: {(blocked_s + slowed_s) / torch_s:.3f} x")
-    return int(not verdict("stopped, against torch.save + fsync", blocked_s / torch_s, at_most=0.2))
+    reached = [
+        verdict("stopped, against torch.save + fsync", blocked_s / torch_s, at_most=0.2),
+        verdict("stopped and slowed, against torch.save + fsync", (blocked_s + max(0.0, slowed_s)) / torch_s, at_most=0.2),
+    ]
+    return int(not all(reached))
 
 
 def one_round(bench: Bench, number: int) -> tuple[float, float, float]:
