@@ -1,77 +1,61 @@
-"""Seconds to the first batch of a new process' data at step 10 000 000, against the same at step 0.
+"""Milliseconds to the first batch of a new session at step 10 000 000, against the same at step 0.
 
-Each measurement opens the data anew and draws one batch; the two steps take turns, so that load on the machine hits both.
+Each measurement reads the manifest, opens the data and draws one batch, with its blocks verified; the two steps take
+turns, so that load on the machine hits both.
 Run: python -m benchmarks.data_seek
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
-import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from state.data_manifest import DataManifest, LanguageData, mixture_weights
-from worker.corpus.shards import ShardWriter
-from worker.data import Batches, TokenData
+from benchmarks.measure import take_turns
+from state.mixture import mixture_weights
+from tests.token_data import write_data
+from worker.data import Batches, TokenData, read_data_manifest
 
 FAR_STEP = 10_000_000
-NUM_TOKENS = {"english": 30_000_000, "hindi": 8_000_000, "konkani": 2_000_000}
+NUM_TOKENS = {"english": 60_000_000, "hindi": 16_000_000, "konkani": 4_000_000}
+SHARD_TOKENS = 4 * 1024 * 1024
 SEQUENCE_LENGTH = 512
 BATCH_SIZE = 8
-NUM_ROUNDS = 200
+NUM_ROUNDS = 100
 LARGEST_RATIO = 1.5
+LARGEST_MS = 50.0
 
 
-def make_data(folder: Path) -> DataManifest:
-    generator = np.random.default_rng(0)
-    languages = {}
-    for name, num_tokens in NUM_TOKENS.items():
-        writer = ShardWriter(folder, name, token_bytes=2, shard_bytes=8 * 1024 * 1024)
-        writer.append(generator.integers(4, 32_768, num_tokens, dtype=np.uint16))
-        languages[name] = LanguageData(num_documents=1, num_tokens=num_tokens, num_bytes_text=1, shards=writer.finish())
-    return DataManifest.sealed(
-        token_bytes=2,
-        vocab_size=32_768,
-        bos_id=2,
-        eos_id=1,
-        pad_id=0,
-        unk_id=3,
-        tokenizer_sha256="0" * 64,
-        languages=languages,
-    )
-
-
-def first_batch_s(folder: Path, manifest: DataManifest, weights: dict[str, float], step: int) -> float:
-    started = time.perf_counter()
+def first_batch(folder: Path, step: int) -> None:
+    manifest = read_data_manifest(folder)
     data = TokenData.open(folder, manifest, SEQUENCE_LENGTH)
-    Batches(data, seed=0, batch_size=BATCH_SIZE, weights=weights).batch(step)
-    return time.perf_counter() - started
+    Batches(data, seed=0, batch_size=BATCH_SIZE, weights=mixture_weights(manifest.tokens_by_language)).batch(step)
 
 
 def main() -> int:
+    generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = make_data(folder)
-        weights = mixture_weights(manifest.tokens_by_language)
-        near, far = [], []
-        for number in range(NUM_ROUNDS):
-            near.append(first_batch_s(folder, manifest, weights, number))
-            far.append(first_batch_s(folder, manifest, weights, FAR_STEP + number))
-    near_s, far_s = statistics.median(near), statistics.median(far)
+        tokens = {language: generator.integers(4, 32_768, size, dtype=np.uint16) for language, size in NUM_TOKENS.items()}
+        write_data(folder, tokens, shard_tokens=SHARD_TOKENS, document_tokens=1000)
+        near, far = count(), count(FAR_STEP)
+        taken_s = take_turns(
+            {"near": lambda: first_batch(folder, next(near)), "far": lambda: first_batch(folder, next(far))}, NUM_ROUNDS
+        )
+    ratio, far_ms = taken_s["far"] / taken_s["near"], taken_s["far"] * 1000
     result = {
         "benchmark": "data_seek",
-        "first_batch_at_step_0_ms": round(near_s * 1000, 3),
-        "first_batch_at_step_10000000_ms": round(far_s * 1000, 3),
-        "ratio": round(far_s / near_s, 3),
-        "reach": f"at most {LARGEST_RATIO}",
+        "first_batch_at_step_0_ms": round(taken_s["near"] * 1000, 3),
+        "first_batch_at_step_10000000_ms": round(far_ms, 3),
+        "ratio": round(ratio, 3),
+        "reach": f"a ratio of at most {LARGEST_RATIO}, and at most {LARGEST_MS} ms",
     }
     print(json.dumps(result))
-    return 0 if far_s / near_s <= LARGEST_RATIO else 1
+    return 0 if ratio <= LARGEST_RATIO and far_ms <= LARGEST_MS else 1
 
 
 if __name__ == "__main__":

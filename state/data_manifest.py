@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from state.document import Document, digest_of
-from state.errors import UserError, did_you_mean
 from state.layout import DATA_MANIFEST_NAME
 
 TOKENIZER_NAME = "tokenizer.model"
-DEFAULT_ALPHA = 0.7
+REPORT_NAME = "report.json"
 LARGEST_16_BIT_VOCABULARY = 65_536
+BLOCK_TOKENS = 2**20
+"""Tokens of a block, the unit that is digested, brought to scratch and shuffled; part of the order of a run."""
+INDEX_ROW_BYTES = 12
+"""Three little-endian uint32 for each document of a shard."""
 
 _SHA256 = r"^[0-9a-f]{64}$"
-_RESERVED_NAMES = (DATA_MANIFEST_NAME, TOKENIZER_NAME)
+_RESERVED_NAMES = (DATA_MANIFEST_NAME, TOKENIZER_NAME, REPORT_NAME)
 
 
 def token_bytes_for(vocab_size: int) -> Literal[2, 4]:
@@ -25,83 +27,126 @@ def token_bytes_for(vocab_size: int) -> Literal[2, 4]:
     return 2 if vocab_size <= LARGEST_16_BIT_VOCABULARY else 4
 
 
+def num_blocks(num_tokens: int) -> int:
+    """Return how many blocks a stream of tokens has; the last one may be shorter."""
+    return -(-num_tokens // BLOCK_TOKENS)
+
+
 def language_problem(name: str) -> str | None:
-    """Return why a language cannot have this name (it names a folder of shards), or None when it can."""
+    """Return why a language cannot have this name (it begins the names of its shards), or None when it can."""
     if not name or name.startswith("."):
         return "it is empty or starts with a dot"
-    if "/" in name or "\\" in name or "\x00" in name:
-        return "it has a slash in it"
-    if name in _RESERVED_NAMES:
-        return "a file of the data folder has this name"
+    if any(character in "/\\" or not character.isprintable() for character in name):
+        return "it has a slash or an unprintable character in it"
+    if len(name.encode("utf-8", "replace")) > 100:
+        return "it is longer than 100 bytes"
     return None
 
 
+class Recipe(Document):
+    """How text becomes tokens, beside the corpus and the tokenizer; every field changes what is written."""
+
+    text_field: str = Field(default="text", min_length=1, description="field, or Parquet column, that holds the text")
+    language_field: str | None = Field(default=None, description="field that names the language; none: the folder does")
+    text_documents: Literal["file", "paragraphs", "lines"] = Field(
+        default="file", description="what one document of a plain text file is"
+    )
+    nfc: bool = Field(default=True, description="bring text into Unicode's composed form")
+    strip_control: bool = Field(default=True, description="take control characters out, but for tab and line feed")
+    deduplicate: bool = Field(default=True, description="drop a text that came before, in whatever source")
+    min_characters: int = Field(default=0, ge=0, description="drop shorter documents; 0: none")
+    max_document_bytes: int = Field(
+        default=32 * 1024**2, ge=1024, le=256 * 1024**2, description="leave out longer lines, rows and documents"
+    )
+    validation_share: float = Field(default=0.005, ge=0.0, lt=1.0, description="share of the documents that is held out")
+    validation_shares: dict[str, float] = Field(default_factory=dict, description="the same for single languages")
+    shard_bytes: int = Field(default=256 * 1024**2, ge=2, description="size of a full shard")
+    max_malformed_share: float = Field(default=0.01, ge=0.0, le=1.0, description="more records without a text are an error")
+    max_part_bytes: int | None = Field(default=None, ge=2, description="lay shards out in folders of at most this size")
+
+
+class ShardIndex(Document):
+    """Where the documents of a shard begin: a file of little-endian uint32, [num_documents, 3].
+
+    Its columns: first token within the shard; number of the source in `DataManifest.sources`; record within the source,
+    from 1 (the line where the document begins, or the row of a Parquet file). A document that began in the shard before is not repeated.
+    """
+
+    name: str
+    num_documents: int = Field(ge=0)
+    sha256: str = Field(pattern=_SHA256)
+
+
 class Shard(Document):
-    """One file of raw little-endian tokens."""
+    """One file of raw little-endian tokens; the name's last part is unique in the data folder."""
 
     name: str = Field(description="path within the data folder, with forward slashes")
     num_tokens: int = Field(ge=1)
     sha256: str = Field(pattern=_SHA256)
+    index: ShardIndex
 
 
 class Source(Document):
-    """One file of text that a language was read from."""
+    """One file of text."""
 
     corpus: int = Field(ge=0, description="which of the corpus folders, in the order in which they were given")
     name: str = Field(description="path within that folder, with forward slashes")
     num_bytes: int = Field(ge=0, description="size of the file")
     sha256: str = Field(pattern=_SHA256)
-    num_lines: int = Field(ge=0, description="lines that are not blank")
-    num_documents: int = Field(ge=0)
-    skipped: dict[str, int] = Field(default_factory=dict, description="lines left out, by reason")
+    num_records: int = Field(ge=0, description="lines that are not blank, rows, paragraphs, or one for a text file")
+    skipped: dict[str, int] = Field(default_factory=dict, description="records without a usable text, by reason")
 
 
-class LanguageData(Document):
-    """One language's token stream, cut into shards: the shards in order, joined, are the stream."""
+class SourceShare(Document):
+    """What a language has of a source; dropped documents are in none of the counts but `dropped`."""
+
+    source: int = Field(ge=0, description="number of the source in `DataManifest.sources`")
+    num_documents: int = Field(ge=0, description="trained on")
+    num_tokens: int = Field(ge=0, description="trained on")
+    num_held_out: int = Field(default=0, ge=0, description="documents of the validation set")
+    changed: dict[str, int] = Field(default_factory=dict, description="documents that cleaning changed, by rule")
+    dropped: dict[str, int] = Field(default_factory=dict, description="documents that cleaning dropped, by rule")
+
+
+class TokenStream(Document):
+    """Documents as tokens, cut into shards: the shards in order, joined, are the stream."""
 
     num_documents: int = Field(ge=1)
     num_tokens: int = Field(ge=1, description="with bos and eos")
     num_bytes_text: int = Field(ge=1, description="UTF-8 bytes of the documents' text")
     shards: tuple[Shard, ...] = Field(min_length=1)
-    sources: tuple[Source, ...] = ()
-
-    @property
-    def num_lines(self) -> int:
-        """Lines read that were not blank."""
-        return sum(source.num_lines for source in self.sources)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Lines left out, by reason, in the order of the reasons' names."""
-        total: dict[str, int] = {}
-        for source in self.sources:
-            for reason, count in source.skipped.items():
-                total[reason] = total.get(reason, 0) + count
-        return dict(sorted(total.items()))
+    blocks: tuple[str, ...] = Field(
+        description="sha256 of each block of BLOCK_TOKENS tokens and the one token after it, where there is one"
+    )
 
     @model_validator(mode="after")
-    def _shards_add_up(self) -> Self:
+    def _adds_up(self) -> Self:
         in_shards = sum(shard.num_tokens for shard in self.shards)
         if in_shards != self.num_tokens:
             raise ValueError(f"num_tokens is {self.num_tokens}, but the shards hold {in_shards}")
+        if len(self.blocks) != num_blocks(self.num_tokens):
+            raise ValueError(
+                f"{self.num_tokens} tokens have {num_blocks(self.num_tokens)} blocks, but {len(self.blocks)} are listed"
+            )
         return self
 
 
-class SkippedLine(Document):
-    """The place of one line that was left out."""
+class LanguageData(TokenStream):
+    """One language: what is trained on, and what is held out."""
 
-    file: str
-    line: int = Field(ge=1)
-    reason: str
+    validation: TokenStream | None = Field(default=None, description="none: no document was held out")
+    sources: tuple[SourceShare, ...] = ()
 
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Documents that cleaning dropped, by rule, in the order of the rules' names."""
+        return _total(source.dropped for source in self.sources)
 
 
 class DataManifest(Document):
     """A data folder exists when, and only when, this document lies in it; it is written last."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     token_bytes: Literal[2, 4]
     vocab_size: int = Field(ge=1)
     bos_id: int = Field(ge=0)
@@ -110,8 +155,9 @@ class DataManifest(Document):
     unk_id: int = Field(ge=0)
     tokenizer_file: str = Field(default=TOKENIZER_NAME, description="copy of the SentencePiece model in the data folder")
     tokenizer_sha256: str = Field(pattern=_SHA256)
+    recipe: Recipe = Recipe()
     languages: dict[str, LanguageData] = Field(min_length=1)
-    first_skipped: tuple[SkippedLine, ...] = Field(default=(), description="the first lines left out, for people")
+    sources: tuple[Source, ...] = ()
     data_sha256: str = Field(pattern=_SHA256, description="digest of all that determines the tokens and their order")
 
     @classmethod
@@ -122,17 +168,39 @@ class DataManifest(Document):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all languages."""
+        """Tokens of all languages that are trained on."""
         return sum(language.num_tokens for language in self.languages.values())
 
     @property
     def tokens_by_language(self) -> dict[str, int]:
-        """Tokens per language, in the order of the languages' names."""
+        """Tokens per language that are trained on, in the order of the languages' names."""
         return {name: self.languages[name].num_tokens for name in sorted(self.languages)}
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Records without a usable text, by reason, in the order of the reasons' names."""
+        return _total(source.skipped for source in self.sources)
+
+    @property
+    def streams(self) -> tuple[TokenStream, ...]:
+        """Every stream of the folder: each language's, and what it holds out."""
+        return tuple(
+            stream for language in self.languages.values() for stream in (language, language.validation) if stream is not None
+        )
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Every file of shards and their indices, by name, with its size in bytes."""
+        sizes: dict[str, int] = {}
+        for stream in self.streams:
+            for shard in stream.shards:
+                sizes[shard.name] = shard.num_tokens * self.token_bytes
+                sizes[shard.index.name] = shard.index.num_documents * INDEX_ROW_BYTES
+        return sizes
 
     @field_validator("languages")
     @classmethod
-    def _languages_name_folders(cls, languages: dict[str, LanguageData]) -> dict[str, LanguageData]:
+    def _languages_name_shards(cls, languages: dict[str, LanguageData]) -> dict[str, LanguageData]:
         for name in languages:
             if problem := language_problem(name):
                 raise ValueError(f"{name!r} cannot name a language: {problem}")
@@ -150,7 +218,8 @@ class DataManifest(Document):
 def data_sha256(manifest: DataManifest) -> str:
     """Return the digest of all that determines the tokens and their order.
 
-    It leaves out where the text came from and what was skipped: the shards' digests cover the tokens themselves.
+    It leaves out where the text came from, what was left out or held out, and how the streams are cut into shards and
+    parts: the blocks' digests cover the tokens themselves.
     """
     return digest_of(
         {
@@ -158,57 +227,14 @@ def data_sha256(manifest: DataManifest) -> str:
             "vocab_size": manifest.vocab_size,
             "ids": [manifest.bos_id, manifest.eos_id, manifest.pad_id, manifest.unk_id],
             "tokenizer": manifest.tokenizer_sha256,
-            "languages": {
-                name: [[shard.num_tokens, shard.sha256] for shard in language.shards]
-                for name, language in manifest.languages.items()
-            },
+            "languages": {name: [language.num_tokens, list(language.blocks)] for name, language in manifest.languages.items()},
         }
     )
 
 
-def mixture_weights(
-    tokens_by_language: Mapping[str, int],
-    alpha: float = DEFAULT_ALPHA,
-    given: Mapping[str, float] | None = None,
-) -> dict[str, float]:
-    """Return each language's share of the training sequences, in name order; the shares sum to 1.
-
-    Args:
-        tokens_by_language: Tokens of every language present.
-        alpha: Without `given`, shares are proportional to tokens ** alpha: 1 is proportional, 0 is equal.
-        given: Weights to take instead, in any unit. A language that it does not name gets the share 0.
-
-    Raises:
-        UserError: there is no language or one without tokens, `given` names a language that is not present, or a weight
-            is negative, not finite, or all are zero.
-    """
-    languages = sorted(tokens_by_language)
-    empty = [name for name in languages if tokens_by_language[name] < 1]
-    if not languages or empty:
-        raise UserError(
-            f"languages without tokens: {', '.join(empty)}" if empty else "there are no languages to mix",
-            expected="at least one language, each with text",
-        )
-    if given is None:
-        if not (math.isfinite(alpha) and alpha >= 0.0):
-            raise UserError(f"alpha is {alpha}", expected="a number from 0 (equal shares) to 1 (shares as the tokens are)")
-        raw = {name: float(tokens_by_language[name]) ** alpha for name in languages}
-    else:
-        _check_given(given, languages)
-        raw = {name: float(given.get(name, 0.0)) for name in languages}
-    total = math.fsum(raw.values())
-    if not 0.0 < total < math.inf:
-        raise UserError(f"the weights {raw} sum to {total}", expected="at least one weight above zero")
-    return {name: weight / total for name, weight in raw.items()}
-
-
-def _check_given(given: Mapping[str, float], languages: list[str]) -> None:
-    for name, weight in given.items():
-        if name not in languages:
-            raise UserError(
-                f"a weight is given for {name!r}, which is not in the data",
-                expected=f"only {', '.join(languages)}",
-                remedy=did_you_mean(name, languages) or "correct the name, or add text in this language to the corpus",
-            )
-        if not (math.isfinite(weight) and weight >= 0.0):
-            raise UserError(f"the weight of {name!r} is {weight}", expected="a finite number that is not negative")
+def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for reason, count in each.items():
+            total[reason] = total.get(reason, 0) + count
+    return dict(sorted(total.items()))

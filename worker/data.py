@@ -1,22 +1,23 @@
-"""Batches of token sequences from memory-mapped shards; a batch is a pure function of (seed, step).
+"""Batches of token sequences from the shards of a data folder; a batch is a pure function of (seed, step).
 
 Legend: B sequences in a batch, T positions in a sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from state.data_manifest import DataManifest, Shard
+from state.data_manifest import DataManifest
 from state.errors import DataError
-from state.files import sha256_of_file
 from state.layout import DATA_MANIFEST_NAME
 from state.manifest import DataPosition
-from worker.order import BatchOrder, I64Array, Samples
+from worker.blocks import BlockStream, ReadAt, Tokens, read_at
+from worker.order import BatchOrder, Samples
+from worker.permutation import I64Array
+from worker.scratch import Copier, Scratch, Slots, slot_bytes
 
 
 def read_data_manifest(data_dir: Path) -> DataManifest:
@@ -36,77 +37,50 @@ def read_data_manifest(data_dir: Path) -> DataManifest:
     return DataManifest.from_json(text, str(path))
 
 
-def verify_shards(data_dir: Path, manifest: DataManifest) -> None:
-    """Read every shard through and compare its digest: about 0.7 s per GB.
-
-    Raises:
-        DataError: a shard is not what was prepared; the message names it.
-    """
-    for language in manifest.languages.values():
-        for shard in language.shards:
-            path = data_dir / shard.name
-            _check_size(path, shard.num_tokens * manifest.token_bytes)
-            if sha256_of_file(path) != shard.sha256:
-                raise DataError(
-                    f"the shard {path} has changed: its sha256 is not the one in {DATA_MANIFEST_NAME}",
-                    remedy=f"remove {data_dir}; the same gemma-orch start command prepares it again",
-                )
-
-
-class _TokenStream:
-    """One language's shards, read as if they were a single array of tokens."""
-
-    def __init__(self, data_dir: Path, shards: tuple[Shard, ...], dtype: np.dtype[np.unsignedinteger]) -> None:
-        self._paths = tuple(data_dir / shard.name for shard in shards)
-        self._ends = np.cumsum([shard.num_tokens for shard in shards])
-        self._dtype = dtype
-        self._open: dict[int, NDArray[np.unsignedinteger]] = {}
-        for path, shard in zip(self._paths, shards, strict=True):
-            _check_size(path, shard.num_tokens * dtype.itemsize)
-
-    def read(self, start: int, out: I64Array) -> None:
-        """Fill `out` with the tokens from `start` on, across shards where they meet."""
-        filled = 0
-        index = int(np.searchsorted(self._ends, start, side="right"))
-        while filled < len(out):
-            shard = self._shard(index)
-            offset = start + filled - (int(self._ends[index]) - len(shard))
-            piece = shard[offset : offset + len(out) - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            index += 1
-
-    def _shard(self, index: int) -> NDArray[np.unsignedinteger]:
-        # Mapped at first use: a first batch touches a few of what may be hundreds of shards.
-        if index not in self._open:
-            self._open[index] = np.memmap(self._paths[index], dtype=self._dtype, mode="r")
-        return self._open[index]
-
-
 class TokenData:
     """A data folder's languages, each cut into sequences of T + 1 tokens at stride T.
 
     Sequence i of a language is tokens i * T to i * T + T, both included: its last token is the next one's first, so
     that every token but the first is a target exactly once.
+
+    Args:
+        data_dir: The data folder.
+        manifest: What it holds.
+        sequence_length: T.
+        scratch: Where a fast disk may hold copies of what is read next; none: the folder is fast enough itself.
+        read: How bytes of shards are read that are to be verified or copied.
     """
 
-    def __init__(self, data_dir: Path, manifest: DataManifest, sequence_length: int) -> None:
-        dtype = np.dtype("<u2" if manifest.token_bytes == 2 else "<u4")
+    def __init__(
+        self,
+        data_dir: Path,
+        manifest: DataManifest,
+        sequence_length: int,
+        scratch: Scratch | None = None,
+        *,
+        read: ReadAt = read_at,
+    ) -> None:
         self.manifest = manifest
         self.sequence_length = sequence_length
+        self.scratch = scratch
+        self.width = sequence_length + 1
+        self.dtype: np.dtype[np.unsignedinteger] = np.dtype("<u2" if manifest.token_bytes == 2 else "<u4")
         self.num_sequences = {
             name: max(0, (num_tokens - 1) // sequence_length) for name, num_tokens in manifest.tokens_by_language.items()
         }
-        self._streams = {name: _TokenStream(data_dir, manifest.languages[name].shards, dtype) for name in self.num_sequences}
+        self.streams = {
+            name: BlockStream(data_dir, name, manifest.languages[name], self.dtype, width=self.width, read=read)
+            for name in self.num_sequences
+        }
 
     @classmethod
-    def open(cls, data_dir: Path, manifest: DataManifest, sequence_length: int) -> TokenData:
-        """Open a data folder.
+    def open(cls, data_dir: Path, manifest: DataManifest, sequence_length: int, scratch: Scratch | None = None) -> TokenData:
+        """Open a data folder; no token is read yet.
 
         Raises:
             DataError: a shard is missing, or has another size than the manifest says.
         """
-        return cls(data_dir, manifest, sequence_length)
+        return cls(data_dir, manifest, sequence_length, scratch)
 
     def check_mixture(self, weights: Mapping[str, float]) -> None:
         """Check that every language that is to be trained on has at least one sequence.
@@ -122,27 +96,60 @@ class TokenData:
                     remedy=f"add text in {name!r}, set a smaller sequence_length, or give {name!r} the weight 0",
                 )
 
-    def sequences(self, language: str, indices: I64Array) -> I64Array:
-        """Return sequences of a language by index, [len(indices), T + 1]."""
-        out = np.empty((len(indices), self.sequence_length + 1), dtype=np.int64)
-        stream = self._streams[language]
-        for row, index in zip(out, indices.tolist(), strict=True):
-            stream.read(index * self.sequence_length, row)
+    def sequences(self, language: str, indices: I64Array) -> Tokens:
+        """Return sequences of a language by index, [len(indices), T + 1], as they are stored.
+
+        Raises:
+            DataError: a shard's bytes are not those that were prepared.
+            TemporaryError: a shard cannot be read.
+        """
+        out = np.empty((len(indices), self.width), dtype=self.dtype)
+        self.streams[language].fill(indices * self.sequence_length, out)
         return out
 
 
 class Batches:
-    """The run's batches: what each step trains on."""
+    """The run's batches: what each step trains on.
 
-    def __init__(self, data: TokenData, *, seed: int, batch_size: int, weights: Mapping[str, float]) -> None:
+    Args:
+        data: Where the sequences are; with scratch, close() ends what keeps it filled.
+        seed: Seed of the run.
+        batch_size: Sequences in a step, over all ranks.
+        weights: Share of each language, summing to 1.
+        say: Takes a line for the user when scratch does not help as it should; may be called on another thread.
+    """
+
+    def __init__(
+        self,
+        data: TokenData,
+        *,
+        seed: int,
+        batch_size: int,
+        weights: Mapping[str, float],
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         data.check_mixture(weights)
         self.data = data
-        self.order = BatchOrder(seed=seed, batch_size=batch_size, weights=weights, num_sequences=data.num_sequences)
+        self.order = BatchOrder(
+            seed=seed,
+            batch_size=batch_size,
+            weights=weights,
+            num_sequences=data.num_sequences,
+            sequence_length=data.sequence_length,
+        )
+        self._copier = _copier(data, self.order, say)
 
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[I64Array, I64Array]:
-        """Return (inputs, targets) of a step, [B / world_size, T] each: a rank's contiguous part of the batch."""
+        """Return (inputs, targets) of a step, [B / world_size, T] each: a rank's contiguous part of the batch.
+
+        Raises:
+            DataError: a shard's bytes are not those that were prepared.
+            TemporaryError: a shard cannot be read.
+        """
+        if self._copier:
+            self._copier.at(step * self.order.batch_size)
         tokens = self._tokens(self.order.step(step, rank=rank, world_size=world_size))
-        return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+        return tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
 
     def batch_languages(self, step: int) -> list[str]:
         """Return the language of each of a step's sequences, in the order of the batch."""
@@ -152,24 +159,43 @@ class Batches:
         """Return how far the data has been read when `step` steps are done."""
         return self.order.position(step)
 
-    def _tokens(self, samples: Samples) -> I64Array:
-        out = np.empty((len(samples.language), self.data.sequence_length + 1), dtype=np.int64)
-        for index in np.unique(samples.language):
+    def close(self) -> None:
+        """Let go of scratch; batches can still be read, from the data folder."""
+        if self._copier:
+            self._copier.close()
+            self._copier = None
+
+    def _tokens(self, samples: Samples) -> Tokens:
+        out = np.empty((len(samples.language), self.data.width), dtype=self.data.dtype)
+        for index in np.flatnonzero(np.bincount(samples.language)).tolist():
             mine = np.flatnonzero(samples.language == index)
-            out[mine] = self.data.sequences(self.order.languages[index], samples.sequence[mine])
+            out[mine] = self._sequences(self.order.languages[index], samples.sequence[mine])
+        return out
+
+    def _sequences(self, language: str, indices: I64Array) -> Tokens:
+        if not self._copier:
+            return self.data.sequences(language, indices)
+        out = np.empty((len(indices), self.data.width), dtype=self.data.dtype)
+        missing = self._copier.fill(language, indices * self.data.sequence_length, out)
+        if len(missing):
+            out[missing] = self.data.sequences(language, indices[missing])
         return out
 
 
-def _check_size(path: Path, expected_bytes: int) -> None:
-    try:
-        size_bytes = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"the shard {path} cannot be read ({error.strerror})", remedy="the same gemma-orch start command prepares it again"
-        ) from error
-    if size_bytes != expected_bytes:
-        raise DataError(
-            f"the shard {path} has {size_bytes} bytes",
-            expected=f"{expected_bytes} bytes, as {DATA_MANIFEST_NAME} says",
-            remedy="the same gemma-orch start command prepares it again",
+def _copier(data: TokenData, order: BatchOrder, say: Callable[[str], None]) -> Copier | None:
+    if data.scratch is None:
+        return None
+    num_blocks = {name: data.streams[name].num_blocks for name in order.languages if order.shares[name]}
+    num_slots = data.scratch.num_slots(order, num_blocks, slot_bytes(data.dtype))
+    if not num_slots:
+        say(
+            f"{data.scratch.budget_bytes} bytes of scratch hold no block of {slot_bytes(data.dtype)} bytes; "
+            "reading goes on without it, slower"
         )
+        return None
+    try:
+        slots = Slots(data.scratch.dir, num_slots, num_blocks, data.dtype, width=data.width)
+    except OSError as error:
+        say(f"there can be no scratch in {data.scratch.dir} ({error.strerror}); reading goes on without it, slower")
+        return None
+    return Copier(slots, order, data.streams, say)

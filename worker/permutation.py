@@ -15,6 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+I64Array = NDArray[np.int64]
 U64Array = NDArray[np.uint64]
 
 NUM_ROUNDS = 6  # a few more than the four that make a Feistel network a strong pseudo-random permutation
@@ -30,6 +31,19 @@ def round_keys(*parts: int | str) -> U64Array:
     name = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     digest = hashlib.sha512(name.encode()).digest()
     return np.frombuffer(digest, dtype="<u8", count=NUM_ROUNDS).astype(np.uint64)
+
+
+def numbered_keys(numbers: I64Array, *parts: int | str) -> U64Array:
+    """Return the keys of one permutation for each number, [K, NUM_ROUNDS]: those of (what the parts name, number)."""
+    return random_bits(numbers.astype(np.uint64)[:, None], round_keys(*parts))
+
+
+def random_bits(values: U64Array, keys: U64Array) -> U64Array:
+    """Return 64 bits for each value under its key, as a pure function of both; shapes broadcast."""
+    mixed = values ^ keys
+    mixed = (mixed ^ (mixed >> _SHIFT_1)) * _MIX_1
+    mixed = (mixed ^ (mixed >> _SHIFT_2)) * _MIX_2
+    return mixed ^ (mixed >> _SHIFT_3)
 
 
 def permute(positions: U64Array, num_positions: int, keys: U64Array) -> U64Array:
@@ -59,14 +73,7 @@ def _one_pass(values: U64Array, num_positions: int, keys: U64Array) -> U64Array:
     left, right = values // size_right, values % size_right
     for number in range(NUM_ROUNDS):
         if number % 2 == 0:
-            left = (left + _hash(right, keys[:, number]) % size_left) % size_left
+            left = (left + random_bits(right, keys[:, number]) % size_left) % size_left
         else:
-            right = (right + _hash(left, keys[:, number]) % size_right) % size_right
+            right = (right + random_bits(left, keys[:, number]) % size_right) % size_right
     return left * size_right + right
-
-
-def _hash(values: U64Array, keys: U64Array) -> U64Array:
-    mixed = values ^ keys
-    mixed = (mixed ^ (mixed >> _SHIFT_1)) * _MIX_1
-    mixed = (mixed ^ (mixed >> _SHIFT_2)) * _MIX_2
-    return mixed ^ (mixed >> _SHIFT_3)

@@ -1,33 +1,45 @@
 import json
-import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from state.data_manifest import DataManifest, LanguageData, Shard, Source, mixture_weights, token_bytes_for
-from state.errors import DataError, UserError
+from state.data_manifest import (
+    BLOCK_TOKENS,
+    DataManifest,
+    LanguageData,
+    Shard,
+    ShardIndex,
+    Source,
+    SourceShare,
+    TokenStream,
+    num_blocks,
+    token_bytes_for,
+)
+from state.errors import DataError
 
 
-def language(num_tokens: int = 10, digest: str = "a") -> LanguageData:
-    return LanguageData(
-        num_documents=2,
-        num_tokens=num_tokens,
-        num_bytes_text=30,
-        shards=(Shard(name="hindi/00000.tokens", num_tokens=num_tokens, sha256=digest * 64),),
-        sources=(
-            Source(
-                corpus=0,
-                name="hindi/a.jsonl",
-                num_bytes=40,
-                sha256="c" * 64,
-                num_lines=3,
-                num_documents=2,
-                skipped={"not JSON": 1},
-            ),
-        ),
+def shard(name: str, num_tokens: int, digest: str = "a") -> Shard:
+    index = ShardIndex(name=f"{name}.documents", num_documents=2, sha256="f" * 64)
+    return Shard(name=f"{name}.tokens", num_tokens=num_tokens, sha256=digest * 64, index=index)
+
+
+def stream(name: str, num_tokens: int = 10, digest: str = "a") -> TokenStream:
+    return TokenStream(
+        num_documents=2, num_tokens=num_tokens, num_bytes_text=30, shards=(shard(name, num_tokens, digest),), blocks=(digest * 64,)
     )
+
+
+def language(num_tokens: int = 10, digest: str = "a", name: str = "hindi", source: int = 0) -> LanguageData:
+    share = SourceShare(source=source, num_documents=2, num_tokens=num_tokens, num_held_out=1, dropped={"duplicate": 3, "too short": 1})
+    return LanguageData(
+        **dict(stream(f"{name}.train", num_tokens, digest)), validation=stream(f"{name}.validation", 4), sources=(share,)
+    )
+
+
+SOURCES = tuple(
+    Source(corpus=0, name=f"{name}/a.jsonl", num_bytes=40, sha256="c" * 64, num_records=8, skipped={"not JSON": 1})
+    for name in ("hindi", "konkani")
+)
 
 
 def manifest(**changes: object) -> DataManifest:
@@ -40,6 +52,7 @@ def manifest(**changes: object) -> DataManifest:
         "unk_id": 3,
         "tokenizer_sha256": "b" * 64,
         "languages": {"hindi": language()},
+        "sources": SOURCES,
     }
     return DataManifest.sealed(**{**fields, **changes})
 
@@ -49,12 +62,21 @@ def test_a_manifest_survives_the_way_to_json_and_back():
     assert DataManifest.from_json(written.to_json(), "data.json") == written
 
 
-def test_a_manifest_counts_lines_tokens_and_skips_over_its_sources():
-    data = manifest(languages={"hindi": language(10), "konkani": language(7)})
+def test_a_manifest_counts_tokens_and_what_was_left_out():
+    data = manifest(languages={"hindi": language(10), "konkani": language(7, name="konkani", source=1)})
     assert data.num_tokens == 17
     assert data.tokens_by_language == {"hindi": 10, "konkani": 7}
-    assert data.languages["hindi"].num_lines == 3
-    assert data.languages["hindi"].skipped == {"not JSON": 1}
+    assert data.skipped == {"not JSON": 2}
+    assert data.languages["hindi"].dropped == {"duplicate": 3, "too short": 1}
+
+
+def test_a_manifest_knows_every_file_of_its_folder_and_its_size():
+    assert manifest().files == {
+        "hindi.train.tokens": 20,
+        "hindi.train.documents": 24,
+        "hindi.validation.tokens": 8,
+        "hindi.validation.documents": 24,
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,9 +95,14 @@ def test_everything_that_determines_the_tokens_changes_the_digest(changes: dict[
     assert manifest(**changes).data_sha256 != manifest().data_sha256
 
 
-def test_where_the_text_came_from_does_not_change_the_digest():
-    elsewhere = language().model_copy(update={"sources": (), "num_documents": 3})
-    assert manifest(languages={"hindi": elsewhere}).data_sha256 == manifest().data_sha256
+def test_where_the_text_came_from_and_what_is_held_out_do_not_change_the_digest():
+    elsewhere = language().model_copy(update={"sources": (), "num_documents": 3, "validation": None})
+    assert manifest(languages={"hindi": elsewhere}, sources=()).data_sha256 == manifest().data_sha256
+
+
+def test_how_a_stream_is_cut_into_shards_does_not_change_the_digest():
+    cut = language().model_copy(update={"shards": (shard("part-001/x", 4, "d"), shard("part-002/y", 6, "e"))})
+    assert manifest(languages={"hindi": cut}).data_sha256 == manifest().data_sha256
 
 
 def test_a_manifest_that_was_changed_by_hand_is_refused():
@@ -87,16 +114,17 @@ def test_a_manifest_that_was_changed_by_hand_is_refused():
 
 def test_shards_that_do_not_add_up_are_refused():
     with pytest.raises(ValidationError, match="the shards hold 9"):
-        LanguageData(
-            num_documents=1,
-            num_tokens=10,
-            num_bytes_text=1,
-            shards=(Shard(name="a/0.tokens", num_tokens=9, sha256="a" * 64),),
-        )
+        TokenStream(num_documents=1, num_tokens=10, num_bytes_text=1, shards=(shard("a", 9),), blocks=("a" * 64,))
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "data.json", "tokenizer.model"])
-def test_a_language_whose_name_cannot_be_a_folder_of_shards_is_refused(name: str):
+def test_a_stream_has_a_digest_for_every_block():
+    assert [num_blocks(number) for number in (1, BLOCK_TOKENS, BLOCK_TOKENS + 1)] == [1, 1, 2]
+    with pytest.raises(ValidationError, match="have 2 blocks, but 1 are listed"):
+        stream("a", BLOCK_TOKENS + 1)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\\b", "a\nb", "\x7f", "x" * 101])
+def test_a_language_whose_name_cannot_begin_a_file_name_is_refused(name: str):
     with pytest.raises(ValidationError, match="cannot name a language"):
         manifest(languages={name: language()})
 
@@ -106,46 +134,3 @@ def test_a_vocabulary_of_65536_takes_two_bytes_and_one_more_piece_takes_four():
     assert token_bytes_for(65_537) == 4
     with pytest.raises(ValidationError, match="do not fit"):
         manifest(vocab_size=65_537)
-
-
-def test_weights_are_proportional_to_tokens_to_the_power_of_alpha():
-    weights = mixture_weights({"konkani": 100, "english": 10_000}, alpha=0.5)
-    assert weights == pytest.approx({"english": 100 / 110, "konkani": 10 / 110})
-    assert list(weights) == ["english", "konkani"]
-    assert mixture_weights({"a": 1, "b": 999}, alpha=0.0) == {"a": 0.5, "b": 0.5}
-
-
-def test_the_default_exponent_is_seven_tenths():
-    weights = mixture_weights({"a": 1000, "b": 10})
-    assert weights["a"] / weights["b"] == pytest.approx(100**0.7)
-
-
-def test_given_weights_are_taken_in_any_unit_and_a_language_left_out_gets_none():
-    assert mixture_weights({"a": 5, "b": 5, "c": 5}, given={"a": 30, "c": 10}) == {"a": 0.75, "b": 0.0, "c": 0.25}
-
-
-def test_a_weight_for_an_unknown_language_suggests_the_known_one():
-    with pytest.raises(UserError, match="did you mean 'konkani'"):
-        mixture_weights({"konkani": 5, "hindi": 5}, given={"konkan": 1.0})
-
-
-@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
-def test_a_weight_that_is_no_share_is_refused(weight: float):
-    with pytest.raises(UserError, match="the weight of 'a'"):
-        mixture_weights({"a": 5}, given={"a": weight})
-
-
-@pytest.mark.parametrize(
-    ("tokens", "alpha", "weights"),
-    [({}, 0.7, None), ({"a": 0}, 0.7, None), ({"a": 5}, 0.7, {"a": 0.0}), ({"a": 5}, 0.7, {}), ({"a": 5}, -1.0, None)],
-)
-def test_a_mixture_of_nothing_is_refused(tokens: dict[str, int], alpha: float, weights: dict[str, float] | None):
-    with pytest.raises(UserError):
-        mixture_weights(tokens, alpha, weights)
-
-
-@given(st.dictionaries(st.text(min_size=1), st.integers(1, 10**13), min_size=1), st.floats(0.0, 1.0))
-def test_weights_always_sum_to_one(tokens: dict[str, int], alpha: float):
-    weights = mixture_weights(tokens, alpha)
-    assert math.fsum(weights.values()) == pytest.approx(1.0, abs=1e-12)
-    assert all(weight > 0.0 for weight in weights.values())

@@ -1,4 +1,3 @@
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -6,41 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state.data_manifest import DataManifest, LanguageData, mixture_weights, token_bytes_for
+from state.data_manifest import BLOCK_TOKENS, DataManifest
 from state.errors import DataError
-from state.files import write_atomically
-from worker.corpus.shards import ShardWriter
-from worker.data import Batches, TokenData, read_data_manifest, verify_shards
+from state.mixture import mixture_weights
+from tests.token_data import write_data
+from worker.data import Batches, TokenData, read_data_manifest
 
 WEIGHTS = {"english": 0.5, "hindi": 0.3, "konkani": 0.2}
 NUM_TOKENS = {"english": 2500, "hindi": 1203, "konkani": 90}
 T = 16
 
 
-def make_data(folder: Path, *, vocab_size: int = 50_000, shard_bytes: int = 1_000_000) -> DataManifest:
+def make_data(folder: Path, *, vocab_size: int = 50_000, shard_tokens: int = 100_000) -> DataManifest:
     """Write a data folder in which every token tells its language and its place."""
-    folder.mkdir()
-    languages = {}
-    for number, (name, num_tokens) in enumerate(NUM_TOKENS.items()):
-        writer = ShardWriter(folder, name, token_bytes=token_bytes_for(vocab_size), shard_bytes=shard_bytes)
-        writer.append(stream(number, num_tokens))
-        languages[name] = LanguageData(num_documents=1, num_tokens=num_tokens, num_bytes_text=1, shards=writer.finish())
-    manifest = DataManifest.sealed(
-        token_bytes=token_bytes_for(vocab_size),
-        vocab_size=vocab_size,
-        bos_id=2,
-        eos_id=1,
-        pad_id=0,
-        unk_id=3,
-        tokenizer_sha256=hashlib.sha256(b"tokenizer").hexdigest(),
-        languages=languages,
-    )
-    write_atomically(folder / "data.json", manifest.to_json())
-    return manifest
-
-
-def stream(number: int, num_tokens: int) -> np.ndarray:
-    return np.arange(num_tokens) + 10_000 * number
+    streams = {name: np.arange(num_tokens) + 10_000 * number for number, (name, num_tokens) in enumerate(NUM_TOKENS.items())}
+    return write_data(folder, streams, vocab_size=vocab_size, shard_tokens=shard_tokens)
 
 
 def batches(folder: Path, *, sequence_length: int = T, batch_size: int = 8, seed: int = 3) -> Batches:
@@ -92,7 +71,7 @@ def test_how_the_stream_is_cut_into_shards_changes_no_batch(
 ):
     root = tmp_path_factory.mktemp("cuts")
     make_data(root / "one")
-    make_data(root / "many", shard_bytes=2 * shard_tokens)
+    make_data(root / "many", shard_tokens=shard_tokens)
     one = batches(root / "one", sequence_length=sequence_length).batch(step)
     many = batches(root / "many", sequence_length=sequence_length).batch(step)
     assert (one[0] == many[0]).all()
@@ -148,15 +127,15 @@ def test_a_short_language_is_no_trouble_when_its_weight_is_zero(folder: Path):
 
 
 def test_a_truncated_shard_is_named(folder: Path):
-    shard = folder / "hindi" / "00000.tokens"
+    shard = folder / "hindi.train-00000.tokens"
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"00000\.tokens has 2404 bytes"):
+    with pytest.raises(DataError, match=r"hindi.train-00000\.tokens has 2404 bytes"):
         batches(folder)
 
 
 def test_a_missing_shard_is_named(folder: Path):
-    (folder / "hindi" / "00000.tokens").unlink()
-    with pytest.raises(DataError, match=r"hindi/00000\.tokens cannot be read"):
+    (folder / "hindi.train-00000.tokens").unlink()
+    with pytest.raises(DataError, match=r"hindi.train-00000\.tokens cannot be read"):
         batches(folder)
 
 
@@ -165,13 +144,32 @@ def test_a_folder_without_a_manifest_is_no_data_folder(tmp_path: Path):
         read_data_manifest(tmp_path)
 
 
-def test_a_shard_whose_bytes_have_changed_is_named_before_anything_is_trained(folder: Path):
-    manifest = read_data_manifest(folder)
-    verify_shards(folder, manifest)
-    shard = manifest.languages["hindi"].shards[0]
-    damaged = bytearray((folder / shard.name).read_bytes())
+def test_a_shard_whose_bytes_have_changed_is_named_by_the_batch_that_needs_it(folder: Path):
+    shard = folder / "hindi.train-00000.tokens"
+    damaged = bytearray(shard.read_bytes())
     damaged[-1] ^= 1
-    (folder / shard.name).write_bytes(damaged)
-    with pytest.raises(DataError, match="has changed") as error:
-        verify_shards(folder, manifest)
-    assert shard.name in str(error.value)
+    shard.write_bytes(damaged)
+    made = batches(folder, batch_size=1)
+    languages = [made.batch_languages(step)[0] for step in range(20)]
+    for step in range(languages.index("hindi")):
+        made.batch(step)
+    with pytest.raises(DataError, match=r"hindi.train-00000\.tokens has changed: block 0 of 'hindi'") as caught:
+        made.batch(languages.index("hindi"))
+    assert f"remove {folder}" in caught.value.remedy
+
+
+def test_an_epoch_over_blocks_and_shards_reads_every_token_once(tmp_path: Path):
+    tokens = np.random.default_rng(5).integers(0, 65_536, 2 * BLOCK_TOKENS + 4321)
+    write_data(tmp_path, {"english": tokens}, vocab_size=65_536, shard_tokens=700_001)
+    data = TokenData.open(tmp_path, read_data_manifest(tmp_path), 1000)
+    inputs, targets = Batches(data, seed=1, batch_size=len(tokens) // 1000, weights={"english": 1.0}).batch(0)
+    in_order = Batches(data, seed=1, batch_size=len(tokens) // 1000, weights={"english": 1.0}).order.step(0).sequence.argsort()
+    num_read = len(inputs) * 1000
+    assert (inputs[in_order].ravel() == tokens[:num_read]).all()
+    assert (targets[in_order].ravel() == tokens[1 : num_read + 1]).all()
+
+
+def test_sequences_are_returned_as_they_are_stored(folder: Path):
+    data = TokenData.open(folder, read_data_manifest(folder), T)
+    assert data.sequences("english", np.array([0])).dtype == np.uint16
+    assert data.sequences("english", np.array([], dtype=np.int64)).shape == (0, T + 1)

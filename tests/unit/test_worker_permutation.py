@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.permutation import NUM_ROUNDS, permute, round_keys
+from worker.permutation import NUM_ROUNDS, numbered_keys, permute, round_keys
 
 
 def whole(num_positions: int, *name: int | str) -> list[int]:
@@ -31,6 +31,25 @@ def test_each_position_can_have_a_permutation_of_its_own():
     assert keys.shape == (3, NUM_ROUNDS)
     together = permute(np.array([5, 5, 7], dtype=np.uint64), 100, keys).tolist()
     assert together == [whole(100, *names[0])[5], whole(100, *names[1])[5], whole(100, *names[2])[7]]
+
+
+def test_every_number_has_a_permutation_of_its_own():
+    keys = numbered_keys(np.arange(200), 7, "window", "hindi")
+    assert keys.shape == (200, NUM_ROUNDS)
+    assert len(np.unique(keys)) == keys.size
+    seen = {tuple(permute(np.arange(50, dtype=np.uint64), 50, row).tolist()) for row in keys}
+    assert len(seen) == 200
+    assert (numbered_keys(np.array([5]), 7, "window", "hindi")[0] == keys[5]).all()
+    assert (numbered_keys(np.array([5]), 7, "window", "konkani")[0] != keys[5]).all()
+
+
+def test_where_a_position_goes_is_spread_evenly_over_the_numbers():
+    num_positions, num_numbers = 12, 3000
+    counts = np.zeros((num_positions, num_positions))
+    for keys in numbered_keys(np.arange(num_numbers), 0, "blocks"):
+        counts[np.arange(num_positions), permute(np.arange(num_positions, dtype=np.uint64), num_positions, keys)] += 1
+    expected = num_numbers / num_positions
+    assert ((counts - expected) ** 2 / expected).sum() < 190  # as below
 
 
 def test_other_names_give_other_permutations():
