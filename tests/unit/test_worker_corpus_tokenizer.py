@@ -5,7 +5,6 @@ import pytest
 import sentencepiece
 
 from state.errors import UserError
-from worker.corpus.sample_tokenizer import train_sample_tokenizer
 from worker.corpus.shipped import sample_tokenizer_path
 from worker.corpus.tokenizer import load_tokenizer
 
@@ -38,21 +37,12 @@ def test_any_text_comes_back_whole_from_the_samples_model(text: str):
     assert processor.unk_id() not in processor.encode(text)
 
 
-def test_training_the_samples_model_again_gives_the_same_pieces():
-    again = sentencepiece.SentencePieceProcessor(model_proto=train_sample_tokenizer())
-    shipped = load_tokenizer(sample_tokenizer_path()).processor
-    pieces = range(shipped.get_piece_size())
-    assert again.get_piece_size() == len(pieces)
-    assert [again.id_to_piece(piece) for piece in pieces] == [shipped.id_to_piece(piece) for piece in pieces]
-    assert [again.get_score(piece) for piece in pieces] == [shipped.get_score(piece) for piece in pieces]
-
-
 def test_documents_are_wrapped_in_bos_and_eos():
     tokenizer = load_tokenizer(sample_tokenizer_path())
-    ids = tokenizer.encode_documents(["the sea", "<eos>"], num_threads=2)
+    ids = tokenizer.encode(["the sea", "<eos>"])
     assert [each[0] for each in ids] == [2, 2]
     assert [each[-1] for each in ids] == [1, 1]
-    assert 1 not in ids[1][1:-1]  # a text that spells a special piece does not become one
+    assert 1 not in ids[1][1:-1].tolist()  # a text that spells a special piece does not become one
 
 
 def test_a_model_without_padding_is_usable(tmp_path: Path):

@@ -1,204 +1,310 @@
-"""Raw text to a data folder: reads documents, encodes them, writes token shards and, last, the manifest."""
+"""Raw text to a data folder: reads documents, cleans and encodes them, writes token shards and, last, the manifest.
+
+The stages: chunks of the corpus become units, in parallel and in any order; duplicates are found over all units; the units are
+written as streams, in reading order; the folder is moved into its place. A killed preparation finds its units again.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import itertools
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from state.data_manifest import TOKENIZER_NAME, DataManifest, LanguageData, SkippedLine, token_bytes_for
+from state.data_manifest import REPORT_NAME, TOKENIZER_NAME, DataManifest, Recipe, Source, token_bytes_for
 from state.errors import DataError, UserError
 from state.files import remove_tree, sha256_of_file, write_atomically
 from state.layout import DATA_MANIFEST_NAME
-from worker.corpus.reader import MAX_PLACES, DocumentReader, SourceFile, Sources, find_sources
-from worker.corpus.shards import DEFAULT_SHARD_BYTES, ShardWriter
-from worker.corpus.shipped import sample_corpus_dir, sample_tokenizer_path
-from worker.corpus.staging import staged_folder
+from worker.corpus.assemble import Assembly, UnitPlace
+from worker.corpus.chunks import Chunk, ChunkReader
+from worker.corpus.duplicates import find_duplicates
+from worker.corpus.encoding import EncoderSetup, Pack, encode_packs, pack_of
+from worker.corpus.parts import check_part_size, describe_parts, lay_out
+from worker.corpus.progress import PrepareProgress, Silent
+from worker.corpus.report import add_up, make_report
+from worker.corpus.sources import SourceFile, find_sources
+from worker.corpus.staging import Staging, remove_leftovers, staging_beside, staging_of
 from worker.corpus.tokenizer import Tokenizer, load_tokenizer
+from worker.corpus.units import Example, Portion, read_header
 
-MAX_MALFORMED_SHARE = 0.01
-_BATCH_DOCUMENTS = 2048  # threads of the encoder pay off from about a thousand documents a call
-_BATCH_CHARACTERS = 8 * 1024 * 1024  # bounds the memory when documents are whole books
+PACK_BYTES = 4 * 1024 * 1024  # of text in a unit: some seconds of work, which is what a kill can cost each process
+_BYTES_PER_WORKER = 16 * 1024 * 1024  # below this, starting a process takes longer than it saves
 _PLACES_IN_MESSAGE = 5
-
-Say = Callable[[str], None]
 
 
 def prepare(
     corpus: Sequence[Path],
     tokenizer: Path,
     out: Path,
+    recipe: Recipe | None = None,
     *,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-    num_threads: int | None = None,
+    num_workers: int | None = None,
     replace: bool = False,
-    say: Say = lambda _: None,
+    progress: PrepareProgress | None = None,
+    pack_bytes: int = PACK_BYTES,
 ) -> DataManifest:
     """Make a data folder from corpus folders; the same call again, after a kill or not, ends with the same bytes.
 
     Args:
-        corpus: Folders with JSONL files in a folder for each language.
+        corpus: Folders of text in a folder for each language.
         tokenizer: A SentencePiece model.
-        out: The data folder. When it holds the data of this very corpus and tokenizer already, nothing is done.
-        shard_bytes: Size of a full shard.
-        num_threads: Threads of the encoder; None: one for each core.
-        replace: Whether what `out` holds gives way when it is not this very data, whole; for a run's own folder.
-        say: Told in plain lines what happens.
+        out: The data folder. When it holds the data of this very corpus, tokenizer and recipe already, nothing is done.
+        recipe: How text becomes tokens; None: the defaults.
+        num_workers: Processes that encode; None: one for each core, fewer for a small corpus.
+        replace: Whether what `out` holds gives way when it is not this very data, whole.
+        progress: Is told how it goes on.
+        pack_bytes: Text in a unit of work; what is written depends on it in no way.
 
     Returns:
         The manifest, which lies in the folder as well.
 
     Raises:
-        UserError: the corpus, the tokenizer or `out` cannot be used, or the disk is full.
-        DataError: a file cannot be read, a language has no text, or more than 1 % of the lines are malformed.
-        TemporaryError: another process is making the same folder.
+        UserError: the corpus, the tokenizer, the recipe or `out` cannot be used, or the disk is full.
+        DataError: a file cannot be read, a language has no text, or too many records have none.
+        TemporaryError: another process is making the same folder, or one of ours was killed.
     """
+    recipe = recipe or Recipe()
+    progress = progress or Silent()
+    check_part_size(recipe)
     model = load_tokenizer(tokenizer)
-    sources = find_sources(corpus)
+    sources = find_sources(corpus, recipe)
     if sources.ignored:
-        say(f"not read, as these are no .jsonl files: {', '.join(sources.ignored)}")
+        progress.say(f"not read, as these are of no format that is known here: {', '.join(sources.ignored)}")
     out = out.resolve()
-    try:
-        present = _already_prepared(out, sources, model)
-    except (UserError, DataError):
-        if not replace:
-            raise
-        remove_tree(out)
-        present = None
+    present = _present(out, sources.files, model, recipe, replace=replace)
     if present is not None:
-        say(f"{out} holds this data already")
+        remove_leftovers(out)
+        progress.say(f"{out} holds this data already")
         return present
+    total_bytes = sum(source.path.stat().st_size for source in sources.files)
+    num_workers = num_workers or max(1, min(os.cpu_count() or 1, total_bytes // _BYTES_PER_WORKER))
     try:
-        with staged_folder(out) as staging:
-            manifest = _write(staging, sources, model, shard_bytes, num_threads or os.cpu_count() or 1, say)
-    except OSError as error:  # reading errors are DataErrors by now
+        with staging_beside(out) as staging:
+            work = _Preparation(sources.files, model, recipe, staging, progress)
+            manifest = work.run(num_workers, pack_bytes, total_bytes)
+            staging.publish()
+    except KeyboardInterrupt:
+        progress.say(f"stopped; the same command goes on where it was ({staging_of(out)} keeps what is done)")
+        raise
+    except OSError as error:  # errors of reading are DataErrors by now
         raise UserError(
             f"{out} cannot be written ({error.strerror})",
-            remedy="make room or choose another --out; then the same command again",
+            remedy="make room or choose another --out; the same command then goes on where it was",
         ) from error
     return manifest
 
 
-def _write(folder: Path, sources: Sources, model: Tokenizer, shard_bytes: int, num_threads: int, say: Say) -> DataManifest:
-    token_bytes = token_bytes_for(model.vocab_size)
-    languages: dict[str, LanguageData] = {}
-    skipped: list[SkippedLine] = []
-    for language, files in sources.by_language.items():
-        writer = ShardWriter(folder, language, token_bytes=token_bytes, shard_bytes=shard_bytes)
-        with contextlib.closing(writer):
-            languages[language], places = _encode(files, model, writer, num_threads)
-        skipped += places
-    _check_malformed(languages, skipped)
-    manifest = DataManifest.sealed(
-        token_bytes=token_bytes,
-        vocab_size=model.vocab_size,
-        bos_id=model.bos_id,
-        eos_id=model.eos_id,
-        pad_id=model.pad_id,
-        unk_id=model.unk_id,
-        tokenizer_sha256=model.sha256,
-        languages=languages,
-        first_skipped=tuple(skipped[:MAX_PLACES]),
-    )
-    write_atomically(folder / TOKENIZER_NAME, model.model_bytes)
-    write_atomically(folder / DATA_MANIFEST_NAME, manifest.to_json())
-    return manifest
+class _Preparation:
+    """One preparation, stage by stage."""
 
+    def __init__(
+        self, files: Sequence[SourceFile], model: Tokenizer, recipe: Recipe, staging: Staging, progress: PrepareProgress
+    ) -> None:
+        self._files = files
+        self._model = model
+        self._recipe = recipe
+        self._staging = staging
+        self._progress = progress
+        self._packed: list[tuple[Path, tuple[int, ...]]] = []  # each unit, and the sources of its portions
+        self._read: list[tuple[int, str]] = []  # size and sha256 of each file
 
-def _encode(
-    files: Sequence[SourceFile], model: Tokenizer, writer: ShardWriter, num_threads: int
-) -> tuple[LanguageData, list[SkippedLine]]:
-    """Write one language's tokens; return what was written, and the first places where lines were left out."""
-    readers = [DocumentReader(file) for file in files]
-    num_bytes_text = num_tokens = 0
-    for texts in _batches(itertools.chain.from_iterable(reader.texts() for reader in readers)):
-        ids = model.encode_documents(texts, num_threads)
-        tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.uint32, count=sum(map(len, ids)))
-        writer.append(tokens)
-        num_tokens += len(tokens)
-        num_bytes_text += sum(len(text.encode("utf-8")) for text in texts)
-    summaries = tuple(reader.summary() for reader in readers)
-    skipped = [place for reader in readers for place in reader.first_skipped]
-    num_documents = sum(summary.num_documents for summary in summaries)
-    if not num_documents:
-        raise DataError(
-            f"{files[0].language!r} has no usable line in {len(files)} files{_places(skipped)}",
-            expected='lines such as {"text": "..."}',
-            remedy="add text, or take the language out of the corpus folder",
+    def run(self, num_workers: int, pack_bytes: int, total_bytes: int) -> DataManifest:
+        self._begin()
+        setup = EncoderSetup(self._recipe, self._staging.root / TOKENIZER_NAME)
+        self._progress.stage("encoding", total_bytes)
+        packs = self._missing(self._packs(pack_bytes, setup.digest(self._model.sha256)))
+        with contextlib.closing(encode_packs(packs, setup, num_workers)) as units:
+            for unit in units:
+                self._progress.advance(unit.pack_bytes, max(1, unit.header.num_tokens))
+        places, sources, examples = self._counted()
+        self._check_malformed(sources, examples)
+        self._check_languages(sources, examples)
+        return self._assemble(places, sources)
+
+    def _begin(self) -> None:
+        remove_tree(self._staging.data)  # streams are written anew, from the units that are there
+        self._staging.data.mkdir()
+        self._staging.units.mkdir(exist_ok=True)
+        write_atomically(self._staging.root / TOKENIZER_NAME, self._model.model_bytes)
+
+    def _packs(self, pack_bytes: int, settings: bytes) -> Iterator[Pack]:
+        """Read the whole corpus, and yield it in packs."""
+        chunks: list[Chunk] = []
+        numbers: list[int] = []
+        size = num_bytes = 0
+        for number, file in enumerate(self._files):
+            reader = ChunkReader(file, self._recipe, chunk_bytes=pack_bytes)
+            before = 0
+            for chunk in reader.chunks():
+                chunks.append(chunk)
+                numbers.append(number)
+                size += len(chunk.data) if isinstance(chunk.data, bytes) else pack_bytes
+                num_bytes += reader.bytes_read - before
+                before = reader.bytes_read
+                if size >= pack_bytes:
+                    yield self._pack(chunks, numbers, num_bytes, settings)
+                    chunks, numbers, size, num_bytes = [], [], 0, 0
+            num_bytes += reader.bytes_read - before
+            self._read.append((reader.num_bytes, reader.sha256))
+        if chunks:
+            yield self._pack(chunks, numbers, num_bytes, settings)
+
+    def _pack(self, chunks: Sequence[Chunk], numbers: Sequence[int], num_bytes: int, settings: bytes) -> Pack:
+        pack = pack_of(chunks, num_bytes, self._staging.units, settings)
+        self._packed.append((pack.unit, tuple(numbers)))
+        return pack
+
+    def _missing(self, packs: Iterator[Pack]) -> Iterator[Pack]:
+        """Pass on the packs that have no unit yet."""
+        reused_bytes = 0
+        for pack in packs:
+            if not pack.unit.exists():
+                yield pack
+                continue
+            if not reused_bytes:
+                self._progress.say("going on where a former preparation was")
+            reused_bytes += pack.num_bytes
+            self._progress.advance(pack.num_bytes)
+
+    def _counted(self) -> tuple[list[UnitPlace], list[Source], dict[int, dict[str, list[Example]]]]:
+        """Return the units, the sources with what was read of them, and examples of records without a text."""
+        places = []
+        portions: list[list[Portion]] = [[] for _ in self._files]
+        for path, numbers in self._packed:
+            header = read_header(path)
+            places.append(UnitPlace(path, numbers, header.num_documents))
+            for number, portion in zip(numbers, header.portions, strict=True):
+                portions[number].append(portion)
+        sources = [
+            Source(
+                corpus=file.corpus,
+                name=file.name,
+                num_bytes=num_bytes,
+                sha256=sha256,
+                num_records=sum(portion.num_records for portion in mine),
+                skipped=add_up(portion.skipped for portion in mine),
+            )
+            for file, (num_bytes, sha256), mine in zip(self._files, self._read, portions, strict=True)
+        ]
+        examples = {
+            number: {
+                reason: [example for portion in mine for example in portion.examples.get(reason, ())]
+                for reason in sources[number].skipped
+            }
+            for number, mine in enumerate(portions)
+        }
+        return places, sources, examples
+
+    def _check_malformed(self, sources: Sequence[Source], examples: dict[int, dict[str, list[Example]]]) -> None:
+        num_records = sum(source.num_records for source in sources)
+        num_skipped = sum(sum(source.skipped.values()) for source in sources)
+        if num_skipped > self._recipe.max_malformed_share * num_records:
+            raise DataError(
+                f"{num_skipped} of {num_records} records have no usable text{self._places(examples)}",
+                expected=f"at most {self._recipe.max_malformed_share:.2%} (--max-malformed)",
+                remedy="correct them, or allow more; the same command then goes on where it was",
+            )
+
+    def _check_languages(self, sources: Sequence[Source], examples: dict[int, dict[str, list[Example]]]) -> None:
+        """Check that every language that a folder names has a text."""
+        usable: dict[str, int] = {}
+        for file, source in zip(self._files, sources, strict=True):
+            if file.language is not None:
+                usable[file.language] = usable.get(file.language, 0) + source.num_records - sum(source.skipped.values())
+        empty = sorted(language for language, count in usable.items() if not count)
+        if empty or not any(source.num_records for source in sources):
+            names = ", ".join(repr(language) for language in empty) or "the corpus"
+            raise DataError(
+                f"{names} has no usable text in it{self._places(examples)}",
+                expected=f'records such as {{"{self._recipe.text_field}": "..."}}',
+                remedy="add text, or take the folder out of the corpus",
+            )
+
+    def _places(self, examples: dict[int, dict[str, list[Example]]]) -> str:
+        places = [
+            f"\n  {self._files[number].path}, line {example.record}: {reason}"
+            for number, reasons in examples.items()
+            for reason, kept in reasons.items()
+            for example in kept
+        ]
+        return "".join(places[:_PLACES_IN_MESSAGE])
+
+    def _assemble(self, places: Sequence[UnitPlace], sources: Sequence[Source]) -> DataManifest:
+        first = None
+        if self._recipe.deduplicate:
+            self._progress.say("looking for duplicates")
+            counts = [place.num_documents for place in places]
+            first = find_duplicates([place.path for place in places], counts, self._staging.root / "first.bin")
+        self._progress.say("writing shards")
+        folder = self._staging.data
+        assembled = Assembly(folder, self._recipe, self._model, sources).write(places, first)
+        token_bytes = token_bytes_for(self._model.vocab_size)
+        manifest = DataManifest.sealed(
+            token_bytes=token_bytes,
+            vocab_size=self._model.vocab_size,
+            bos_id=self._model.bos_id,
+            eos_id=self._model.eos_id,
+            pad_id=self._model.pad_id,
+            unk_id=self._model.unk_id,
+            tokenizer_sha256=self._model.sha256,
+            recipe=self._recipe,
+            languages=lay_out(folder, assembled.languages, self._recipe, token_bytes),
+            sources=tuple(sources),
         )
-    data = LanguageData(
-        num_documents=num_documents,
-        num_tokens=num_tokens,
-        num_bytes_text=num_bytes_text,
-        shards=writer.finish(),
-        sources=summaries,
-    )
-    return data, skipped
+        describe_parts(folder, manifest)
+        write_atomically(folder / REPORT_NAME, make_report(manifest, assembled.examples).to_json())
+        write_atomically(folder / TOKENIZER_NAME, self._model.model_bytes)
+        write_atomically(folder / DATA_MANIFEST_NAME, manifest.to_json())
+        return manifest
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    num_characters = 0
-    for text in texts:
-        batch.append(text)
-        num_characters += len(text)
-        if len(batch) == _BATCH_DOCUMENTS or num_characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
+def _present(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: Recipe, *, replace: bool) -> DataManifest | None:
+    """Return the manifest in `out` when it is of this corpus, tokenizer and recipe; None when it is to be made.
 
-
-def _check_malformed(languages: dict[str, LanguageData], skipped: Sequence[SkippedLine]) -> None:
-    num_lines = sum(language.num_lines for language in languages.values())
-    num_skipped = sum(sum(language.skipped.values()) for language in languages.values())
-    if num_skipped > MAX_MALFORMED_SHARE * num_lines:
-        raise DataError(
-            f"{num_skipped} of {num_lines} lines are malformed{_places(skipped)}",
-            expected=f"at most {MAX_MALFORMED_SHARE:.0%}",
-            remedy='write each document as one line {"text": "..."} in UTF-8',
-        )
-
-
-def _places(skipped: Sequence[SkippedLine]) -> str:
-    return "".join(f"\n  {place}" for place in skipped[:_PLACES_IN_MESSAGE])
-
-
-def _already_prepared(out: Path, sources: Sources, model: Tokenizer) -> DataManifest | None:
-    """Return the manifest in `out` when it is of these files and this tokenizer, None when nothing is there."""
+    Raises:
+        UserError: something else is there, and is not to be replaced.
+        DataError: the data there is damaged, and not to be replaced.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    try:
+        return _already_prepared(out, files, model, recipe)
+    except (UserError, DataError):
+        if not replace:
+            raise
+        return None
+
+
+def _already_prepared(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: Recipe) -> DataManifest:
     path = out / DATA_MANIFEST_NAME
     if not path.is_file():
         raise UserError(f"{out} exists and holds no prepared data", remedy="choose another --out")
     manifest = DataManifest.from_json(path.read_bytes(), str(path))
-    present = {
-        language: [(source.corpus, source.name, source.sha256) for source in data.sources]
-        for language, data in manifest.languages.items()
-    }
-    wanted = {
-        language: [(file.corpus, file.name, _sha256_of_source(file)) for file in files]
-        for language, files in sources.by_language.items()
-    }
-    if present != wanted or manifest.tokenizer_sha256 != model.sha256:
+    difference = _difference(manifest, files, model, recipe)
+    if difference is not None:
         raise UserError(
-            f"{out} holds data of {'another corpus' if present != wanted else 'another tokenizer'}",
-            remedy="choose another --out, or remove the folder when no run needs it",
+            f"{out} holds data of {difference}",
+            remedy="choose another --out, or --replace it when no run needs it",
         )
-    for language in manifest.languages.values():
-        for shard in language.shards:
-            file = out / shard.name
-            if not file.is_file() or file.stat().st_size != shard.num_tokens * manifest.token_bytes:
-                raise DataError(
-                    f"the shard {file} is missing or truncated", remedy=f"remove {out} and run the same command again"
-                )
+    for name, num_bytes in manifest.files.items():
+        file = out / name
+        if not file.is_file() or file.stat().st_size != num_bytes:
+            raise DataError(f"{file} is missing or truncated", remedy="--replace makes the folder anew")
     return manifest
+
+
+def _difference(manifest: DataManifest, files: Sequence[SourceFile], model: Tokenizer, recipe: Recipe) -> str | None:
+    if manifest.tokenizer_sha256 != model.sha256:
+        return "another tokenizer"
+    if manifest.recipe != recipe:
+        fields = [name for name in Recipe.model_fields if getattr(manifest.recipe, name) != getattr(recipe, name)]
+        return f"another recipe: {', '.join(f'{name} {getattr(manifest.recipe, name)!r}' for name in fields)}"
+    present = [(source.corpus, source.name, source.num_bytes) for source in manifest.sources]
+    if present != [(file.corpus, file.name, file.path.stat().st_size) for file in files]:
+        return "another corpus"
+    if [source.sha256 for source in manifest.sources] != [_sha256_of_source(file) for file in files]:
+        return "another corpus"
+    return None
 
 
 def _sha256_of_source(file: SourceFile) -> str:
@@ -206,56 +312,3 @@ def _sha256_of_source(file: SourceFile) -> str:
         return sha256_of_file(file.path)
     except OSError as error:
         raise DataError(f"{file.path} cannot be read ({error.strerror})", remedy="make it readable") from error
-
-
-def summary(manifest: DataManifest) -> str:
-    """Return what a data folder holds, as a table for people, with every line that was left out accounted for."""
-    rows = [("language", "documents", "tokens", "text bytes", "bytes/token", "skipped lines")]
-    for name, data in sorted(manifest.languages.items()):
-        skipped = ", ".join(f"{count} {reason}" for reason, count in data.skipped.items()) or "0"
-        rows.append(
-            (
-                name,
-                f"{data.num_documents:,}",
-                f"{data.num_tokens:,}",
-                f"{data.num_bytes_text:,}",
-                f"{data.num_bytes_text / data.num_tokens:.2f}",
-                skipped,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]) for row in rows]
-    return "\n".join([*lines, *(f"skipped: {place}" for place in manifest.first_skipped)])
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `python -m worker prepare`: talk on stderr, with --json the manifest on stdout.
-
-    Raises:
-        GemmaOrchError: as `prepare` does; the caller prints it.
-    """
-    parser = argparse.ArgumentParser(prog="python -m worker prepare", description="Encode a corpus into token shards.")
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        action="extend",
-        nargs="+",
-        metavar="DIR",
-        help="folders with JSONL in a folder per language (default: the sample)",
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a SentencePiece model (default: the sample's)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data folder to make")
-    parser.add_argument("--replace", action="store_true", help="replace what the data folder holds, when it is other data")
-    parser.add_argument("--json", action="store_true", help="print the manifest")
-    options = parser.parse_args(argv)
-    manifest = prepare(
-        options.corpus or [sample_corpus_dir()],
-        options.tokenizer or sample_tokenizer_path(),
-        options.out,
-        replace=options.replace,
-        say=lambda line: print(line, file=sys.stderr),  # noqa: T201
-    )
-    print(summary(manifest), file=sys.stderr)  # noqa: T201
-    if options.json:
-        sys.stdout.write(manifest.to_json().decode())
-    return 0

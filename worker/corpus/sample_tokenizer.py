@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import io
-
-import sentencepiece
-
+from state.data_manifest import Recipe
 from state.files import write_atomically
-from worker.corpus.reader import DocumentReader, find_sources
+from worker.corpus.documents import CorpusDocuments
+from worker.corpus.progress import Silent
 from worker.corpus.shipped import sample_corpus_dir, sample_tokenizer_path
+from worker.corpus.training_process import train_in_process
 
 VOCAB_SIZE = 2048
 
 
 def train_sample_tokenizer() -> bytes:
-    """Return the model: BPE with byte fallback and Gemma's special ids, a pure function of the sample's texts.
-
-    Source of the ids (pad 0, eos 1, bos 2, unk 3): the Gemma 3 tokenizer.
-    """
-    sources = find_sources([sample_corpus_dir()])
-    texts = [text for files in sources.by_language.values() for file in files for text in DocumentReader(file).texts()]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCAB_SIZE,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        max_sentence_length=1_000_000,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        unk_piece="<unk>",
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    """Return the model: trained on all of the sample's texts as they are, a pure function of them."""
+    documents = CorpusDocuments([sample_corpus_dir()], Recipe()).read(Silent())
+    return train_in_process((document.text for document in documents), VOCAB_SIZE, character_coverage=1.0)
 
 
 if __name__ == "__main__":

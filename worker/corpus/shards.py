@@ -1,4 +1,4 @@
-"""Writes one language's token stream as shards of raw little-endian integers."""
+"""Writes one stream of documents as shards of raw little-endian tokens, with an index for each, and the blocks' digests."""
 
 from __future__ import annotations
 
@@ -9,69 +9,167 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from state.data_manifest import Shard
-from state.files import fsync_dir, fsync_file
-
-DEFAULT_SHARD_BYTES = 256 * 1024 * 1024
+from state.data_manifest import BLOCK_TOKENS, Shard, ShardIndex, TokenStream
+from state.files import fsync_file
 
 
 class ShardWriter:
-    """Takes tokens in order and cuts them into shards of one size, the last one shorter.
+    """Takes documents in order and cuts their tokens into shards of one size, the last one shorter.
 
     Args:
-        data_dir: The data folder that is being made.
-        language: Names the folder of the shards.
+        folder: Where the shards go.
+        name: Of the stream; it begins the files' names.
         token_bytes: 2 or 4.
         shard_bytes: Size of a full shard.
     """
 
-    def __init__(self, data_dir: Path, language: str, *, token_bytes: int, shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-        self._dtype = np.dtype("<u2" if token_bytes == 2 else "<u4")
+    def __init__(self, folder: Path, name: str, *, token_bytes: int, shard_bytes: int) -> None:
+        self._folder = folder
+        self._name = name
+        self._dtype = np.dtype(f"<u{token_bytes}")
         self._shard_tokens = max(1, shard_bytes // token_bytes)
-        self._data_dir = data_dir
-        self._language = language
         self._shards: list[Shard] = []
-        self._file: BinaryIO | None = None
+        self._open: _OpenShard | None = None
+        self._blocks = BlockDigests()
+        self._num_documents = 0
         self._num_tokens = 0
-        self._digest = hashlib.sha256()
-        (data_dir / language).mkdir()
+        self._num_bytes_text = 0
 
-    def append(self, tokens: NDArray[np.integer]) -> None:
-        """Write tokens at the end of the stream."""
-        rest = tokens.astype(self._dtype)
+    def append(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        lengths: NDArray[np.integer],
+        sources: NDArray[np.integer],
+        records: NDArray[np.integer],
+        num_bytes_text: int,
+    ) -> None:
+        """Write documents at the end of the stream.
+
+        Args:
+            tokens: [sum(lengths)] of all documents, joined.
+            lengths: [D] tokens of each document, at least one.
+            sources: [D] number of each document's source.
+            records: [D] record of each within its source.
+            num_bytes_text: Size of their text in UTF-8.
+        """
+        rest = tokens.astype(self._dtype, copy=False)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        rows = np.column_stack([starts, sources, records])
         while len(rest):
-            if self._file is None:
-                self._file = open(self._data_dir / self._name, "xb")  # noqa: SIM115 (stays open across calls)
-            piece = rest[: self._shard_tokens - self._num_tokens]
-            data = piece.tobytes()
-            self._file.write(data)
-            self._digest.update(data)
-            self._num_tokens += len(piece)
+            shard = self._open = self._open or _OpenShard(self._folder, f"{self._name}-{len(self._shards):05d}")
+            piece = rest[: self._shard_tokens - shard.num_tokens]
+            begin_here = int(np.searchsorted(rows[:, 0], len(piece)))
+            shard.append(piece, rows[:begin_here])
+            self._blocks.update(piece)
             rest = rest[len(piece) :]
-            if self._num_tokens == self._shard_tokens:
-                self._end_shard()
+            rows = rows[begin_here:] - np.array([len(piece), 0, 0])
+            if shard.num_tokens == self._shard_tokens:
+                self._end_shard(shard)
+        self._num_documents += len(lengths)
+        self._num_tokens += len(tokens)
+        self._num_bytes_text += num_bytes_text
 
-    def finish(self) -> tuple[Shard, ...]:
-        """Make all shards durable and return them in order."""
-        self._end_shard()
-        fsync_dir(self._data_dir / self._language)
-        return tuple(self._shards)
+    def finish(self) -> TokenStream | None:
+        """Make all shards durable and return the stream; None when no document came."""
+        if self._open is not None:
+            self._end_shard(self._open)
+        if not self._num_tokens:
+            return None
+        return TokenStream(
+            num_documents=self._num_documents,
+            num_tokens=self._num_tokens,
+            num_bytes_text=self._num_bytes_text,
+            shards=tuple(self._shards),
+            blocks=self._blocks.finish(),
+        )
 
     def close(self) -> None:
-        """Let go of the file, whatever state it is in."""
-        if self._file is not None:
-            self._file.close()
+        """Let go of the files, whatever state they are in."""
+        if self._open is not None:
+            self._open.close()
 
-    @property
-    def _name(self) -> str:
-        return f"{self._language}/{len(self._shards):05d}.tokens"
+    def _end_shard(self, shard: _OpenShard) -> None:
+        self._shards.append(shard.finish())
+        self._open = None
 
-    def _end_shard(self) -> None:
-        if self._file is None:
-            return
-        self._file.close()
-        self._file = None
-        fsync_file(self._data_dir / self._name)
-        self._shards.append(Shard(name=self._name, num_tokens=self._num_tokens, sha256=self._digest.hexdigest()))
+
+class BlockDigests:
+    """The digests of a stream's blocks, each with the one token after it, as `TokenStream.blocks` says."""
+
+    def __init__(self) -> None:
+        self._digests: list[str] = []
+        self._block = hashlib.sha256()
         self._num_tokens = 0
+
+    def update(self, tokens: NDArray[np.unsignedinteger]) -> None:
+        """Take tokens at the end of the stream."""
+        while len(tokens):
+            if self._num_tokens == BLOCK_TOKENS:
+                self._block.update(tokens[:1].tobytes())
+                self._end_block()
+            piece = tokens[: BLOCK_TOKENS - self._num_tokens]
+            self._block.update(piece.tobytes())
+            self._num_tokens += len(piece)
+            tokens = tokens[len(piece) :]
+
+    def finish(self) -> tuple[str, ...]:
+        """Return the digests, hex."""
+        if self._num_tokens:
+            self._end_block()
+        return tuple(self._digests)
+
+    def _end_block(self) -> None:
+        self._digests.append(self._block.hexdigest())
+        self._block = hashlib.sha256()
+        self._num_tokens = 0
+
+
+class _OpenShard:
+    """A shard and its index, being written."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._tokens = _HashedFile(folder / f"{name}.tokens")
+        self._index = _HashedFile(folder / f"{name}.documents")
+        self.num_tokens = 0
+        self._num_documents = 0
+
+    def append(self, tokens: NDArray[np.unsignedinteger], rows: NDArray[np.int64]) -> None:
+        self._tokens.write(tokens.tobytes())
+        if len(rows):
+            placed = rows + np.array([self.num_tokens, 0, 0])
+            self._index.write(placed.astype("<u4").tobytes())
+        self.num_tokens += len(tokens)
+        self._num_documents += len(rows)
+
+    def finish(self) -> Shard:
+        return Shard(
+            name=self._tokens.path.name,
+            num_tokens=self.num_tokens,
+            sha256=self._tokens.finish(),
+            index=ShardIndex(name=self._index.path.name, num_documents=self._num_documents, sha256=self._index.finish()),
+        )
+
+    def close(self) -> None:
+        self._tokens.close()
+        self._index.close()
+
+
+class _HashedFile:
+    """A file that is written once, from its beginning to its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 (stays open across calls)
         self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def finish(self) -> str:
+        self._file.close()
+        fsync_file(self.path)
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()

@@ -6,35 +6,67 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from state.errors import TemporaryError
 from state.files import remove_tree, rename
 
 
-@contextlib.contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; when the block ends well, it becomes `out`.
+@dataclass(frozen=True)
+class Staging:
+    """The place beside `out` where it is made; what lies here when a process is killed, the next one finds."""
 
-    A process that is killed leaves the folder behind, and the next one empties it. The folder itself carries the lock,
-    which the kernel lets go when its holder dies.
+    root: Path
+    out: Path
+
+    @property
+    def units(self) -> Path:
+        """Finished work that a later process may use again."""
+        return self.root / "units"
+
+    @property
+    def data(self) -> Path:
+        """What becomes `out`."""
+        return self.root / "data"
+
+    def publish(self) -> None:
+        """Make `data` the final folder, in place of what lies there, and remove the rest."""
+        if self.out.exists():
+            remove_tree(self.out)
+        rename(self.data, self.out)
+        remove_tree(self.root)
+
+
+def staging_of(out: Path) -> Path:
+    """Return where `out` is made."""
+    return out.with_name(f".{out.name}.staging")
+
+
+@contextlib.contextmanager
+def staging_beside(out: Path) -> Iterator[Staging]:
+    """Give the staging folder of `out` to one process at a time.
+
+    The folder carries the lock, which the kernel lets go when its holder dies. It stays when the block ends badly.
 
     Raises:
         TemporaryError: another process is making the same folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.staging")
-    lock = _locked(staging, out)
+    staging = Staging(staging_of(out), out)
+    lock = _locked(staging.root, out)
     try:
-        for leftover in sorted(staging.iterdir()):
-            remove_tree(leftover)
         yield staging
-        rename(staging, out)
-    except BaseException:
-        remove_tree(staging)
-        raise
     finally:
         os.close(lock)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a process left behind that was killed after it had published `out`."""
+    root = staging_of(out)
+    if root.exists():
+        with staging_beside(out):
+            remove_tree(root)
 
 
 def _locked(staging: Path, out: Path) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
 from state.errors import UserError
+from worker.corpus.long_text import CutRule, cut_rule
+from worker.sentencepiece_model import SentencePieceModel, parse_model
 
 _TRAIN_ANEW = "train the model with bos_id=2 and eos_id=1 (Gemma's special ids are pad 0, eos 1, bos 2, unk 3)"
+
+_LONG_CHARACTERS = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,48 @@ class Tokenizer:
     eos_id: int
     unk_id: int
     pad_id: int | None
+    gives_arrays: bool = hasattr(sentencepiece.SentencePieceProcessor, "EncodeAsNumpy")
+    """Older versions of SentencePiece (0.2.1 is one) make lists of Python's integers, which take 36 bytes each."""
 
-    def encode_documents(self, texts: list[str], num_threads: int) -> list[list[int]]:
-        """Return each text as [bos] ids [eos]; threads pay off for lists of a thousand texts and more."""
-        ids: list[list[int]] = self.processor.encode(texts, add_bos=True, add_eos=True, num_threads=num_threads)
-        return ids
+    def encode(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Return each text as [bos] ids [eos], by this thread alone.
+
+        The ids are those that `SentencePieceProcessor.encode` gives for the whole text. A text of more than 262 144 characters
+        is encoded in parts where the model's pieces allow it, as each character takes up to 150 bytes meanwhile.
+        """
+        short = [text for text in texts if len(text) <= _LONG_CHARACTERS]
+        encoded = iter(self._encode_whole(short, with_ends=True) if short else [])
+        return [next(encoded) if len(text) <= _LONG_CHARACTERS else self._encode_long(text) for text in texts]
+
+    def _encode_long(self, text: str) -> NDArray[np.int32]:
+        if self._cut_rule is None:
+            return self._encode_whole([text], with_ends=True)[0]
+        parts = [self._encode_whole([part], with_ends=False)[0] for part in self._cut_rule.parts(text, _LONG_CHARACTERS)]
+        return np.concatenate([_ids([self.bos_id]), *parts, _ids([self.eos_id])])
+
+    def _encode_whole(self, texts: list[str], *, with_ends: bool) -> list[NDArray[np.int32]]:
+        if self.gives_arrays:
+            arrays: list[NDArray[np.int32]] = self.processor.encode(
+                texts, add_bos=with_ends, add_eos=with_ends, num_threads=1, return_type="numpy"
+            )
+            return arrays
+        return [_ids(ids) for ids in self.processor.encode(texts, add_bos=with_ends, add_eos=with_ends, num_threads=1)]
+
+    @functools.cached_property
+    def model(self) -> SentencePieceModel | None:
+        """What stands in the model file; None when it is written in a way that only SentencePiece can read."""
+        try:
+            return parse_model(self.model_bytes)
+        except ValueError:
+            return None
+
+    @functools.cached_property
+    def _cut_rule(self) -> CutRule | None:
+        return cut_rule(self.model) if self.model is not None else None
+
+
+def _ids(ids: list[int]) -> NDArray[np.int32]:
+    return np.array(ids, dtype=np.int32)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -38,13 +82,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         UserError: the file is missing, cannot be read, is no SentencePiece model, or has no bos or eos.
     """
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"the tokenizer {path} cannot be read ({error.strerror})", expected="a SentencePiece .model file"
-        ) from error
-    processor = _load(path, model)
+    processor, model = load_processor(path)
     bos_id, eos_id = processor.bos_id(), processor.eos_id()
     for name, value in (("bos", bos_id), ("eos", eos_id)):
         if value < 0:
@@ -66,7 +104,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     )
 
 
-def _load(path: Path, model: bytes) -> sentencepiece.SentencePieceProcessor:
+def load_processor(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, bytes]:
+    """Return a SentencePiece model, whatever special pieces it has, and the bytes of its file.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is no SentencePiece model.
+    """
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"the tokenizer {path} cannot be read ({error.strerror})", expected="a SentencePiece .model file"
+        ) from error
     refusal = UserError(
         f"the tokenizer {path} is no SentencePiece model",
         expected="a file as SentencePiece writes it, usually named .model (a tokenizer.json is another format)",
@@ -79,4 +128,4 @@ def _load(path: Path, model: bytes) -> sentencepiece.SentencePieceProcessor:
         raise refusal from error
     if processor.get_piece_size() < 1:
         raise refusal
-    return processor
+    return processor, model

@@ -1,0 +1,74 @@
+"""Cleaning of one document's text, by rules that a recipe switches; every change and every drop has its rule."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+
+from state.data_manifest import Recipe
+
+HASH_BYTES = 16  # among 10**9 documents, two different texts with one hash are expected once in 10**20 corpora
+
+# Unicode's category Cc, but for tab and line feed. The joiners of Indic scripts (U+200C, U+200D) are no control characters.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+class Rule(StrEnum):
+    """A rule of cleaning, in the words of the report."""
+
+    NFC = "composed (NFC)"
+    CONTROL = "control characters taken out"
+    EMPTY = "empty after cleaning"
+    SHORT = "too short"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A text as it is trained on, and what was done to it; `dropped` says why it is not trained on at all."""
+
+    text: str
+    changed: tuple[Rule, ...] = ()
+    dropped: Rule | None = None
+
+
+def clean(text: str, recipe: Recipe) -> Cleaned:
+    """Return a document's text after the recipe's rules; duplicates are another stage's concern."""
+    changed = []
+    if recipe.nfc:
+        composed = unicodedata.normalize("NFC", text)
+        if composed != text:
+            text = composed
+            changed.append(Rule.NFC)
+    if recipe.strip_control:
+        stripped = _without_control(text)
+        if stripped is not text:
+            text = stripped
+            changed.append(Rule.CONTROL)
+    if not text.strip():
+        return Cleaned(text, tuple(changed), Rule.EMPTY)
+    if recipe.min_characters and len(text.strip()) < recipe.min_characters:
+        return Cleaned(text, tuple(changed), Rule.SHORT)
+    return Cleaned(text, tuple(changed))
+
+
+def hash_of(text: bytes) -> bytes:
+    """Return the hash that tells texts apart, [HASH_BYTES], of a text in UTF-8 after cleaning."""
+    return hashlib.blake2b(text, digest_size=HASH_BYTES).digest()
+
+
+def is_held_out(text_hash: bytes, share: float) -> bool:
+    """Say whether a document belongs to the validation set: a matter of its text alone, whatever else the corpus holds.
+
+    A larger share holds out what a smaller one does, and more.
+    """
+    return int.from_bytes(text_hash[-8:], "little") < share * 2.0**64
+
+
+def _without_control(text: str) -> str:
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", text) if _CONTROL.search(text) else text

@@ -1,0 +1,22 @@
+"""Libraries that only some formats of a corpus need, imported when the first such file is found."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from state.errors import UserError
+
+
+def required(module: str, what: str) -> Any:
+    """Import a library that `what` needs.
+
+    Raises:
+        UserError: it is not installed, or cannot be loaded.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what} cannot be read without the library {module} ({error})", remedy="pip install 'gemma-orch[corpus]'"
+        ) from error

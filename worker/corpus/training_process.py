@@ -1,0 +1,152 @@
+"""Runs SentencePiece's trainer in a process of its own.
+
+It is C++ that cannot be interrupted, writes to standard error, and takes the whole process with it when it fails: here
+Ctrl-C ends at once, and what goes wrong becomes an error in words.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import sentencepiece
+
+from state.errors import TemporaryError
+from worker.corpus.child_process import belong_to_the_parent
+
+_BATCH_BYTES = 1024**2
+_SAY_EVERY_S = 30.0
+
+
+class RefusedError(Exception):
+    """SentencePiece will not train with these options on this text; its words."""
+
+
+def train_in_process(
+    texts: Iterable[str] | Iterable[bytes], vocab_size: int, *, character_coverage: float, num_threads: int = 1
+) -> bytes:
+    """Return a model: BPE with byte fallback and Gemma's special ids, a pure function of the texts and the options.
+
+    It may have fewer pieces than asked for, where the text gives no more. Source of the ids (pad 0, eos 1, bos 2, unk 3):
+    the Gemma 3 tokenizer.
+
+    Args:
+        texts: In UTF-8 where they are bytes; at most a megabyte each: the trainer leaves out longer ones without a word.
+        vocab_size: Pieces that are wanted.
+        character_coverage: Share of the characters that get a piece of their own; the rest is written as bytes.
+        num_threads: Of the trainer; it makes no difference to the pieces.
+
+    Raises:
+        RefusedError: the options do not fit the text.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            character_coverage=character_coverage,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=1_000_000,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            unk_piece="<unk>",
+            num_threads=num_threads,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise RefusedError(str(error)) from error
+    return model.getvalue()
+
+
+def train_in_child(
+    texts: Iterable[bytes], vocab_size: int, *, character_coverage: float, waiting: Callable[[], None] = lambda: None
+) -> bytes:
+    """Do the same in a child process, which is ended when this call ends in whatever way.
+
+    Args:
+        texts: As for `train_in_process`; they are let go one by one.
+        vocab_size: As there.
+        character_coverage: As there.
+        waiting: Called every half minute.
+
+    Raises:
+        RefusedError: the options do not fit the text.
+        TemporaryError: the process was killed.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would copy the sample and the progress bar's thread
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(theirs, vocab_size, character_coverage), daemon=True)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is ours to answer
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    theirs.close()
+    try:
+        for batch in _batches(texts):
+            ours.send(batch)
+        ours.send(None)
+        while not ours.poll(_SAY_EVERY_S):
+            waiting()
+        answer: bytes | str = ours.recv()
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise _died(process) from error
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if isinstance(answer, str):
+        raise RefusedError(answer)
+    return answer
+
+
+def _died(process: BaseProcess) -> TemporaryError:
+    process.join()
+    return TemporaryError(
+        f"the process that trains the tokenizer ended by itself (exit code {process.exitcode})",
+        remedy="when the memory ran out (exit code -9), a smaller --sample-bytes needs less; then the same command again",
+    )
+
+
+def _batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    num_bytes = 0
+    for text in texts:
+        batch.append(text)
+        num_bytes += len(text)
+        if num_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    yield batch
+
+
+def _child(connection: Connection, vocab_size: int, character_coverage: float) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # SentencePiece writes there what it also raises
+    belong_to_the_parent()
+    try:
+        connection.send(train_in_process(_received(connection), vocab_size, character_coverage=character_coverage))
+    except RefusedError as error:
+        connection.send(str(error))
+
+
+def _received(connection: Connection) -> Iterator[bytes]:
+    while (batch := connection.recv()) is not None:
+        yield from batch

@@ -1,0 +1,129 @@
+"""Units: what a pack of chunks became, one file each, named by all that determines it.
+
+The name is a hash of the recipe, the tokenizer and the very bytes that were read. So a unit that is there is right: a
+preparation that was killed finds its work again by reading the corpus anew, and files that were changed, renamed or
+removed meanwhile cannot leave anything wrong behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from state.document import Document
+from state.files import write_atomically
+
+DOCUMENT = np.dtype(
+    [
+        ("hash_high", "<u8"),
+        ("hash_low", "<u8"),
+        ("num_tokens", "<u4"),
+        ("num_bytes", "<u4"),
+        ("record", "<u4"),
+        ("portion", "<u2"),
+        ("language", "<u2"),
+        ("held_out", "?"),
+    ]
+)
+
+MAX_EXAMPLES = 3  # of each reason and source: enough to see the pattern
+
+
+class Example(Document):
+    """One record that was left out, or one document that was dropped."""
+
+    record: int = Field(ge=1, description="line where it begins, or row of a Parquet file")
+    excerpt: str = Field(description="how it begins")
+    same_as: str | None = Field(default=None, description="of a duplicate: where the text came first")
+
+
+class Portion(Document):
+    """What a unit has of one chunk: counts of its records, by the language that they are in."""
+
+    num_records: int = Field(ge=0)
+    skipped: dict[str, int] = Field(default_factory=dict, description="records without a usable text, by reason")
+    changed: dict[str, dict[str, int]] = Field(default_factory=dict, description="by language and rule")
+    dropped: dict[str, dict[str, int]] = Field(default_factory=dict, description="by language and rule; no duplicates")
+    examples: dict[str, tuple[Example, ...]] = Field(default_factory=dict, description="the first few, by reason or rule")
+
+
+class UnitHeader(Document):
+    """What a unit's file begins with."""
+
+    schema_version: int = 1
+    portions: tuple[Portion, ...]
+    languages: tuple[str, ...]
+    num_documents: int
+    num_tokens: int
+    token_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Documents as tokens, in reading order.
+
+    Attributes:
+        header: Counts, and the names that the columns of `documents` point to.
+        documents: [num_documents] of DOCUMENT.
+        tokens: [num_tokens], all documents' tokens joined, with bos and eos.
+    """
+
+    header: UnitHeader
+    documents: NDArray[np.void]
+    tokens: NDArray[np.unsignedinteger]
+
+
+def write_unit(
+    path: Path,
+    portions: Sequence[Portion],
+    languages: Sequence[str],
+    documents: NDArray[np.void],
+    tokens: NDArray[np.unsignedinteger],
+) -> UnitHeader:
+    """Write a unit; it is there whole, or not at all.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    header = UnitHeader(
+        portions=tuple(portions),
+        languages=tuple(languages),
+        num_documents=len(documents),
+        num_tokens=len(tokens),
+        token_bytes=tokens.dtype.itemsize,
+    )
+    text = header.to_json()
+    write_atomically(path, len(text).to_bytes(8, "little") + text + documents.tobytes() + tokens.tobytes())
+    return header
+
+
+def read_header(path: Path) -> UnitHeader:
+    """Return a unit's counts."""
+    with open(path, "rb") as file:
+        return _header(file, path)
+
+
+def read_documents(path: Path) -> NDArray[np.void]:
+    """Return a unit's documents, [num_documents] of DOCUMENT, without its tokens."""
+    with open(path, "rb") as file:
+        header = _header(file, path)
+        return np.fromfile(file, DOCUMENT, header.num_documents)
+
+
+def read_unit(path: Path) -> Unit:
+    """Return a unit."""
+    with open(path, "rb") as file:
+        header = _header(file, path)
+        documents = np.fromfile(file, DOCUMENT, header.num_documents)
+        return Unit(header, documents, np.fromfile(file, f"<u{header.token_bytes}", header.num_tokens))
+
+
+def _header(file: BinaryIO, path: Path) -> UnitHeader:
+    num_bytes = int.from_bytes(file.read(8), "little")
+    return UnitHeader.from_json(file.read(num_bytes), str(path))
