@@ -22,7 +22,7 @@ from state.process import identify
 from state.report import Outcome
 from state.run_store import SqliteRunStore
 from state.session import AttemptState
-from state.spec import RunSpec, SessionSpec
+from state.spec import RunSpec, SessionData, SessionSpec
 
 NUM_SESSIONS = 1_000
 NUM_ROUNDS = 15
@@ -35,7 +35,7 @@ def fill_ledger(home: HomeLayout) -> None:
     start = datetime.now(UTC) - timedelta(hours=12 * NUM_SESSIONS)
     spec = RunSpec(name="long", total_steps=10_000_000)
     data = DataRecord(sha256="0" * 64, vocab_size=2048, tokens={"english": 10_000}, mixture={"english": 1.0})
-    header = RunHeader(name="long", created_at=start, resumed_at=start, data=data)
+    header = RunHeader(name="long", created_at=start, resumed_at=start, data=(data,))
     store.create(header, RunWishes(spec=spec))
     store.acquire("long", owner, datetime.now(UTC), 60.0)
     changes = [PutAttempt(_attempt(number, start), _session_spec(spec, number)) for number in range(1, NUM_SESSIONS + 1)]
@@ -75,9 +75,7 @@ def _session_spec(spec: RunSpec, number: int) -> SessionSpec:
         architecture=resolve_architecture(spec.model, 2048),
         training=spec.training,
         sequence_length=64,
-        mixture={"english": 1.0},
-        data_dir="data",
-        data_sha256="0" * 64,
+        data=(SessionData(first_step=0, data_dir="data", data_sha256="0" * 64, mixture={"english": 1.0}),),
         checkpoints_dir="checkpoints",
         total_steps=spec.total_steps,
         limit_s=12 * 3600.0,

@@ -64,7 +64,7 @@ def _check_changes(known: RunRecord, changes: Sequence[SpecChange]) -> None:
     Raises:
         UserError: it cannot.
     """
-    if known.header.data is not None and any(change.refusal is not None for change in changes):
+    if known.header.data and any(change.refusal is not None for change in changes):
         listed = "\n".join(f"  {change}" for change in changes)
         raise UserError(
             f"run {known.name} exists, and this command asks for another one:\n{listed}",
@@ -79,7 +79,7 @@ def _leave_to_its_controller(ports: Ports, run: str, spec: RunSpec, error: Lease
         LeaseHeldError: it is preparing data that this command would replace.
     """
     known = ports.runs.load(run)
-    if known.header.data is None and any(change.refusal for change in compare_specs(known.spec, spec)):
+    if not known.header.data and any(change.refusal for change in compare_specs(known.spec, spec)):
         raise LeaseHeldError(f"{error.what}, and prepares its data", remedy=f"gemma-orch stop {run}, then the same command again")
     ports.runs.set_stop(run, None)
 

@@ -12,18 +12,21 @@ from state.architecture import ModelSpec, resolve_architecture
 from state.duration import parse_duration_s
 from state.errors import UserError, did_you_mean
 from state.layout import check_run_name
+from state.size import parse_size_bytes
 from state.spec import DataSpec, Retention, RunSpec, TrainingSpec
 
 Explicit = dict[str, Any]
 """What the user said, as a partial RunSpec: only the fields that were named."""
 
 _SESSION_KEYS = {"limit": "session_limit_s", "checkpoint_every": "checkpoint_every_s", "steps": "session_steps"}
+_READING_KEYS = {"scratch_dir": "scratch_dir", "scratch_size": "scratch_bytes"}
 _RUN_KEYS = ("name", "total_steps", "backend")
 _TABLES: dict[str, tuple[str, ...]] = {
     "run": _RUN_KEYS,
     "model": tuple(ModelSpec.model_fields),
     "data": tuple(DataSpec.model_fields),
     "training": tuple(TrainingSpec.model_fields),
+    "reading": tuple(_READING_KEYS),
     "session": tuple(_SESSION_KEYS),
     "checkpoints": tuple(Retention.model_fields),
 }
@@ -68,6 +71,8 @@ def _read_table(path: Path, table: str, values: dict[str, Any]) -> Explicit:
             return {"limits": {_SESSION_KEYS[key]: _session_value(path, key, value) for key, value in values.items()}}
         case "data":
             return {"data": _with_absolute_paths(values, path.parent)}
+        case "reading":
+            return {"reading": {_READING_KEYS[key]: _reading_value(path, key, value) for key, value in values.items()}}
         case "checkpoints":
             return {"retention": dict(values)}
         case _:
@@ -85,6 +90,22 @@ def _session_value(path: Path, key: str, value: Any) -> Any:
         raise UserError(f"{path}: session.{key}: {error.what}", expected=error.expected) from error
 
 
+def _reading_value(path: Path, key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        what = "a size in quotes, such as '20GB'" if key == "scratch_size" else "a folder in quotes"
+        raise UserError(f"{path}: reading.{key} is {value!r}", expected=what)
+    if key == "scratch_dir":
+        return _absolute(value, path.parent)
+    try:
+        return parse_size_bytes(value)
+    except UserError as error:
+        raise UserError(f"{path}: reading.{key}: {error.what}", expected=error.expected) from error
+
+
+def _absolute(text: str, folder: Path) -> str:
+    return str((folder / Path(text).expanduser()).absolute())
+
+
 def _with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     absolute = dict(values)
     if isinstance(corpus := values.get("corpus"), str):
@@ -92,9 +113,10 @@ def _with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]
     if corpus is not None:
         if not isinstance(corpus, list) or not all(isinstance(entry, str) for entry in corpus):
             raise UserError(f"data.corpus is {corpus!r}", expected="a folder in quotes, or a list of them")
-        absolute["corpus"] = [str((folder / Path(entry).expanduser()).absolute()) for entry in corpus]
-    if isinstance(tokenizer := values.get("tokenizer"), str):
-        absolute["tokenizer"] = str((folder / Path(tokenizer).expanduser()).absolute())
+        absolute["corpus"] = [_absolute(entry, folder) for entry in corpus]
+    for key in ("tokenizer", "prepared"):
+        if isinstance(named := values.get(key), str):
+            absolute[key] = _absolute(named, folder)
     return absolute
 
 
@@ -108,7 +130,7 @@ def overlay(base: Explicit, over: Explicit) -> Explicit:
 
 
 def run_name(explicit: Explicit) -> str:
-    """Return the name of the run that is meant: the one given, else one made of the model and the corpus.
+    """Return the name of the run that is meant: the one given, else one made of the model and the corpus or data folder.
 
     Raises:
         UserError: the name given cannot name a run.
@@ -116,8 +138,9 @@ def run_name(explicit: Explicit) -> str:
     if (name := explicit.get("name")) is not None:
         return check_run_name(name if isinstance(name, str) else repr(name))
     size = explicit.get("model", {}).get("size", ModelSpec().size)
-    corpus = explicit.get("data", {}).get("corpus")
-    text = f"{size}-{Path(corpus[0]).name if corpus else 'sample'}".lower()
+    data = explicit.get("data", {})
+    text_from = data.get("prepared") or next(iter(data.get("corpus") or ()), "sample")
+    text = f"{size}-{Path(str(text_from)).name}".lower()
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-")[:40].strip("-")
 
 
@@ -162,6 +185,8 @@ def _problem(problem: Any) -> str:
         key = f"session.{names.get(location[1], location[1])}"
     elif location[:1] == ["retention"]:
         key = ".".join(["checkpoints", *location[1:]])
+    elif location == ["reading", "scratch_bytes"]:
+        key = "reading.scratch_size"
     elif len(location) == 1 and location[0] in _RUN_KEYS:
         key = f"run.{location[0]}"
     value = "" if isinstance(problem.get("input"), dict) else f" is {problem.get('input')!r}"
@@ -186,9 +211,16 @@ size = "270m"              # tiny, 50m, 270m, 1b, 4b, 12b, 27b; single numbers m
 # Without a corpus the sample that comes with gemma-orch is used.
 # corpus = ["corpus"]      # folders with one folder per language, JSONL in them: {"text": "..."}
 # tokenizer = "tokenizer.model"    # a SentencePiece model
+# prepared = "data"        # instead of these two: a folder that `gemma-orch prepare` has made
 sequence_length = 512      # tokens
-# alpha = 0.7              # languages are mixed in proportion to tokens ** alpha
-# weights = { english = 0.5, hindi = 0.3, konkani = 0.2 }    # instead of alpha
+# mixing = "alpha"         # languages are mixed in proportion to tokens ** alpha; or "unimax": as evenly as max_epochs allows
+# alpha = 0.7
+# max_epochs = 4.0         # unimax only: how often the text of a small language may be read
+# weights = { english = 0.5, hindi = 0.3, konkani = 0.2 }    # instead of a rule
+
+[reading]
+# scratch_dir = "/local/scratch"    # a fast local folder, when the data lies on a slow mount
+# scratch_size = "20GB"    # disk that it may take; less is slower, never wrong
 
 [training]
 # seed = 0

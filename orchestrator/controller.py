@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from orchestrator.backends.base import AttemptRef, Backend, Sighting
@@ -19,6 +20,7 @@ from orchestrator.reconcile import Draft, World, reconcile, step_back
 from orchestrator.rerun import compare
 from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
+from state.data_manifest import TOKENIZER_NAME
 from state.errors import AmbiguousError, CorruptCheckpointError, DataError, ExitCode, GemmaOrchError, UserError
 from state.layout import HomeLayout, attempt_name
 from state.ledger import (
@@ -36,7 +38,7 @@ from state.process import ProcessIdentity
 from state.report import Outcome
 from state.run_store import RunStore, lease_lost
 from state.session import AttemptState, RunState
-from state.spec import ExpectedCheckpoint, RunSpec
+from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec
 
 LEASE_S = 60.0  # a controller that is silent for this long may be replaced; a dead one on this machine at once
 
@@ -44,8 +46,15 @@ LEASE_S = 60.0  # a controller that is silent for this long may be replaced; a d
 class Preparer(Protocol):
     """Makes a run's token shards, or finds them made."""
 
-    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None]) -> DataRecord:
-        """Prepare the data, calling `keep_lease` every few seconds; may be killed and called again."""
+    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], *, version: int = 1, first_step: int = 0) -> DataRecord:
+        """Prepare a data version, calling `keep_lease` every few seconds; may be killed and called again.
+
+        Args:
+            spec: The run's spec; for a version added later, with the source of that one's text.
+            keep_lease: Prolongs the lease; raises when that is lost.
+            version: 1 for what the run begins with.
+            first_step: Steps that are done when the version is first read.
+        """
         ...
 
 
@@ -62,8 +71,8 @@ class Ports:
     checkpoints: Callable[[str], CheckpointStore]
     """The checkpoint store of a run, by the run's name."""
     prepare: Preparer
-    has_data: Callable[[RunRecord], bool] = lambda _record: True
-    """Whether the prepared data of a run is still there and whole."""
+    has_data: Callable[[str, DataRecord], bool] = lambda _run, _data: True
+    """Whether a data version of a run, by the run's name, is still there and whole."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class Controller:
         """
         self._take_lease(run)
         record = self._reconciled(self._ports.runs.load(run))
-        by_hand = self._run_by_hand(record)
+        by_hand = self.run_by_hand(record)
         if by_hand is None:
             record = self._tidied(record)
         if until(record):
@@ -111,7 +120,7 @@ class Controller:
         if lease is None or lease.owner != self._ports.owner or (lease.until - now).total_seconds() < LEASE_S / 2:
             self._ports.runs.acquire(run, self._ports.owner, now, LEASE_S)
 
-    def _keep_lease(self, run: str) -> None:
+    def keep_lease(self, run: str) -> None:
         """Prolong the run's lease in the middle of a tick; one that was lost is not taken again, for our record is old.
 
         Raises:
@@ -154,16 +163,15 @@ class Controller:
         What only the user can mend ends the run, with the reason in its record.
         """
         known = record.header.data
-        if known is not None and self._ports.has_data(record):
+        lost = [number for number, data in enumerate(known, start=1) if not self._ports.has_data(record.name, data)]
+        if known and not lost and known[0].order_version == ORDER_VERSION:
             return record
         try:
-            data = self._ports.prepare(record.spec, lambda: self._keep_lease(record.name))
-            if known is not None and known.sha256 != data.sha256:
-                raise DataError(
-                    f"the data of run {record.name} was lost, and its corpus has changed since: it gives other tokens now",
-                    expected=f"data with digest {known.sha256[:12]}, which is what the run is trained on",
-                    remedy="put the corpus back as it was, or begin another run with --name",
-                )
+            if not known:
+                known = (self._ports.prepare(record.spec, lambda: self.keep_lease(record.name)),)
+            _check_order(record.name, known[0])
+            for number in lost:
+                self._restore(record, number)
         except (UserError, DataError) as error:
             self._settle(record, RunState.FAILED, str(error), error.exit_code)
             return None
@@ -171,8 +179,24 @@ class Controller:
         wishes = self._ports.runs.load(record.name).wishes
         if wishes.spec != record.spec:
             return None
-        record = self._changed(record, [SetHeader(record.header.model_copy(update={"data": data}))])
+        record = self._changed(record, [SetHeader(record.header.model_copy(update={"data": known}))])
         return record if record.wishes == wishes and wishes.stop is None else None
+
+    def _restore(self, record: RunRecord, number: int) -> None:
+        """Make a lost data version again; the mixture stays what it was, whatever the spec says by now.
+
+        Raises:
+            DataError: its text gives other tokens now.
+        """
+        known = record.header.data[number - 1]
+        spec = record.spec if number == 1 else spec_of_version(record, known, self._ports.home)
+        data = self._ports.prepare(spec, lambda: self.keep_lease(record.name), version=number, first_step=known.first_step)
+        if data.sha256 != known.sha256:
+            raise DataError(
+                f"the data of run {record.name} was lost, and its corpus has changed since: it gives other tokens now",
+                expected=f"data with digest {known.sha256[:12]}, which is what the run is trained on",
+                remedy="put the corpus back as it was, or begin another run with --name",
+            )
 
     def _may_finish(self, record: RunRecord, decision: Finish) -> bool:
         """Return whether a run that has reached its last step really has it: a head that is damaged is stepped back from."""
@@ -187,7 +211,7 @@ class Controller:
             observation = backend.observe(ref)
             report = backend.report(ref)
         store = self._ports.checkpoints(record.name)
-        found, corrupt = collect(store, record.checkpoints, lambda: self._keep_lease(record.name))
+        found, corrupt = collect(store, record.checkpoints, lambda: self.keep_lease(record.name))
         world = World(observation, report, found, corrupt, present=frozenset(store.ids()))
         record = self._changed(record, reconcile(record, world, self._ports.clock.now()))
         for error in corrupt:
@@ -231,7 +255,7 @@ class Controller:
         self._apply(record, changes)
         return self._ports.runs.load(record.name)
 
-    def _run_by_hand(self, record: RunRecord) -> AttemptRecord | None:
+    def run_by_hand(self, record: RunRecord) -> AttemptRecord | None:
         """Return the newest attempt when somebody is running it again by hand, with no controller."""
         if record.live_attempt is not None or not record.attempts:
             return None
@@ -302,7 +326,7 @@ class Controller:
         return True
 
     def _launch(self, record: RunRecord, planned: AttemptRecord) -> None:
-        self._keep_lease(record.name)  # verifying may have taken long, and the answer to a launch may too
+        self.keep_lease(record.name)  # verifying may have taken long, and the answer to a launch may too
         now = self._ports.clock.now()
         attempt = planned.model_copy(update={"state": AttemptState.LAUNCHING, "launched_at": now})
         self._apply(record, [PutAttempt(attempt)])
@@ -324,6 +348,29 @@ class Controller:
         draft.put_attempt(ended, state=AttemptState.LOST, outcome=Outcome.FAILED, reason=reason, error_class=error.error_class)
         draft.tell(f"session {attempt.session} attempt {attempt.attempt} {Outcome.FAILED}: {reason}")
         self._apply(record, draft.changes)
+
+
+def spec_of_version(record: RunRecord, data: DataRecord, home: HomeLayout) -> RunSpec:
+    """Return the run's spec with the text of a data version that was added later, cut by the run's own tokenizer."""
+    made_already = Path(data.folder).is_absolute()
+    first = home.run(record.name).data_folder(record.header.data[0].folder)
+    source = record.spec.data.model_copy(
+        update={
+            "corpus": data.corpus,
+            "prepared": data.folder if made_already else None,
+            "tokenizer": None if made_already else str(first / TOKENIZER_NAME),
+        }
+    )
+    return record.spec.model_copy(update={"data": source})
+
+
+def _check_order(run: str, data: DataRecord) -> None:
+    if data.order_version != ORDER_VERSION:
+        raise UserError(
+            f"run {run} was begun by another gemma-orch, which reads data in order {data.order_version}",
+            expected=f"order {ORDER_VERSION}, the only one that this gemma-orch reads in",
+            remedy="go on with the gemma-orch that began it, or begin another run with --name",
+        )
 
 
 def _ref(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:

@@ -11,7 +11,7 @@ from state.fence import next_fence
 from state.layout import HomeLayout
 from state.ledger import AttemptRecord, RunRecord
 from state.session import AttemptState
-from state.spec import ExpectedCheckpoint, SessionSpec
+from state.spec import ExpectedCheckpoint, SessionData, SessionSpec
 
 _SAVES_REMEMBERED = 5  # attempts whose longest save tells the next one how much time to keep back
 
@@ -22,8 +22,8 @@ def plan_attempt(record: RunRecord, decision: Launch, home: HomeLayout, now: dat
     Raises:
         UserError: the run's data is not prepared.
     """
-    data = record.header.data
-    if data is None:
+    versions = record.header.data
+    if not versions:
         raise UserError(f"the data of run {record.name} is not prepared", remedy="gemma-orch start prepares it")
     spec, run = record.spec, home.run(record.name)
     start = record.checkpoints[decision.start_checkpoint] if decision.start_checkpoint is not None else None
@@ -47,12 +47,19 @@ def plan_attempt(record: RunRecord, decision: Launch, home: HomeLayout, now: dat
         attempt=decision.attempt,
         fence=fence,
         branch=decision.branch,
-        architecture=resolve_architecture(spec.model, data.vocab_size),
+        architecture=resolve_architecture(spec.model, versions[0].vocab_size),
         training=spec.training,
         sequence_length=spec.data.sequence_length,
-        mixture=data.mixture,
-        data_dir=str(run.data),
-        data_sha256=data.sha256,
+        data=tuple(
+            SessionData(
+                first_step=version.first_step,
+                data_dir=str(run.data_folder(version.folder)),
+                data_sha256=version.sha256,
+                mixture=version.mixture,
+            )
+            for version in versions
+        ),
+        reading=spec.reading,
         checkpoints_dir=str(run.checkpoints),
         cache_dir=str(home.cache),
         start=ExpectedCheckpoint(

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.views import CheckpointView, SessionView, StatusView
+from orchestrator.views import CheckpointView, DataView, SessionView, StatusView
 from state.duration import format_duration
 from state.ledger import Event
 from state.lineage import tree
@@ -57,6 +57,8 @@ def status_panel(view: StatusView, events: Sequence[Event], now: datetime, *, al
     facts.add_row("steps", _steps(view))
     facts.add_row("head", Text(f"{view.head}  state sha256 {(view.state_sha256 or '')[:12]}" if view.head else "none yet"))
     facts.add_row("speed", Text(_speed(view, now)))
+    if len(view.data) > 1:
+        facts.add_row("data", Text("\n".join(_data(version) for version in view.data)))
     if view.waiting_for:
         facts.add_row("waiting for", Text(view.waiting_for))
     parts: list[RenderableType] = [facts]
@@ -65,6 +67,14 @@ def status_panel(view: StatusView, events: Sequence[Event], now: datetime, *, al
     if events:
         parts += ["", history(events, now)]
     return Group(*parts)
+
+
+def _data(version: DataView) -> str:
+    languages = ", ".join(f"{name} {share:.0%}" for name, share in version.mixture.items())
+    return (
+        f"version {version.version} from step {version.from_step:,} on: {sum(version.tokens.values()):,} tokens "
+        f"({languages}), sha256 {version.sha256[:12]}"
+    )
 
 
 def _steps(view: StatusView) -> RenderableType:

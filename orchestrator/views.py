@@ -32,6 +32,18 @@ class SessionView(Document):
     comparison: str | None
 
 
+class DataView(Document):
+    """One data version of a run."""
+
+    version: int
+    from_step: int
+    """The first step that reads it, counted from 1."""
+    folder: str
+    sha256: str
+    tokens: dict[str, int]
+    mixture: dict[str, float]
+
+
 class StatusView(Document):
     """One run."""
 
@@ -51,6 +63,7 @@ class StatusView(Document):
     steps_per_s: float | None
     eta: datetime | None
     live: Heartbeat | None
+    data: tuple[DataView, ...] = ()
     sessions: tuple[SessionView, ...]
 
 
@@ -117,7 +130,23 @@ def status_view(record: RunRecord, heartbeat: Heartbeat | None, waiting_for: str
         steps_per_s=live_rate or steps_per_second(record),
         eta=eta(record, now, step=step, live_steps_per_s=live_rate) if active else None,
         live=heartbeat if live is not None else None,
+        data=data_views(record),
         sessions=tuple(session_view(attempt, heartbeat if attempt is live else None, now) for attempt in record.attempts),
+    )
+
+
+def data_views(record: RunRecord) -> tuple[DataView, ...]:
+    """Return a run's data versions as the contract shows them; none while the first is not prepared."""
+    return tuple(
+        DataView(
+            version=number,
+            from_step=data.first_step + 1,
+            folder=data.folder,
+            sha256=data.sha256,
+            tokens=data.tokens,
+            mixture=data.mixture,
+        )
+        for number, data in enumerate(record.header.data, start=1)
     )
 
 

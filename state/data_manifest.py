@@ -69,7 +69,8 @@ class ShardIndex(Document):
     """Where the documents of a shard begin: a file of little-endian uint32, [num_documents, 3].
 
     Its columns: first token within the shard; number of the source in `DataManifest.sources`; record within the source,
-    from 1 (the line where the document begins, or the row of a Parquet file). A document that began in the shard before is not repeated.
+    from 1 (the line where the document begins, or the row of a Parquet file). A document that began in the shard before
+    is not repeated.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 HOME/ledger.sqlite3                              the run store, one for all runs of a home
 HOME/cache/                                      compiled kernels; may be deleted at any time
-HOME/runs/RUN/data/                              token shards, data.json
+HOME/runs/RUN/data/                              token shards, data.json; versions added later: data-2/, data-3/ ...
 HOME/runs/RUN/checkpoints/ID/                    manifest.json (written last), *.safetensors
 HOME/runs/RUN/sessions/s001a1/                   one attempt: see AttemptLayout
 HOME/runs/RUN/controller.log                     what a detached controller printed
@@ -57,6 +57,11 @@ def checkpoint_id(step: int, session: int, attempt: int) -> str:
     return f"step-{step:08d}-{attempt_name(session, attempt)}"
 
 
+def data_folder_name(version: int) -> str:
+    """Return the name of a data version's folder within the run's: `data`, `data-2`, `data-3` ..."""
+    return "data" if version == 1 else f"data-{version}"
+
+
 @dataclass(frozen=True)
 class HomeLayout:
     """What lies in a home."""
@@ -88,6 +93,10 @@ class RunLayout:
     def data(self) -> Path:
         """Token shards and their manifest."""
         return self.root / "data"
+
+    def data_folder(self, folder: str) -> Path:
+        """The folder of a data version, by what its record says: a name in this folder, or a path of its own."""
+        return self.root / folder
 
     @property
     def checkpoints(self) -> Path:

@@ -5,25 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from state.document import Document
 from state.errors import ErrorClass
 from state.process import ProcessIdentity
 from state.report import Outcome
 from state.session import LIVE_STATES, AttemptState, RunState
-from state.spec import RunSpec, SessionSpec
+from state.spec import ORDER_VERSION, RunSpec, SessionSpec
 
 
 class DataRecord(Document):
-    """The prepared data of a run."""
+    """One version of a run's prepared data; a run has one, and more when data is added later."""
 
+    first_step: int = Field(default=0, ge=0, description="steps that are done when it is first read; 0: from the beginning")
+    folder: str = Field(default="data", description="within the run's folder; a path of its own when it was made already")
+    corpus: tuple[str, ...] = Field(default=(), description="where its text came from; none: the sample, or made already")
     sha256: str
+    tokenizer_sha256: str | None = Field(default=None, description="none: recorded by an older gemma-orch")
+    order_version: int = Field(default=ORDER_VERSION, description="of the order in which it is read")
     vocab_size: int
     tokens: dict[str, int] = Field(description="tokens by language")
     mixture: dict[str, float] = Field(description="weight by language, sum 1")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all languages."""
+        return sum(self.tokens.values())
 
 
 class AttemptRecord(Document):
@@ -97,10 +107,18 @@ class RunHeader(Document):
     message: str | None = Field(default=None, description="why it is in this state")
     exit_code: int = 0
     resumed_at: datetime = Field(description="when the user last said start; failures before it are forgiven")
-    data: DataRecord | None = None
+    data: tuple[DataRecord, ...] = Field(default=(), description="its versions, by first step; none: not prepared yet")
     newest_fence: int = 0
     head: str | None = None
     step_backs: int = Field(default=0, description="corrupt checkpoints since the last progress")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_none_as_it_was_written_before(cls, data: Any) -> Any:
+        """Accept what a gemma-orch wrote that knew no versions and read in the first order."""
+        if data is None:
+            return ()
+        return ({"order_version": 1, **data},) if isinstance(data, dict) else data
 
 
 class StopWish(StrEnum):

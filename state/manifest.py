@@ -61,7 +61,8 @@ class Manifest(Document):
     parent: str | None = Field(description="the checkpoint that it was trained from; none: the initial weights")
     created_at: datetime
     trajectory_sha256: str
-    data_sha256: str
+    order_version: int = Field(default=1, description="of the order in which its data was read; older manifests do not say")
+    data_sha256: str = Field(description="of the data version that its last step has read")
     data_position: DataPosition
     next_loss: float = Field(description="loss of the step after this one, before its update: the canary of the next session")
     train_s: float = Field(ge=0.0, description="seconds of training of this attempt that the checkpoint holds")

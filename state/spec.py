@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import itertools
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from state.architecture import Architecture, ModelSpec
 from state.document import Document, digest_of
+from state.mixture import DEFAULT_ALPHA, DEFAULT_MAX_EPOCHS, Mixing
+
+ORDER_VERSION = 2
+"""Which order data is read in: what a step reads is a function of (seed, step) and of this."""
 
 
 class DataSpec(Document):
     """Which text is trained on, and how it is cut and mixed."""
 
-    corpus: tuple[str, ...] = Field(default=(), description="folders with JSONL in a folder per language; none: the sample")
+    corpus: tuple[str, ...] = Field(default=(), description="folders with text in a folder per language; none: the sample")
     tokenizer: str | None = Field(default=None, description="a SentencePiece model; none: the sample's")
+    prepared: str | None = Field(default=None, description="a data folder that is made already, instead of the two")
     sequence_length: int = Field(default=64, ge=8, le=131_072, description="tokens a sequence")
-    alpha: float = Field(default=0.7, ge=0.0, le=1.0, description="languages are mixed in proportion to tokens ** alpha")
-    weights: dict[str, float] | None = Field(default=None, description="a weight per language, instead of alpha")
+    mixing: Mixing = Field(default="alpha", description="how languages are mixed when no weights are given")
+    alpha: float = Field(default=DEFAULT_ALPHA, ge=0.0, le=1.0, description="alpha: in proportion to tokens ** alpha")
+    max_epochs: float = Field(default=DEFAULT_MAX_EPOCHS, gt=0.0, description="unimax: how often a text may be read")
+    weights: dict[str, float] | None = Field(default=None, description="a weight per language, instead of a rule")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.prepared is not None and (self.corpus or self.tokenizer is not None):
+            raise ValueError("prepared names data that is made already: leave out corpus and tokenizer")
+        if self.mixing == "unimax" and self.weights is not None:
+            raise ValueError("weights are given, and a rule that would find them: leave out weights, or mixing")
+        if self.mixing == "unimax" and self.alpha != DEFAULT_ALPHA:
+            raise ValueError("mixing is unimax, which has no alpha: leave out alpha, or mixing")
+        if self.mixing != "unimax" and self.max_epochs != DEFAULT_MAX_EPOCHS:
+            raise ValueError("max_epochs needs mixing = unimax: no other rule looks at it")
+        return self
 
 
 class TrainingSpec(Document):
@@ -66,6 +86,19 @@ class SessionLimits(Document):
     checkpoint_every_s: float = Field(default=600.0, gt=0.0, description="seconds between checkpoints")
 
 
+class Reading(Document):
+    """How a session gets at its data; none of it changes what is read."""
+
+    scratch_dir: str | None = Field(default=None, description="a fast local folder for the parts of shards that come next")
+    scratch_bytes: int | None = Field(default=None, ge=1, description="disk that it may take; none: as much as it needs")
+
+    @model_validator(mode="after")
+    def _room_needs_a_folder(self) -> Self:
+        if self.scratch_bytes is not None and self.scratch_dir is None:
+            raise ValueError("a size for scratch is given, but no scratch_dir")
+        return self
+
+
 class RunSpec(Document):
     """One training goal, as the user asked for it."""
 
@@ -77,6 +110,7 @@ class RunSpec(Document):
     data: DataSpec = DataSpec()
     training: TrainingSpec = TrainingSpec()
     limits: SessionLimits = SessionLimits()
+    reading: Reading = Reading()
     retention: Retention = Retention()
 
 
@@ -93,7 +127,7 @@ class SpecChange(Document):
         return f"{self.field}: {self.old!r} -> {self.new!r} ({verdict})"
 
 
-_ALWAYS_ALLOWED = ("backend", "limits", "retention")
+_ALWAYS_ALLOWED = ("backend", "limits", "reading", "retention")
 
 
 def compare_specs(old: RunSpec, new: RunSpec, *, reached_step: int = 0) -> tuple[SpecChange, ...]:
@@ -150,10 +184,19 @@ class ExpectedCheckpoint(Document):
     state_sha256: str
 
 
+class SessionData(Document):
+    """One version of a run's data: what its steps read from a step on."""
+
+    first_step: int = Field(ge=0, description="steps that are done when it is first read; 0: from the beginning")
+    data_dir: str
+    data_sha256: str
+    mixture: dict[str, float] = Field(description="weight per language, sum 1")
+
+
 class SessionSpec(Document):
     """All that a worker needs to know; with it, a session runs by hand with no controller at all."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run: str
     session: int = Field(ge=1)
     attempt: int = Field(ge=1)
@@ -162,9 +205,8 @@ class SessionSpec(Document):
     architecture: Architecture
     training: TrainingSpec
     sequence_length: int = Field(ge=1)
-    mixture: dict[str, float] = Field(description="weight per language, sum 1")
-    data_dir: str
-    data_sha256: str
+    data: tuple[SessionData, ...] = Field(min_length=1, description="the run's data versions, by first step")
+    reading: Reading = Reading()
     checkpoints_dir: str
     cache_dir: str | None = Field(default=None, description="where compiled kernels are kept between sessions")
     start: ExpectedCheckpoint | None = Field(default=None, description="none: initialise from the seed")
@@ -175,14 +217,31 @@ class SessionSpec(Document):
     save_estimate_s: float | None = Field(default=None, description="the longest save of earlier sessions")
     retention: Retention = Retention()
 
-    def trajectory_sha256(self) -> str:
-        """Return the digest of all that determines the weights; a checkpoint of another trajectory is refused."""
+    @field_validator("data")
+    @classmethod
+    def _versions_follow_each_other(cls, data: tuple[SessionData, ...]) -> tuple[SessionData, ...]:
+        firsts = [version.first_step for version in data]
+        if firsts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(firsts)):
+            raise ValueError(
+                f"the data versions begin at the steps {firsts}: the first must be 0, each later than the one before"
+            )
+        return data
+
+    def data_until(self, step: int) -> tuple[SessionData, ...]:
+        """Return the data versions that the first `step` steps have read; at step 0, the first version."""
+        return tuple(version for version in self.data if version.first_step == 0 or version.first_step < step)
+
+    def trajectory_sha256(self, step: int) -> str:
+        """Return the digest of all that determines the weights at a step; a checkpoint of another trajectory is refused.
+
+        A data version that begins later is not in it: it may be added without touching what is trained already.
+        """
         values: dict[str, Any] = {
             "architecture": self.architecture.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
             "sequence_length": self.sequence_length,
-            "mixture": self.mixture,
-            "data_sha256": self.data_sha256,
+            "order": ORDER_VERSION,
+            "data": [[version.first_step, version.data_sha256, version.mixture] for version in self.data_until(step)],
         }
         if self.training.schedule == "cosine":
             values["total_steps"] = self.total_steps

@@ -27,7 +27,7 @@ from state.manifest import DataPosition, Environment, FileEntry, Manifest, state
 from state.process import ProcessIdentity
 from state.report import Outcome, Seconds, SessionReport
 from state.session import AttemptState
-from state.spec import ExpectedCheckpoint, RunSpec, SessionSpec, TrainingSpec
+from state.spec import ExpectedCheckpoint, RunSpec, SessionData, SessionSpec, TrainingSpec
 from state.tensor_files import tensor_entries
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,7 +47,7 @@ def run_spec(**values: Any) -> RunSpec:
 
 
 def header(**values: Any) -> RunHeader:
-    return RunHeader.model_validate({"name": RUN, "created_at": START, "resumed_at": START, "data": DATA, **values})
+    return RunHeader.model_validate({"name": RUN, "created_at": START, "resumed_at": START, "data": (DATA,), **values})
 
 
 def attempt(session: int, number: int = 1, **values: Any) -> AttemptRecord:
@@ -137,15 +137,20 @@ def session_spec(session: int = 1, number: int = 1, **values: Any) -> SessionSpe
             "architecture": resolve_architecture(ModelSpec(), 300),
             "training": TrainingSpec(),
             "sequence_length": 8,
-            "mixture": {"en": 1.0},
-            "data_dir": "data",
-            "data_sha256": DATA.sha256,
+            "data": (session_data(),),
             "checkpoints_dir": "checkpoints",
             "total_steps": 100,
             "limit_s": 100.0,
             "checkpoint_every_s": 10.0,
             **values,
         }
+    )
+
+
+def session_data(first_step: int = 0, **values: Any) -> SessionData:
+    """A data version of a session; the first one unless the values say otherwise."""
+    return SessionData.model_validate(
+        {"first_step": first_step, "data_dir": "data", "data_sha256": DATA.sha256, "mixture": {"en": 1.0}, **values}
     )
 
 

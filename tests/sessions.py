@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -20,13 +19,13 @@ import numpy as np
 from state.architecture import Architecture, ModelSpec, resolve_architecture
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock, SystemClock
-from state.data_manifest import DataManifest, LanguageData
+from state.data_manifest import DataManifest
 from state.errors import DataError
 from state.layout import AttemptLayout, RunLayout
 from state.manifest import Manifest
 from state.report import Heartbeat, SessionReport
-from state.spec import ExpectedCheckpoint, SessionSpec, TrainingSpec
-from worker.corpus.shards import ShardWriter
+from state.spec import ExpectedCheckpoint, SessionData, SessionSpec, TrainingSpec
+from tests.token_data import write_data
 from worker.runner import Host, run_session
 
 VOCAB = 50
@@ -54,25 +53,9 @@ def small_architecture(**changes: Any) -> Architecture:
 def make_data(folder: Path, *, vocab_size: int = VOCAB, seed: int = 1) -> DataManifest:
     """Write a data folder with two languages of random tokens."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
-    languages = {}
-    for name, num_tokens in (("english", 900), ("konkani", 500)):
-        writer = ShardWriter(folder, name, token_bytes=2, shard_bytes=1_000_000)
-        writer.append(random.integers(0, vocab_size, num_tokens))
-        languages[name] = LanguageData(num_documents=1, num_tokens=num_tokens, num_bytes_text=1, shards=writer.finish())
-    manifest = DataManifest.sealed(
-        token_bytes=2,
-        vocab_size=vocab_size,
-        bos_id=2,
-        eos_id=1,
-        pad_id=0,
-        unk_id=3,
-        tokenizer_sha256=hashlib.sha256(b"tokenizer").hexdigest(),
-        languages=languages,
-    )
-    (folder / "data.json").write_bytes(manifest.to_json())
-    return manifest
+    languages = {name: random.integers(0, vocab_size, count) for name, count in (("english", 900), ("konkani", 500))}
+    return write_data(folder, languages, vocab_size=vocab_size)
 
 
 class CountingClock:
@@ -104,7 +87,9 @@ class SmallRun:
         self._spec_values = spec_values
 
     def spec(self, session: int = 1, attempt: int = 1, **values: Any) -> SessionSpec:
+        """A session's spec, of these values; those of a data version are the first one's."""
         values = {**self._spec_values, **values}
+        version = self.version(**{name: values.pop(name) for name in SessionData.model_fields if name in values})
         training = {"threads": 1, "batch_size": 4, "warmup_steps": 3, **values.pop("training", {})}
         return SessionSpec(
             **{
@@ -115,9 +100,7 @@ class SmallRun:
                 "architecture": small_architecture(),
                 "training": TrainingSpec(**training),
                 "sequence_length": 8,
-                "mixture": MIXTURE,
-                "data_dir": str(self.layout.data),
-                "data_sha256": self.data.data_sha256,
+                "data": (version,),
                 "checkpoints_dir": str(self.layout.checkpoints),
                 "total_steps": 20,
                 "limit_s": UNLIMITED_S,
@@ -125,6 +108,11 @@ class SmallRun:
                 **values,
             }
         )
+
+    def version(self, **values: Any) -> SessionData:
+        """The run's first data version."""
+        version = SessionData(first_step=0, data_dir=str(self.layout.data), data_sha256=self.data.data_sha256, mixture=MIXTURE)
+        return version.model_copy(update=values)
 
     def write(self, spec: SessionSpec) -> Path:
         layout = self.attempt(spec)

@@ -14,7 +14,7 @@ from orchestrator.plan import Finish, GiveUp, Launch, Wait
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock, ManualClock
 from state.layout import HomeLayout
-from state.ledger import RerunWish, RunHeader, RunRecord, RunWishes
+from state.ledger import DataRecord, RerunWish, RunHeader, RunRecord, RunWishes
 from state.process import ProcessIdentity, identify
 from state.run_store import SqliteRunStore
 from state.spec import RunSpec
@@ -36,8 +36,8 @@ class Simulation:
         owner: ProcessIdentity | None = None,
         backend: type[SimulatedBackend] = SimulatedBackend,
         store: type[DirectoryCheckpointStore] = DirectoryCheckpointStore,
-        prepare: Preparer = lambda _spec, _keep_lease: DATA,
-        has_data: Callable[[RunRecord], bool] = lambda _record: True,
+        prepare: Preparer = lambda _spec, _keep_lease, **_version: DATA,
+        has_data: Callable[[str, DataRecord], bool] = lambda _run, _data: True,
     ) -> None:
         self.home = HomeLayout(root)
         self.clock = ManualClock(start)
@@ -45,18 +45,17 @@ class Simulation:
         self.runs = SqliteRunStore(self.home.ledger)
         self.store = store(self.home.run(RUN).checkpoints)
         self.backend = backend(root / "world", self.store, ticking, script)
-        self.controller = Controller(
-            Ports(
-                runs=self.runs,
-                home=self.home,
-                clock=ticking,
-                owner=owner or identify(os.getpid()),
-                backend=lambda _name: self.backend,
-                checkpoints=lambda _run: self.store,
-                prepare=prepare,
-                has_data=has_data,
-            )
+        self.ports = Ports(
+            runs=self.runs,
+            home=self.home,
+            clock=ticking,
+            owner=owner or identify(os.getpid()),
+            backend=lambda _name: self.backend,
+            checkpoints=lambda _run: self.store,
+            prepare=prepare,
+            has_data=has_data,
         )
+        self.controller = Controller(self.ports)
 
     def create(self, spec: RunSpec | None = None, **spec_values: Any) -> Simulation:
         """Begin the run, as `start` does."""

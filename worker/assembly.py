@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from state.clock import Clock
 from state.errors import UserError
 from state.manifest import Environment, Manifest
-from state.spec import SessionSpec
-from worker.data import Batches, TokenData, read_data_manifest, verify_shards
+from state.spec import ORDER_VERSION, SessionSpec
+from worker.data_versions import VersionedBatches, open_versions
 from worker.device import configure, environment, pick_device
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state, parameter_shapes
@@ -23,12 +24,14 @@ class Training:
     """All that a session trains with."""
 
     trainer: Trainer
-    batches: Batches
+    batches: VersionedBatches
     image: StateImage
     environment: Environment
 
 
-def assemble(spec: SessionSpec, start: Manifest | None, folder: Path | None, clock: Clock) -> Training:
+def assemble(
+    spec: SessionSpec, start: Manifest | None, folder: Path | None, clock: Clock, say: Callable[[str], None] = lambda _: None
+) -> Training:
     """Return the training as it stands at a verified checkpoint, or at its beginning.
 
     Args:
@@ -36,6 +39,10 @@ def assemble(spec: SessionSpec, start: Manifest | None, folder: Path | None, clo
         start: The checkpoint's manifest; None: initialise from the seed.
         folder: The checkpoint's folder.
         clock: What steps are measured with.
+        say: Takes a line for the user; may be called on another thread.
+
+    Returns:
+        The training; its batches are to be closed at the end.
 
     Raises:
         UserError: the checkpoint or the data belongs to another training.
@@ -43,7 +50,7 @@ def assemble(spec: SessionSpec, start: Manifest | None, folder: Path | None, clo
     """
     if start is not None:
         check_trajectory(spec, start)
-    batches = _open_batches(spec)
+    batches = open_versions(spec, say=say)
     device = pick_device()
     configure(spec.training, device, spec.cache_dir)
     # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
@@ -76,7 +83,7 @@ def check_trajectory(spec: SessionSpec, start: Manifest) -> None:
     Raises:
         UserError: names what differs, as far as the checkpoint tells.
     """
-    if start.trajectory_sha256 != spec.trajectory_sha256():
+    if start.trajectory_sha256 != spec.trajectory_sha256(start.step):
         raise UserError(
             f"checkpoint {start.id} belongs to another training: {_difference(spec, start)}",
             expected="the settings, tokenizer and data that the checkpoint was trained with",
@@ -85,6 +92,8 @@ def check_trajectory(spec: SessionSpec, start: Manifest) -> None:
 
 
 def _difference(spec: SessionSpec, start: Manifest) -> str:
+    if start.order_version != ORDER_VERSION:
+        return f"its data was read in order {start.order_version}, and this gemma-orch reads in order {ORDER_VERSION}"
     prefix = "model."
     found = {tensor.name.removeprefix(prefix): tensor.shape for tensor in start.tensors if tensor.name.startswith(prefix)}
     wanted = parameter_shapes(spec.architecture)
@@ -94,26 +103,6 @@ def _difference(spec: SessionSpec, start: Manifest) -> str:
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             return f"its {name} has the shape {found.get(name)}, this session's model {wanted.get(name)}"
-    if start.data_sha256 != spec.data_sha256:
+    if start.data_sha256 != spec.data_until(start.step)[-1].data_sha256:
         return "it was trained on other data"
     return "its training settings, sequence length or mixture of languages differ"
-
-
-def _open_batches(spec: SessionSpec) -> Batches:
-    data_dir = Path(spec.data_dir)
-    manifest = read_data_manifest(data_dir)
-    if manifest.data_sha256 != spec.data_sha256:
-        raise UserError(
-            f"the data in {data_dir} has digest {manifest.data_sha256[:12]}",
-            expected=f"{spec.data_sha256[:12]}, the data that this run is trained on",
-            remedy="prepare it again from the same corpus and tokenizer, or start another run with --name",
-        )
-    if manifest.vocab_size != spec.architecture.vocab_size:
-        raise UserError(
-            f"the data in {data_dir} was encoded with {manifest.vocab_size} pieces",
-            expected=f"{spec.architecture.vocab_size}, the model's vocabulary",
-            remedy="prepare the data with the run's tokenizer, or start another run with --name",
-        )
-    verify_shards(data_dir, manifest)
-    data = TokenData.open(data_dir, manifest, spec.sequence_length)
-    return Batches(data, seed=spec.training.seed, batch_size=spec.training.batch_size, weights=spec.mixture)

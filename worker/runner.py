@@ -22,7 +22,7 @@ from state.layout import AttemptLayout, attempt_name, checkpoint_id
 from state.manifest import Manifest, state_sha256
 from state.report import Outcome, Phase, SessionReport
 from state.retention import PruneCandidate, checkpoints_to_prune
-from state.spec import SessionSpec
+from state.spec import ORDER_VERSION, SessionSpec
 from worker.alive import held_alive
 from worker.budget import Budget, first_save_estimate_s
 from worker.canary import Canary
@@ -169,8 +169,9 @@ class Session:
         try:
             files.remove_tree(self._layout.report)  # of an earlier process of this attempt that failed
             training, saver, canary = self._begin()
-            ending = self._train(training, saver, canary)
-            self._save_last(training, saver)
+            with contextlib.closing(training.batches):
+                ending = self._train(training, saver, canary)
+                self._save_last(training, saver)
         except Exception as error:  # noqa: BLE001 - the worker's last resort: whatever it is, there is a report of it
             return self._fail(error)
         self._report(ending.outcome, ending.reason)
@@ -190,7 +191,7 @@ class Session:
         self._store.sweep(lambda attempt: attempt == mine)  # what an earlier process of this attempt left half written
         start = self._verified_start()
         self._phase(Phase.RESTORING)
-        training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock)
+        training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock, self._host.say)
         saver = self._saver = Saver(
             self._store,
             training.image,
@@ -206,7 +207,13 @@ class Session:
         self._budget = replace(self._budget, save_s=save_s, last_save_s=now_s)
         self._host.say(goes_on_from(start, self._spec))
         alike = start is not None and computes_alike(start.environment, training.environment)
-        return training, saver, Canary(start.id, start.next_loss, alike) if start else None
+        return training, saver, self._canary(start, alike=alike)
+
+    def _canary(self, start: Manifest | None, *, alike: bool) -> Canary | None:
+        """Return what the first step must show; nothing where other data begins: the checkpoint did not know of it."""
+        if start is None or any(version.first_step == start.step for version in self._spec.data):
+            return None
+        return Canary(start.id, start.next_loss, alike)
 
     def _verified_start(self) -> Manifest | None:
         """Return the manifest of the checkpoint to go on from, every byte of it read; None: the run's beginning.
@@ -336,8 +343,9 @@ class Session:
                 step=written.step,
                 parent=parent,
                 created_at=self._clock.now(),
-                trajectory_sha256=spec.trajectory_sha256(),
-                data_sha256=spec.data_sha256,
+                trajectory_sha256=spec.trajectory_sha256(written.step),
+                order_version=ORDER_VERSION,
+                data_sha256=spec.data_until(written.step)[-1].data_sha256,
                 data_position=position,
                 next_loss=written.next_loss,
                 train_s=train_s,

@@ -23,7 +23,7 @@ from state.errors import AmbiguousError, ErrorClass, TemporaryError
 from state.layout import attempt_name, checkpoint_id
 from state.manifest import DataPosition, Environment, FileEntry, Manifest, state_sha256
 from state.report import Heartbeat, Outcome, SessionReport
-from state.spec import SessionSpec
+from state.spec import ORDER_VERSION, SessionSpec
 from state.tensor_files import tensor_entries
 
 _TENSOR_FILE = "state.safetensors"
@@ -264,8 +264,9 @@ class SimulatedBackend:
                 step=step,
                 parent=parent,
                 created_at=self._clock.now(),
-                trajectory_sha256=spec.trajectory_sha256(),
-                data_sha256=spec.data_sha256,
+                trajectory_sha256=spec.trajectory_sha256(step),
+                order_version=ORDER_VERSION,
+                data_sha256=spec.data_until(step)[-1].data_sha256,
                 data_position=position,
                 next_loss=1.0 / step,
                 train_s=1.0,

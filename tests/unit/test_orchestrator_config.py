@@ -35,7 +35,8 @@ def test_every_commented_default_of_the_template_is_the_default(tmp_path: Path) 
     assert explicit["retention"] == defaults.retention.model_dump()
     for key in ("seed", "schedule", "weight_decay", "grad_clip", "compile"):
         assert explicit["training"][key] == getattr(defaults.training, key)
-    assert explicit["data"]["alpha"] == defaults.data.alpha
+    for key in ("mixing", "alpha", "max_epochs"):
+        assert explicit["data"][key] == getattr(defaults.data, key)
 
 
 def test_paths_in_a_config_are_taken_from_its_own_folder(tmp_path: Path) -> None:
@@ -43,9 +44,20 @@ def test_paths_in_a_config_are_taken_from_its_own_folder(tmp_path: Path) -> None
     assert explicit["data"] == {"corpus": [str(tmp_path / "text")], "tokenizer": str(tmp_path / "t.model")}
 
 
+def test_a_prepared_folder_and_scratch_are_taken_from_the_configs_own_folder(tmp_path: Path) -> None:
+    text = '[data]\nprepared = "tokens"\n[reading]\nscratch_dir = "fast"\nscratch_size = "20GB"\n'
+    explicit = read_config(written(tmp_path, text))
+    assert explicit["data"] == {"prepared": str(tmp_path / "tokens")}
+    assert explicit["reading"] == {"scratch_dir": str(tmp_path / "fast"), "scratch_bytes": 20 * 10**9}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("[reading]\nscratch_size = 5\n", "a size in quotes"),
+        ("[reading]\nscratch_size = '5 apples'\n", "reading.scratch_size: '5 apples' is not a size"),
+        ("[reading]\nscratch_dir = 5\n", "a folder in quotes"),
+        ("[reading]\nscratch = 'here'\n", "did you mean 'scratch_dir'"),
         ("[traning]\nseed = 1\n", "did you mean 'training'"),
         ("[training]\nlerning_rate = 1.0\n", "did you mean 'learning_rate'"),
         ("[session]\nlimit = 12\n", "a duration in quotes"),
@@ -81,6 +93,9 @@ def test_a_config_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
         ({"total_steps": 5, "training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'"),
         ({"total_steps": 5, "limits": {"session_steps": 0}}, "session.steps is 0"),
         ({"total_steps": 5, "retention": {"keep_last": 1}}, "checkpoints.keep_last is 1"),
+        ({"total_steps": 5, "data": {"prepared": "d", "corpus": ["c"]}}, "data: Value error, prepared names data that is made"),
+        ({"total_steps": 5, "data": {"mixing": "unimaxx"}}, "data.mixing is 'unimaxx'"),
+        ({"total_steps": 5, "reading": {"scratch_dir": "s", "scratch_bytes": 0}}, "reading.scratch_size is 0"),
         ({"total_steps": 5, "training": {"batch_size": 8, "micro_batch_size": 3}}, "does not divide"),
         ({"total_steps": 5, "model": {"size": "tinny"}}, "did you mean 'tiny'"),
         ({"total_steps": 5, "model": {"num_heads": 3}}, "multiple of num_kv_heads"),
@@ -115,6 +130,7 @@ def test_a_run_without_a_name_is_named_after_model_and_corpus() -> None:
     assert run_name({}) == "tiny-sample"
     assert run_name({"model": {"size": "1b"}, "data": {"corpus": ["/x/My Corpus (2)"]}}) == "1b-my-corpus--2"
     assert run_name({"data": {"corpus": ["/x/हिंदी"]}}) == "tiny"
+    assert run_name({"data": {"prepared": "/x/tokens-2"}}) == "tiny-tokens-2"
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "-a", "a b", "a" * 41, "नाम"])

@@ -626,7 +626,7 @@ def test_a_launch_begins_with_a_lease_that_outlasts_it_however_long_the_start_wa
 def test_preparing_keeps_the_lease_and_stops_when_it_is_lost(simulate: Simulate) -> None:
     rival = simulate(owner=RIVAL)
 
-    def prepare(spec: Any, keep_lease: Callable[[], None]) -> Any:
+    def prepare(spec: Any, keep_lease: Callable[[], None], **_version: int) -> Any:
         run.clock.advance(LEASE_S * 0.75)
         keep_lease()
         rival.clock.advance(LEASE_S * 1.5)
@@ -676,7 +676,7 @@ def test_a_tick_that_cannot_look_changes_nothing(simulate: Simulate) -> None:
 
 
 def test_data_that_cannot_be_prepared_plans_nothing_and_ends_the_run(simulate: Simulate) -> None:
-    def broken(_spec: RunSpec, _keep_lease: Callable[[], None]) -> DataRecord:
+    def broken(_spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
         raise DataError("the corpus is empty", remedy="put text into it")
 
     simulation = simulate(prepare=broken).create()
@@ -687,7 +687,7 @@ def test_data_that_cannot_be_prepared_plans_nothing_and_ends_the_run(simulate: S
 
 
 def test_a_stop_is_heard_before_data_is_prepared(simulate: Simulate) -> None:
-    def never(_spec: RunSpec, _keep_lease: Callable[[], None]) -> DataRecord:
+    def never(_spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
         raise AssertionError("nobody wants this data any more")
 
     simulation = simulate(prepare=never).create()
@@ -699,7 +699,7 @@ def test_a_stop_is_heard_before_data_is_prepared(simulate: Simulate) -> None:
 def test_data_prepared_for_what_is_no_longer_asked_for_is_not_taken(simulate: Simulate) -> None:
     prepared: list[float] = []
 
-    def slowly(spec: RunSpec, _keep_lease: Callable[[], None]) -> DataRecord:
+    def slowly(spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
         prepared.append(spec.data.alpha)
         if len(prepared) == 1:  # meanwhile, in another terminal
             changed = spec.model_copy(update={"data": spec.data.model_copy(update={"alpha": 0.5})})
@@ -713,7 +713,7 @@ def test_data_prepared_for_what_is_no_longer_asked_for_is_not_taken(simulate: Si
 
 def test_data_that_was_lost_is_prepared_again_and_must_be_the_same(simulate: Simulate) -> None:
     data = [DATA, DATA, DATA.model_copy(update={"sha256": "f" * 64})]
-    simulation = simulate(prepare=lambda _spec, _keep_lease: data.pop(0), has_data=lambda _record: False).create()
+    simulation = simulate(prepare=lambda _spec, _keep_lease, **_version: data.pop(0), has_data=lambda _run, _data: False).create()
     simulation.run_until_over()
     record = simulation.record
     assert (record.header.state, record.header.exit_code, len(record.attempts)) == (RunState.FAILED, 4, 2)

@@ -49,4 +49,4 @@ def test_the_longest_of_the_last_five_measured_saves_is_kept_back() -> None:
 
 def test_without_data_nothing_can_be_planned() -> None:
     with pytest.raises(UserError, match="the data of run tamil is not prepared"):
-        plan_attempt(run_record(data=None), Launch(1, 1, None), HOME, START)
+        plan_attempt(run_record(data=()), Launch(1, 1, None), HOME, START)

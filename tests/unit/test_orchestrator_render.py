@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 from rich.console import Console, RenderableType
 
 from orchestrator.render import checkpoints_tree, format_bytes, live_line, live_panel, runs_table, status_panel
-from orchestrator.views import CheckpointView, SessionView, StatusView
+from orchestrator.views import CheckpointView, SessionView, StatusView, data_views
 from state.ledger import Event
 from state.report import Heartbeat, Phase
+from tests.factories import DATA, run_record
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -80,6 +81,15 @@ def test_markup_in_a_reason_is_shown_as_it_is() -> None:
     text = drawn(status_panel(status(session(1, reason="[red]not markup[/red]")), [Event(at=NOW, text="[x]")], NOW), width=200)
     assert "[red]not markup[/red]" in text
     assert "[x]" in text
+
+
+def test_data_versions_have_a_line_each_once_there_is_more_than_one() -> None:
+    later = DATA.model_copy(update={"first_step": 30, "folder": "data-2", "sha256": "e" * 64, "tokens": {"en": 25_000}})
+    one, two = data_views(run_record()), data_views(run_record(data=(DATA, later)))
+    assert "version" not in drawn(status_panel(status(data=one), [], NOW))
+    text = drawn(status_panel(status(data=two), [], NOW))
+    assert "version 1 from step 1 on: 1,000 tokens (en 100%), sha256 dddddddddddd" in text
+    assert "version 2 from step 31 on: 25,000 tokens (en 100%), sha256 eeeeeeeeeeee" in text
 
 
 def test_the_live_line_shows_session_step_loss_speed_time_left_and_eta() -> None:

@@ -31,7 +31,7 @@ class Stumbling:
     def __init__(self, *errors: Exception) -> None:
         self._errors = list(errors)
 
-    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None]) -> DataRecord:
+    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], **_version: int) -> DataRecord:
         if self._errors:
             raise self._errors.pop(0)
         return DATA

@@ -24,13 +24,13 @@ def shard(name: str, num_tokens: int, digest: str = "a") -> Shard:
 
 
 def stream(name: str, num_tokens: int = 10, digest: str = "a") -> TokenStream:
-    return TokenStream(
-        num_documents=2, num_tokens=num_tokens, num_bytes_text=30, shards=(shard(name, num_tokens, digest),), blocks=(digest * 64,)
-    )
+    shards = (shard(name, num_tokens, digest),)
+    return TokenStream(num_documents=2, num_tokens=num_tokens, num_bytes_text=30, shards=shards, blocks=(digest * 64,))
 
 
 def language(num_tokens: int = 10, digest: str = "a", name: str = "hindi", source: int = 0) -> LanguageData:
-    share = SourceShare(source=source, num_documents=2, num_tokens=num_tokens, num_held_out=1, dropped={"duplicate": 3, "too short": 1})
+    dropped = {"duplicate": 3, "too short": 1}
+    share = SourceShare(source=source, num_documents=2, num_tokens=num_tokens, num_held_out=1, dropped=dropped)
     return LanguageData(
         **dict(stream(f"{name}.train", num_tokens, digest)), validation=stream(f"{name}.validation", 4), sources=(share,)
     )

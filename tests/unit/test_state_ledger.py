@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from state.ledger import RunHeader
 from state.session import LIVE_STATES, AttemptState
-from tests.factories import attempt, checkpoint, run_record
+from tests.factories import DATA, attempt, checkpoint, header, run_record
 
 
 def test_a_run_without_a_checkpoint_is_at_step_0() -> None:
@@ -25,3 +26,17 @@ def test_an_attempt_that_may_be_alive_is_the_live_one(state: AttemptState) -> No
     assert (live is not None) == (state in LIVE_STATES)
     if live is not None:
         assert live.session == 2
+
+
+def test_a_header_survives_the_way_to_json_and_back() -> None:
+    later = DATA.model_copy(update={"first_step": 5, "folder": "data-2"})
+    written = header(data=(DATA, later))
+    assert RunHeader.from_json(written.to_json(), "the ledger") == written
+
+
+def test_a_header_written_before_data_had_versions_is_read_as_one_version_of_the_first_order() -> None:
+    old = header().model_dump(mode="json")
+    old["data"] = {"sha256": "d" * 64, "vocab_size": 300, "tokens": {"en": 1000}, "mixture": {"en": 1.0}}
+    (data,) = RunHeader.model_validate(old).data
+    assert data == DATA.model_copy(update={"order_version": 1})
+    assert RunHeader.model_validate({**old, "data": None}).data == ()

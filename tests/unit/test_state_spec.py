@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from state.architecture import ModelSpec
-from state.spec import DataSpec, Retention, RunSpec, SessionLimits, TrainingSpec, compare_specs
-from tests.factories import run_spec, session_spec
+from state.spec import DataSpec, Reading, Retention, RunSpec, SessionLimits, TrainingSpec, compare_specs
+from tests.factories import run_spec, session_data, session_spec
 
 
 def refusals(old: RunSpec, new: RunSpec, reached_step: int = 0) -> dict[str, str | None]:
@@ -24,6 +24,7 @@ def test_equal_specs_have_no_differences() -> None:
         ({"backend": "local"}, "backend"),
         ({"limits": SessionLimits(session_limit_s=60.0)}, "limits.session_limit_s"),
         ({"retention": Retention(keep_last=9)}, "retention.keep_last"),
+        ({"reading": Reading(scratch_dir="/fast")}, "reading.scratch_dir"),
         ({"total_steps": 101}, "total_steps"),
         ({"total_steps": 50}, "total_steps"),
     ],
@@ -82,21 +83,71 @@ def test_fewer_than_two_checkpoints_cannot_be_kept() -> None:
     [
         {"training": TrainingSpec(seed=1)},
         {"sequence_length": 16},
-        {"mixture": {"en": 0.5, "hi": 0.5}},
-        {"data_sha256": "other"},
+        {"data": (session_data(mixture={"en": 0.5, "hi": 0.5}),)},
+        {"data": (session_data(data_sha256="other"),)},
+        {"data": (session_data(), session_data(6, data_sha256="other"))},
     ],
 )
 def test_a_trajectory_is_another_one_when_anything_that_makes_weights_differs(changes: dict[str, Any]) -> None:
-    assert session_spec(**changes).trajectory_sha256() != session_spec().trajectory_sha256()
+    assert session_spec(**changes).trajectory_sha256(7) != session_spec().trajectory_sha256(7)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"session": 2, "fence": 9}, {"limit_s": 1.0}, {"total_steps": 7}, {"max_steps": 3}, {"branch": "b"}]
+    "changes",
+    [
+        {"session": 2, "fence": 9},
+        {"limit_s": 1.0},
+        {"total_steps": 7},
+        {"max_steps": 3},
+        {"branch": "b"},
+        {"reading": Reading(scratch_dir="/fast")},
+    ],
 )
 def test_a_trajectory_is_the_same_however_it_is_cut_into_sessions(changes: dict[str, Any]) -> None:
-    assert session_spec(**changes).trajectory_sha256() == session_spec().trajectory_sha256()
+    assert session_spec(**changes).trajectory_sha256(7) == session_spec().trajectory_sha256(7)
 
 
 def test_with_a_cosine_schedule_the_last_step_belongs_to_the_trajectory() -> None:
     cosine = TrainingSpec(schedule="cosine")
-    assert session_spec(training=cosine, total_steps=7).trajectory_sha256() != session_spec(training=cosine).trajectory_sha256()
+    shorter = session_spec(training=cosine, total_steps=7)
+    assert shorter.trajectory_sha256(3) != session_spec(training=cosine).trajectory_sha256(3)
+
+
+def test_a_data_version_that_begins_later_leaves_older_checkpoints_what_they_are() -> None:
+    old = session_spec()
+    new = session_spec(data=(session_data(), session_data(6, data_sha256="other")))
+    assert [new.trajectory_sha256(step) == old.trajectory_sha256(step) for step in (1, 5, 6, 7)] == [True, True, True, False]
+
+
+def test_the_version_in_force_is_the_last_that_a_step_has_read() -> None:
+    spec = session_spec(data=(session_data(), session_data(6, data_sha256="second"), session_data(9, data_sha256="third")))
+    in_force = {step: spec.data_until(step)[-1].data_sha256 for step in (0, 6, 7, 9, 10)}
+    first = session_data().data_sha256
+    assert in_force == {0: first, 6: first, 7: "second", 9: "second", 10: "third"}
+
+
+@pytest.mark.parametrize("firsts", [(1,), (0, 0), (0, 5, 5), (0, 6, 5)])
+def test_versions_that_do_not_follow_each_other_are_refused(firsts: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="the first must be 0"):
+        session_spec(data=tuple(session_data(first) for first in firsts))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"prepared": "/data", "corpus": ("/text",)}, "leave out corpus and tokenizer"),
+        ({"prepared": "/data", "tokenizer": "/t.model"}, "leave out corpus and tokenizer"),
+        ({"mixing": "unimax", "weights": {"en": 1.0}}, "leave out weights, or mixing"),
+        ({"mixing": "unimax", "alpha": 0.5}, "leave out alpha, or mixing"),
+        ({"max_epochs": 2.0}, "needs mixing = unimax"),
+        ({"max_epochs": 2.0, "weights": {"en": 1.0}}, "needs mixing = unimax"),
+    ],
+)
+def test_data_settings_that_contradict_each_other_are_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        DataSpec.model_validate(values)
+
+
+def test_a_size_for_scratch_needs_its_folder() -> None:
+    with pytest.raises(ValidationError, match="no scratch_dir"):
+        Reading(scratch_bytes=1)

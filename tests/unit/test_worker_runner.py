@@ -13,12 +13,13 @@ import pytest
 
 from state import effects
 from state.clock import SystemClock
-from state.errors import ErrorClass
+from state.errors import ErrorClass, UserError
 from state.layout import MANIFEST_NAME
 from state.manifest import Manifest
 from state.report import Outcome, Phase
-from state.spec import ExpectedCheckpoint, SessionSpec
+from state.spec import ORDER_VERSION, ExpectedCheckpoint, SessionSpec
 from tests.sessions import CountingClock, SmallRun, asked_after, let_saver_finish, make_data, small_architecture, wait_until
+from worker.assembly import check_trajectory
 from worker.runner import Host, run_session
 
 CORRUPT = {
@@ -81,7 +82,7 @@ def test_a_checkpoint_tells_where_it_comes_from(run: SmallRun):
     assert run.run(spec) == 0
     manifest, parent = newest(run), run.store.manifest("step-00000004-s001a1")[0]
     assert (manifest.parent, parent.parent) == (parent.id, None)
-    assert manifest.trajectory_sha256 == spec.trajectory_sha256()
+    assert manifest.trajectory_sha256 == spec.trajectory_sha256(manifest.step)
     assert manifest.data_position.samples == 7 * 4
     assert sum(manifest.data_position.samples_by_language.values()) == 7 * 4
     assert manifest.environment == parent.environment
@@ -275,6 +276,37 @@ def test_a_checkpoint_of_another_training_is_refused_and_the_difference_named(
     assert report.error_class is ErrorClass.USER
     assert said in report.reason
     assert report.corrupt_checkpoint is None
+
+
+def test_a_checkpoint_whose_data_was_read_in_another_order_is_refused_and_the_order_named(run: SmallRun):
+    first_session(run)
+    manifest = newest(run).model_copy(update={"order_version": 1, "trajectory_sha256": "of an older gemma-orch"})
+    with pytest.raises(UserError, match=f"its data was read in order 1, and this gemma-orch reads in order {ORDER_VERSION}"):
+        check_trajectory(run.spec(2, start=run.expected()), manifest)
+
+
+def test_scratch_changes_no_bit_and_is_empty_when_the_session_has_ended(run: SmallRun):
+    scratch = run.layout.root / "scratch"
+    assert run.run(run.spec(1)) == 0
+    assert run.run(run.spec(2, reading={"scratch_dir": str(scratch)})) == 0
+    plain, copied = (run.store.manifest(name)[0] for name in run.store.ids())
+    assert plain.state_sha256 == copied.state_sha256
+    assert list(scratch.iterdir()) == []
+    assert no_copier()
+
+
+def test_a_session_that_fails_ends_its_copier_too(run: SmallRun):
+    def stumble() -> str | None:
+        if not no_copier():
+            raise UnexpectedError
+        return None
+
+    assert run.run(run.spec(1, reading={"scratch_dir": str(run.layout.root / "scratch")}), asked_to_stop=stumble) != 0
+    assert no_copier()
+
+
+def no_copier() -> bool:
+    return not any(thread.name == "scratch" for thread in threading.enumerate())
 
 
 def test_other_data_under_the_same_run_is_refused(run: SmallRun):
