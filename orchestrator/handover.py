@@ -1,4 +1,4 @@
-"""Verbs that need torch: what they need is gathered here, and `python -m worker` does them with our terminal."""
+"""Verbs of the worker: what they need is gathered here, and `python -m worker` does them with our terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.config import Explicit, make_spec, read_config
 from orchestrator.controller import Ports
 from orchestrator.launch import plan_attempt
 from orchestrator.plan import Launch
-from orchestrator.preparation import WorkerPreparer, hand_over
+from orchestrator.preparation import WorkerPreparer, hand_over, run_with_our_terminal, worker_command
 from state.architecture import resolve_architecture
 from state.clock import SystemClock
 from state.data_manifest import TOKENIZER_NAME
@@ -37,20 +37,39 @@ def export(ports: Ports, record: RunRecord, checkpoint_id: str, export_format: s
         )
     store = ports.checkpoints(record.name)
     store.verify(checkpoint_id)
-    data = record.header.data
-    if data is None:
+    versions = record.header.data
+    if not versions:
         raise UserError(f"run {record.name} has no data, so nothing is known of its vocabulary")
     with tempfile.TemporaryDirectory(prefix="gemma-orch-export-") as folder:
         architecture = Path(folder) / "architecture.json"
-        write_atomically(architecture, resolve_architecture(record.spec.model, data.vocab_size).to_json())
+        write_atomically(architecture, resolve_architecture(record.spec.model, versions[0].vocab_size).to_json())
         arguments = {
             "--checkpoint-dir": store.folder(checkpoint_id),
             "--architecture": architecture,
-            "--tokenizer": ports.home.run(record.name).data / TOKENIZER_NAME,
+            "--tokenizer": ports.home.run(record.name).data_folder(versions[0].folder) / TOKENIZER_NAME,
             "--format": export_format,
             "--out": out.absolute(),
         }
         return hand_over("export", [str(part) for pair in arguments.items() for part in pair])
+
+
+def show_data(ports: Ports, record: RunRecord, arguments: Sequence[str]) -> int:
+    """Show which documents a step of a run reads, or its data, and return the worker's exit code.
+
+    Raises:
+        UserError: the run's data is not prepared.
+    """
+    launch = Launch(session=1, attempt=1, start_checkpoint=None)
+    _, session_spec = plan_attempt(record, launch, ports.home, ports.clock.now())
+    with tempfile.TemporaryDirectory(prefix="gemma-orch-data-") as folder:
+        path = Path(folder) / "session.json"
+        write_atomically(path, session_spec.to_json())
+        return pass_on("data", ["show", "--session", str(path), *arguments])
+
+
+def pass_on(verb: str, arguments: Sequence[str]) -> int:
+    """Let the worker do what was typed, and return its exit code; it says itself what is missing, and prints its help."""
+    return run_with_our_terminal(worker_command(verb, arguments))
 
 
 def prove(home: HomeLayout, steps: int, pieces: int, config: Path | None, *, num_cores: int, as_json: bool) -> int:
@@ -69,7 +88,7 @@ def prove(home: HomeLayout, steps: int, pieces: int, config: Path | None, *, num
         work = HomeLayout(Path(folder))
         data = WorkerPreparer(work, lambda _text: None)(spec, lambda: None)
         now = SystemClock().now()
-        record = RunRecord(RunHeader(name="prove", created_at=now, resumed_at=now, data=data), RunWishes(spec=spec))
+        record = RunRecord(RunHeader(name="prove", created_at=now, resumed_at=now, data=(data,)), RunWishes(spec=spec))
         _, session_spec = plan_attempt(record, Launch(session=1, attempt=1, start_checkpoint=None), work, now)
         session_spec = session_spec.model_copy(update={"cache_dir": str(home.cache)})
         path = Path(folder) / "session.json"

@@ -13,13 +13,15 @@ from pathlib import Path
 from types import FrameType
 
 from state.clock import SystemClock
-from state.errors import GemmaOrchError
+from state.errors import GemmaOrchError, UserError
 
 INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
 LOCK_VARIABLE = "GEMMA_ORCH_LOCK_FD"
 _DESCRIPTION = """\
 python -m worker SESSION.JSON    run the session; its folder is the attempt's; again: go on, or say that it is done
 python -m worker prepare ...     encode a corpus into token shards
+python -m worker tokenizer ...   train, judge or check a SentencePiece model
+python -m worker data show ...   say which documents a step reads
 python -m worker export ...      write a checkpoint's weights for other programs
 python -m worker prove ...       train steps straight and in pieces, and compare the states
 
@@ -47,7 +49,13 @@ class StopRequest:
 
 def main(arguments: list[str]) -> int:
     """Run one verb; return the exit code."""
-    verbs: dict[str, Callable[[list[str]], int]] = {"prepare": _prepare, "export": _export, "prove": _prove}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "prepare": _prepare,
+        "tokenizer": _tokenizer,
+        "data": _data,
+        "export": _export,
+        "prove": _prove,
+    }
     try:
         if arguments and arguments[0] in verbs:
             return verbs[arguments[0]](arguments[1:])
@@ -112,9 +120,23 @@ def _run(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    from worker.corpus.prepare import main as prepare
+    from worker.corpus.prepare_command import main as prepare
 
     return prepare(arguments)
+
+
+def _tokenizer(arguments: list[str]) -> int:
+    from worker.corpus.tokenizer_command import main as tokenizer
+
+    return tokenizer(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    from worker.data_show import main as show
+
+    if arguments[:1] != ["show"]:
+        raise UserError(f"there is no verb data {' '.join(arguments[:1])}".rstrip(), remedy="python -m worker data show --help")
+    return show(arguments[1:])
 
 
 def _export(arguments: list[str]) -> int:

@@ -230,6 +230,61 @@ def test_a_corpus_that_is_mostly_broken_is_exit_code_4_and_mended_by_the_same_co
     assert "finished" in home.start("--corpus", str(tmp_path / "corpus"))
 
 
+def test_text_is_prepared_then_trained_on_then_looked_at(tmp_path: Path) -> None:
+    home = Home(tmp_path / "data")
+    corpus, out = tmp_path / "my corpus", tmp_path / "tokens"
+    texts = {"english": "The boat goes out at dawn, number {}.", "कोंकणी": "व्हडें दर्यांत गेलें, {}."}
+    for language, text in texts.items():
+        (corpus / language).mkdir(parents=True)
+        lines = "".join(json.dumps({"text": text.format(number)}) + "\n" for number in range(40))
+        (corpus / language / "a b.jsonl").write_text(lines, encoding="utf-8")
+    prepare = ("prepare", "--corpus", str(corpus), "--out", str(out), "--validation", "0.1")
+    said = home.type(*prepare)
+    manifest = json.loads((out / "data.json").read_bytes())
+    assert all(f"{language:8} " in said for language in texts)
+    assert "holds this data already" in home.type(*prepare)
+    assert manifest["data_sha256"][:12] in home.type("data", "show", "--data", str(out))
+
+    weights = ("--weight", "english=1", "--weight", "कोंकणी=3")
+    assert "did you mean 'english'" in home.start("--data", str(out), "--weight", "englich=1", expect=2)
+    home.start("--data", str(out), *weights)
+    overview = json.loads(home.type("data", "show", "--json"))
+    assert [(held["language"], held["share"]) for held in overview["versions"][0]["languages"]] == [
+        ("english", 0.25),
+        ("कोंकणी", 0.75),
+    ]
+    step = json.loads(home.type("data", "show", "--step", "6", "--decode", "--json"))
+    for sequence in step["sequences"]:
+        for piece in sequence["documents"]:
+            assert piece["source"] == f"{sequence['language']}/a b.jsonl"
+            begin = texts[sequence["language"]].format(piece["record"] - 1)
+            assert piece["document_offset"] or piece["text"].removeprefix("<bos>").rstrip("\ufffd") in f"{begin}<eos>"
+    documented = Path(__file__).parents[2].joinpath("docs", "json.md").read_text(encoding="utf-8")
+    fields = {*overview, *overview["versions"][0], *overview["versions"][0]["languages"][0]}
+    fields |= {*step, *step["sequences"][0], *step["sequences"][0]["documents"][0]}
+    assert {name for name in fields if not re.search(rf"\b{name}\b", documented)} == set()
+    for language in manifest["languages"].values():
+        (out / language["shards"][0]["index"]["name"]).write_bytes(b"")
+    assert "has changed" in home.type("data", "show", "--step", "1", expect=4)
+
+
+def test_data_that_is_added_later_is_read_from_its_step_on(tmp_path: Path) -> None:
+    home = Home(tmp_path / "added")
+    home.start("--total-steps", "3")
+    folder = tmp_path / "more" / "english"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{number} boats are out on the wide sea."}) + "\n" for number in range(60))
+    )
+    add = ("data", "add", "--corpus", str(tmp_path / "more"), "--from-step")
+    assert "has trained step 3 already" in home.type(*add, "3", expect=2)
+    assert "from step 4 on" in home.type(*add, "4")
+    home.start("--total-steps", "5")
+    versions = json.loads(home.type("data", "show", "--json"))["versions"]
+    assert [(held["first_step"], held["last_step"]) for held in versions] == [(1, 3), (4, 5)]
+    assert "boats are out" in home.type("data", "show", "--step", "4", "--decode")
+
+
 def test_a_session_too_short_to_save_stops_the_run_and_names_a_limit_that_would_do(tmp_path: Path) -> None:
     home = Home(tmp_path / "short")
     said = home.start("--session-limit", "1s", expect=2)

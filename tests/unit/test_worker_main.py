@@ -66,7 +66,24 @@ def test_help_lists_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[s
         main(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("prepare", "export", "prove", "0 done, 2 the user must change something"))
+    assert all(
+        word in said
+        for word in ("prepare", "tokenizer", "data show", "export", "prove", "0 done, 2 the user must change something")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare"], "required: --out"),
+        (["data"], "there is no verb data\n"),
+        (["data", "shoe"], "there is no verb data shoe\n"),
+        (["data", "show"], "one of the arguments --session --data is required"),
+    ],
+)
+def test_wrong_arguments_of_a_verb_are_explained(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["export"], ["prove"]])

@@ -1,0 +1,74 @@
+"""Commands for checkpoints: list, verify, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.named import checkpoint_named, run_named
+from orchestrator.commands.terminal import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
+
+
+def checkpoints(context: typer.Context, run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """Show a run's checkpoints: the lineage as a tree, sizes, verified or not."""
+    from orchestrator.views import checkpoint_views
+
+    ports = Terminal.of(context).ports()
+    views = checkpoint_views(ports.runs.load(run_named(ports, run)))
+    if as_json:
+        write_json(views)
+        return
+    from orchestrator.render import checkpoints_tree
+
+    if views:
+        show(checkpoints_tree(views, ports.clock.now()))
+    else:
+        say("there is no checkpoint yet")
+
+
+def verify(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="A checkpoint, by id or unique prefix; the head when left out.")
+    ] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every byte of a checkpoint again and compare all digests. Exit code 4 when it is not what it was."""
+    from state.errors import CorruptCheckpointError
+
+    ports = Terminal.of(context).ports()
+    name = run_named(ports, run)
+    checkpoint_id = checkpoint_named(ports.runs.load(name), checkpoint)
+    try:
+        manifest = ports.checkpoints(name).verify_tensors(checkpoint_id)
+    except CorruptCheckpointError as error:
+        remedy = f"gemma-orch start --name {name} puts it aside when it needs it, and goes on from the last good one"
+        raise CorruptCheckpointError(checkpoint_id, error.what, expected=error.expected, remedy=remedy) from error
+    if as_json:
+        write_json(manifest)
+    else:
+        typer.echo(
+            f"{manifest.id}: {len(manifest.files)} files, {manifest.total_bytes:,} bytes and {len(manifest.tensors)} tensors are "
+            f"what they were; state sha256 {manifest.state_sha256}"
+        )
+
+
+def export(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    format: Annotated[str, typer.Option(help="gemma-pytorch, hf or safetensors.")] = "hf",  # noqa: A002
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint, by id or unique prefix; the head when left out.")] = None,
+    run: RunOption = None,
+) -> None:
+    """Write a checkpoint's weights in a form that others read.
+
+    gemma-pytorch: a file for the official load_weights. hf: a folder for transformers' AutoModelForCausalLM. safetensors: plain.
+    """
+    from orchestrator.handover import export as hand_over_export
+
+    ports = Terminal.of(context).ports()
+    record = ports.runs.load(run_named(ports, run))
+    raise typer.Exit(hand_over_export(ports, record, checkpoint_named(record, checkpoint), format, out))

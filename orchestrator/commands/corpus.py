@@ -1,0 +1,107 @@
+"""Commands for text and tokens: prepare a corpus, make a tokenizer, look at a run's data, add to it.
+
+What `python -m worker` does with the corpus has its options there, once: these commands pass on what was typed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.commands.named import run_named
+from orchestrator.commands.terminal import JsonOption, RunArgument, Terminal, say
+
+VERBATIM: dict[str, Any] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+    "help_option_names": [],
+}
+
+tokenizer = typer.Typer(
+    name="tokenizer", help="Train, judge and check SentencePiece models.", no_args_is_help=True, rich_markup_mode="rich"
+)
+data = typer.Typer(name="data", help="Show which documents a step reads, and add data to a run.", no_args_is_help=True)
+
+
+def prepare(context: typer.Context) -> None:
+    """Encode a corpus into token shards, in parallel and restartable."""
+    _pass_on(context, "prepare")
+
+
+@tokenizer.command("train", context_settings=VERBATIM, add_help_option=False)
+def train_tokenizer(context: typer.Context) -> None:
+    """Train a model on a corpus, balanced between its languages."""
+    _pass_on(context, "tokenizer", "train")
+
+
+@tokenizer.command("report", context_settings=VERBATIM, add_help_option=False)
+def report_tokenizer(context: typer.Context) -> None:
+    """Say per language how well a model cuts a corpus."""
+    _pass_on(context, "tokenizer", "report")
+
+
+@tokenizer.command("check", context_settings=VERBATIM, add_help_option=False)
+def check_tokenizer(context: typer.Context) -> None:
+    """Say whether a model can be used, and what to do where not."""
+    _pass_on(context, "tokenizer", "check")
+
+
+@data.command("show")
+def show_data(
+    context: typer.Context,
+    run: RunArgument = None,
+    step: Annotated[int | None, typer.Option(help="The step, counted from 1 as status and the metrics do.")] = None,
+    sequence: Annotated[int | None, typer.Option(help="Only one sequence of the step, from 1.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Show the text as well.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--data", help="A folder of gemma-orch prepare, instead of a run's data.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show exactly which documents a step reads; without --step, what the data holds and how often it will be read."""
+    from orchestrator.handover import pass_on, show_data
+    from state.errors import UserError
+
+    arguments = [
+        *(["--step", str(step)] if step is not None else []),
+        *(["--sequence", str(sequence)] if sequence is not None else []),
+        *(["--decode"] if decode else []),
+        *(["--json"] if as_json else []),
+    ]
+    if folder is None:
+        ports = Terminal.of(context).ports()
+        raise typer.Exit(show_data(ports, ports.runs.load(run_named(ports, run)), arguments))
+    if run is not None or step is not None:
+        raise UserError(
+            f"--data is given together with {'a run' if run is not None else '--step'}",
+            expected="a data folder alone: which documents a step reads is decided by a run",
+        )
+    raise typer.Exit(pass_on("data", ["show", "--data", str(folder), *arguments]))
+
+
+@data.command("add")
+def add_data(
+    context: typer.Context,
+    run: RunArgument = None,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="A folder of text, one folder per language in it; all that is to be read.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("--data", help="A folder of gemma-orch prepare, instead of --corpus.")] = None,
+    from_step: Annotated[
+        int | None, typer.Option(min=1, help="The first step that reads it; the next one when left out.")
+    ] = None,
+) -> None:
+    """Let a run read other data from a step on; what is trained already stays as it is."""
+    from orchestrator.add_data import add_data
+
+    ports = Terminal.of(context).ports()
+    add_data(ports, run_named(ports, run), corpus=corpus or (), prepared=folder, from_step=from_step, say=say)
+
+
+def _pass_on(context: typer.Context, verb: str, *first: str) -> None:
+    from orchestrator.handover import pass_on
+
+    raise typer.Exit(pass_on(verb, [*first, *context.args]))

@@ -1,0 +1,152 @@
+"""Commands for runs that exist: watch, stop, run again."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.named import attempt_named, run_named
+from orchestrator.commands.terminal import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
+from orchestrator.commands.watching import exit_like, watching
+
+
+def status(
+    context: typer.Context,
+    run: RunArgument = None,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show what changes.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every session, and every run.")] = False,
+) -> None:
+    """Show a run: its sessions, head checkpoint, speed, goodput, ETA, and what it is waiting for."""
+    from orchestrator.watch import follow, observe_run
+
+    ports = Terminal.of(context).ports()
+    if show_all and run is None:
+        views = [observe_run(ports, each) for each in ports.runs.names()]
+        if as_json:
+            write_json(views)
+        else:
+            from orchestrator.render import runs_table
+
+            show(runs_table(views, ports.clock.now()))
+        return
+    name = run_named(ports, run)
+    if as_json:
+        write_json(observe_run(ports, name))
+    elif watch:
+        follow(ports, name)
+    else:
+        from orchestrator.render import status_panel
+
+        view = observe_run(ports, name)
+        show(status_panel(view, ports.runs.events(name, 8), ports.clock.now(), all_sessions=show_all))
+        others = len(ports.runs.names()) - 1
+        if others:
+            say(f"{others} more run{'s' if others > 1 else ''} in this home: gemma-orch status --all")
+
+
+def rerun(
+    context: typer.Context,
+    session: Annotated[int, typer.Argument(min=1, help="The session's number, as status shows it.")],
+    adopt: Annotated[bool, typer.Option("--adopt", help="The run goes on from the result.")] = False,
+    run: RunOption = None,
+) -> None:
+    """Run one session again, from the checkpoint that it started at.
+
+    When nothing came after it, its result becomes the head. Otherwise the result is a branch that is compared with the original:
+    same digest, or the first tensor that differs.
+    """
+    from orchestrator import begin
+    from orchestrator.watch import drive
+    from state.errors import ExitCode
+
+    ports = Terminal.of(context).ports()
+    name = run_named(ports, run)
+    record = ports.runs.load(name)
+    head, before = record.header.head, len(record.attempts)
+    begin.ask_for_rerun(ports, name, session, adopt=adopt)
+    with watching(ports, name):
+        drive(ports, name, until=lambda record: record.wishes.rerun is None and record.live_attempt is None)
+    new = [attempt for attempt in ports.runs.load(name).attempts[before:] if attempt.branch is not None]
+    if not new:
+        say(f"session {session} was not run again: {ports.runs.events(name, 1)[-1].text}")
+        raise typer.Exit(ExitCode.DATA)
+    typer.echo(f"session {new[0].session} attempt {new[0].attempt} {new[0].outcome}: {new[0].reason}")
+    if new[0].comparison:
+        typer.echo(new[0].comparison)
+    record = ports.runs.load(name)
+    if record.header.head != head:
+        say(f"run {name} is at step {record.head_step} of {record.spec.total_steps} now; gemma-orch start --name {name} goes on")
+    exit_like(new[0])
+
+
+def stop(
+    context: typer.Context,
+    run: RunArgument = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not save first: what is not saved is lost.")] = False,
+) -> None:
+    """Stop a run after its next checkpoint, which is taken at once; start goes on from there."""
+    from orchestrator.watch import drive
+    from state.ledger import StopWish
+    from state.session import RunState
+
+    ports = Terminal.of(context).ports()
+    name = run_named(ports, run)
+    record = ports.runs.load(name)
+    if record.header.state is not RunState.ACTIVE and record.live_attempt is None:
+        typer.echo(f"run {name} is {record.header.state} already, at step {record.head_step}")
+        return
+    ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
+    ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
+    view = drive(ports, name).view
+    typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
+
+
+def tick(context: typer.Context, run: RunArgument = None) -> None:
+    """Bring a run on by one decision and return: fit for cron. Every active run when none is named."""
+    from orchestrator.controller import Controller
+    from orchestrator.watch import observe_run
+    from state.errors import ExitCode, GemmaOrchError, LeaseHeldError
+    from state.session import RunState
+
+    ports = Terminal.of(context).ports()
+    names = (
+        [run_named(ports, run)]
+        if run
+        else [name for name in ports.runs.names() if ports.runs.load(name).header.state is RunState.ACTIVE]
+    )
+    exit_code = 0
+    for name in names:
+        controller = Controller(ports)
+        try:
+            controller.tick(name)
+            view = observe_run(ports, name)
+            typer.echo(f"{name}: step {view.step} of {view.total_steps}, {view.waiting_for or view.state}")
+            exit_code = max(exit_code, view.exit_code)
+        except LeaseHeldError as error:
+            say(f"{name}: {error}")  # when every run is meant, one that is looked after is no failure
+            exit_code = max(exit_code, error.exit_code if run else ExitCode.DONE)
+        except GemmaOrchError as error:
+            say(f"{name}: {error}")
+            exit_code = max(exit_code, error.exit_code)
+        finally:
+            controller.release(name)
+    if not names:
+        say("no run is active; gemma-orch start --total-steps N begins one")
+    raise typer.Exit(exit_code)
+
+
+def logs(
+    context: typer.Context,
+    session: Annotated[str | None, typer.Argument(help="A session, such as 3, or one attempt of it, s003a1.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Stay, and print what is added.")] = False,
+    run: RunOption = None,
+) -> None:
+    """Print what a session's worker printed; the newest session when none is named."""
+    from orchestrator.watch import print_log
+
+    ports = Terminal.of(context).ports()
+    name = run_named(ports, run)
+    print_log(ports, name, attempt_named(ports.runs.load(name), session), sys.stdout.write, follow=follow)

@@ -1,0 +1,106 @@
+"""The command that begins a run, or goes on with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.commands.terminal import Terminal, num_cores, say
+from orchestrator.commands.watching import drive_to_the_end
+
+_DATA, _SESSIONS = "Data", "Sessions"
+
+
+def start(
+    context: typer.Context,
+    total_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run; a larger number extends it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A gemma-orch.toml; gemma-orch init writes one.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; made of model and corpus when left out.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where sessions run.")] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, 50m, 270m, 1b, 4b, 12b or 27b.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides the first weights and the order of the data.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background, and return at once.")] = False,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="A folder of text, one folder per language in it.", rich_help_panel=_DATA)
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A SentencePiece model.", rich_help_panel=_DATA)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder of gemma-orch prepare, instead of a corpus.", rich_help_panel=_DATA)
+    ] = None,
+    mixing: Annotated[str | None, typer.Option(help="alpha or unimax.", rich_help_panel=_DATA)] = None,
+    alpha: Annotated[float | None, typer.Option(help="alpha: shares are tokens ** alpha.", rich_help_panel=_DATA)] = None,
+    max_epochs: Annotated[
+        float | None, typer.Option(help="unimax: no language is read more often.", rich_help_panel=_DATA)
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="A share instead, such as konkani=0.2; repeatable.", rich_help_panel=_DATA)
+    ] = None,
+    scratch: Annotated[str | None, typer.Option(help="A fast local folder to read ahead into.", rich_help_panel=_DATA)] = None,
+    scratch_size: Annotated[
+        str | None, typer.Option(help="How much of it may be used, such as 20GB.", rich_help_panel=_DATA)
+    ] = None,
+    session_limit: Annotated[
+        str | None, typer.Option(help="How long one may be, such as 90s or 11h30m.", rich_help_panel=_SESSIONS)
+    ] = None,
+    session_steps: Annotated[
+        int | None, typer.Option(min=1, help="Also end one after this many steps.", rich_help_panel=_SESSIONS)
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None, typer.Option(help="Time between checkpoints, such as 10m.", rich_help_panel=_SESSIONS)
+    ] = None,
+) -> None:
+    """Begin a run, or go on with it: the same command again never makes a second one.
+
+    Without a config file it trains the tiny model on the sample corpus that comes with gemma-orch.
+    """
+    from orchestrator import begin
+    from state.by_language import numbers_by_language
+    from state.duration import parse_duration_s
+    from state.errors import UserError
+    from state.size import parse_size_bytes
+
+    if data and (corpus or tokenizer):
+        raise UserError(
+            "--data is given together with --corpus or --tokenizer",
+            expected="one of the two: text to prepare, or a folder that gemma-orch prepare has made",
+        )
+    said: dict[str, Any] = {
+        "total_steps": total_steps,
+        "name": name,
+        "backend": backend,
+        "model": {"size": model},
+        "data": {
+            "corpus": [_absolute(folder) for folder in corpus] if corpus else None,
+            "tokenizer": _absolute(tokenizer) if tokenizer else None,
+            "prepared": _absolute(data) if data else None,
+            "mixing": mixing,
+            "alpha": alpha,
+            "max_epochs": max_epochs,
+            "weights": numbers_by_language("--weight", weight) if weight else None,
+        },
+        "training": {"seed": seed},
+        "reading": {
+            "scratch_dir": _absolute(scratch) if scratch else None,
+            "scratch_bytes": parse_size_bytes(scratch_size) if scratch_size else None,
+        },
+        "limits": {
+            "session_limit_s": parse_duration_s(session_limit) if session_limit else None,
+            "session_steps": session_steps,
+            "checkpoint_every_s": parse_duration_s(checkpoint_every) if checkpoint_every else None,
+        },
+    }
+    ports = Terminal.of(context).ports()
+    run = begin.begin(ports, begin.without_none(said), config, num_cores=num_cores(), say=say)
+    if detach:
+        begin.detach(ports, run)
+        say(f"run {run} goes on in the background; it prints to {ports.home.run(run).controller_log}")
+        say("gemma-orch status --watch shows it, gemma-orch stop ends it")
+        return
+    drive_to_the_end(ports, run)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
