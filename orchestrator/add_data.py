@@ -9,7 +9,7 @@ from orchestrator.controller import Controller, Ports, spec_of_version
 from state.data_manifest import TOKENIZER_NAME
 from state.errors import LeaseHeldError, UserError
 from state.fence import next_fence
-from state.layout import attempt_name, data_folder_name
+from state.layout import attempt_name
 from state.ledger import DataRecord, Event, RunRecord, SetHeader, Tell
 
 
@@ -24,7 +24,8 @@ def add_data(
 ) -> DataRecord:
     """Prepare a new data version, and record that the run reads it, and it alone, from a step on.
 
-    Killed at any moment, the same command goes on. Until the version is recorded, the run is what it was.
+    Killed at any moment, the same command goes on. Until the version is recorded, the run is what it was. A version that no
+    step has read yet gives way to another one from the same step on: a folder that was forgotten costs nothing.
 
     Args:
         ports: Where effects go.
@@ -43,7 +44,8 @@ def add_data(
         LeaseHeldError: a controller is at work on the run.
     """
     if bool(corpus) == (prepared is not None):
-        raise UserError("which data is meant is not said", expected="either --corpus, once or more, or --data")
+        said = "is said twice" if corpus else "is not said"
+        raise UserError(f"which data is meant {said}", expected="either --corpus, once or more, or --data")
     source = DataRecord(
         corpus=tuple(str(folder.expanduser().absolute()) for folder in corpus),
         folder=str(prepared.expanduser().absolute()) if prepared is not None else "data",
@@ -55,14 +57,14 @@ def add_data(
     controller = Controller(ports)
     try:
         record = _quiet_record(ports, controller, run)
-        if (known := _recorded_already(record, source, from_step)) is not None:
-            say(f"run {run} reads this data from step {known.first_step + 1} on already")
-            return known
-        first_step = _first_step(record, from_step)
+        first_step = _first_step(record, source, from_step)
         data = _prepared(ports, controller, record, source, first_step)
         # That may have taken hours, and somebody may have run a session by hand meanwhile: look again.
         record = _quiet_record(ports, controller, run)
-        _first_step(record, first_step + 1)
+        _first_step(record, source, first_step + 1)
+        if data == record.header.data[-1]:
+            say(f"run {run} reads this data from step {first_step + 1} on already")
+            return data
         _record_it(ports, record, data)
     finally:
         controller.release(run)
@@ -93,26 +95,30 @@ def _quiet_record(ports: Ports, controller: Controller, run: str) -> RunRecord:
     return record
 
 
-def _recorded_already(record: RunRecord, source: DataRecord, from_step: int | None) -> DataRecord | None:
-    """Return the newest version when it is the very one that is asked for, and no step has read it."""
+def _unread(record: RunRecord) -> DataRecord | None:
+    """Return the newest version when it was added and no step of the run has read it yet."""
     newest = record.header.data[-1]
-    number = len(record.header.data)
-    own = number > 1 and newest.folder == data_folder_name(number) and bool(source.corpus) and newest.corpus == source.corpus
-    made_already = number > 1 and not source.corpus and newest.folder == source.folder
-    same_step = from_step == newest.first_step + 1 if from_step is not None else newest.first_step >= record.head_step
-    return newest if (own or made_already) and same_step else None
+    return newest if len(record.header.data) > 1 and newest.first_step >= record.head_step else None
 
 
-def _first_step(record: RunRecord, from_step: int | None) -> int:
+def _kept(record: RunRecord, first_step: int) -> tuple[DataRecord, ...]:
+    """Return the versions that stay when one begins at this step."""
+    unread = _unread(record)
+    return record.header.data[:-1] if unread is not None and unread.first_step == first_step else record.header.data
+
+
+def _first_step(record: RunRecord, source: DataRecord, from_step: int | None) -> int:
     """Return how many steps are done when the version is first read.
 
     Raises:
         UserError: that step is trained, is beyond the run's last one, or belongs to a version that comes later.
     """
     step = from_step if from_step is not None else record.head_step + 1
+    unread = _unread(record)
+    if from_step is None and unread is not None and _text_of(unread) == _text_of(source):
+        step = unread.first_step + 1
     last = max(record.spec.total_steps, record.head_step + 1)  # a run that has ended may be extended after this
-    newest = record.header.data[-1]
-    begins = newest.first_step + 1
+    begins = record.header.data[-1].first_step + 1
     if step <= record.head_step:
         raise UserError(
             f"run {record.name} has trained step {step} already: its head is at step {record.head_step}",
@@ -125,17 +131,22 @@ def _first_step(record: RunRecord, from_step: int | None) -> int:
             expected=f"a step up to {last}",
             remedy="name an earlier step, or extend the run first with a larger --total-steps",
         )
-    if step <= begins:
+    if step < begins or (step == begins and unread is None):
         raise UserError(
             f"run {record.name} reads data version {len(record.header.data)} from step {begins} on",
             expected="a later step, for versions follow each other",
-            remedy=f"add --from-step {begins + 1} or more",
+            remedy=f"add --from-step {begins + 1} or more"
+            + (f", or --from-step {begins} to put it in that one's place" if unread is not None else ""),
         )
     return step - 1
 
 
+def _text_of(data: DataRecord) -> tuple[str, ...]:
+    return data.corpus or (data.folder,)
+
+
 def _prepared(ports: Ports, controller: Controller, record: RunRecord, source: DataRecord, first_step: int) -> DataRecord:
-    first, number = record.header.data[0], len(record.header.data) + 1
+    first, number = record.header.data[0], len(_kept(record, first_step)) + 1
     data = ports.prepare(
         spec_of_version(record, source, ports.home),
         lambda: controller.keep_lease(record.name),
@@ -162,7 +173,7 @@ def _record_it(ports: Ports, record: RunRecord, data: DataRecord) -> None:
     branch and never the head.
     """
     header = record.header.model_copy(
-        update={"data": (*record.header.data, data), "newest_fence": next_fence(record.header.newest_fence)}
+        update={"data": (*_kept(record, data.first_step), data), "newest_fence": next_fence(record.header.newest_fence)}
     )
     number = len(header.data)
     text = (

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Explicit, make_spec, overlay, read_config, run_name
-from orchestrator.controller import Controller, Ports
+from orchestrator.controller import Controller, Ports, check_order
 from orchestrator.plan import first_attempt_with_progress
 from orchestrator.preparation import require_training_extra
 from orchestrator.wiring import check_backend
 from state.errors import LeaseHeldError, UserError
 from state.ledger import CheckpointState, RerunWish, RunHeader, RunRecord, RunWishes
+from state.mixture import epochs_by_language
 from state.process import certainly_dead
+from state.session import RunState
 from state.spec import RunSpec, SpecChange, compare_specs
+
+_CAP_TOLERANCE = 1.01  # a language is read in whole sequences
 
 
 def without_none(values: dict[str, Any]) -> Explicit:
@@ -39,6 +43,8 @@ def begin(ports: Ports, said: Explicit, config: Path | None, *, num_cores: int, 
     explicit = overlay(read_config(config), said) if config is not None else said
     name = run_name(explicit)
     known = ports.runs.load(name) if name in ports.runs.names() else None
+    if known is not None:
+        check_order(known)
     origin = f"{config} or the options" if config is not None else "the options"
     spec = make_spec(name, explicit, previous=known.spec if known is not None else None, num_cores=num_cores, origin=origin)
     check_backend(spec.backend)
@@ -76,20 +82,45 @@ def _leave_to_its_controller(ports: Ports, run: str, spec: RunSpec, error: Lease
     """Let the controller that holds a run go on with it, a stop taken back.
 
     Raises:
-        LeaseHeldError: it is preparing data that this command would replace.
+        LeaseHeldError: it is preparing data that this command would replace, or does not bring the run on: it adds data to it,
+            or runs a session of it again.
     """
     known = ports.runs.load(run)
+    if known.header.state is not RunState.ACTIVE:
+        raise LeaseHeldError(
+            f"{error.what}, and will leave it {known.header.state}", remedy="when it is done, the same command again"
+        )
     if not known.header.data and any(change.refusal for change in compare_specs(known.spec, spec)):
         raise LeaseHeldError(f"{error.what}, and prepares its data", remedy=f"gemma-orch stop {run}, then the same command again")
     ports.runs.set_stop(run, None)
 
 
 def _change(ports: Ports, run: str, spec: RunSpec, say: Callable[[str], None]) -> None:
-    changes = compare_specs(ports.runs.load(run).spec, spec)
+    record = ports.runs.load(run)
+    changes = compare_specs(record.spec, spec)
     for change in changes:
         say(f"run {run} changes {change.field}: {change.old!r} -> {change.new!r}")
     if changes:
         ports.runs.set_spec(run, spec)
+    if any(change.field == "total_steps" for change in changes):
+        say(read_too_often(record, spec))
+
+
+def read_too_often(record: RunRecord, spec: RunSpec) -> str:
+    """Return what is to be said when UniMax's shares, made for fewer steps, are kept for more; nothing where caps hold."""
+    if spec.data.mixing != "unimax" or not record.header.data:
+        return ""
+    newest = record.header.data[-1]
+    budget_tokens = (spec.total_steps - newest.first_step) * spec.training.batch_size * spec.data.sequence_length
+    epochs = epochs_by_language(newest.tokens, newest.mixture, budget_tokens=budget_tokens)
+    over = {name: times for name, times in epochs.items() if times > spec.data.max_epochs * _CAP_TOLERANCE}
+    if not over:
+        return ""
+    listed = ", ".join(f"{name} {times:.1f} times" for name, times in over.items())
+    return (
+        f"the shares stay what they were made for, fewer steps: by step {spec.total_steps} more than max_epochs = "
+        f"{spec.data.max_epochs:g} times is read {listed}; other shares come with other data, gemma-orch data add"
+    )
 
 
 def detach(ports: Ports, run: str) -> None:
@@ -118,6 +149,7 @@ def ask_for_rerun(ports: Ports, run: str, session: int, *, adopt: bool) -> None:
         UserError: there is no such session, or the checkpoint that it started at is gone.
     """
     record = ports.runs.load(run)
+    check_order(record)
     attempts = [attempt for attempt in record.attempts if attempt.session == session]
     if not attempts:
         numbers = sorted({attempt.session for attempt in record.attempts})

@@ -190,7 +190,7 @@ def _problem(problem: Any) -> str:
     elif len(location) == 1 and location[0] in _RUN_KEYS:
         key = f"run.{location[0]}"
     value = "" if isinstance(problem.get("input"), dict) else f" is {problem.get('input')!r}"
-    return f"{key or 'the spec'}{value}: {problem['msg']}"
+    return f"{key or 'the spec'}{value}: {problem['msg'].removeprefix('Value error, ')}"  # pydantic's, before our own words
 
 
 TEMPLATE = """\

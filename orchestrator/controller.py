@@ -98,9 +98,12 @@ class Controller:
 
         Raises:
             LeaseHeldError: another controller is at work on it.
+            UserError: another gemma-orch began it, which reads data in another order.
         """
         self._take_lease(run)
-        record = self._reconciled(self._ports.runs.load(run))
+        record = self._ports.runs.load(run)
+        check_order(record)
+        record = self._relocated(self._reconciled(record))
         by_hand = self.run_by_hand(record)
         if by_hand is None:
             record = self._tidied(record)
@@ -140,9 +143,11 @@ class Controller:
 
         Raises:
             LeaseHeldError: another controller is at work on it.
+            UserError: another gemma-orch began it, which reads data in another order.
         """
         self._take_lease(run)
         record = self._ports.runs.load(run)
+        check_order(record)
         header = record.header.model_copy(
             update={
                 "state": RunState.ACTIVE,
@@ -157,23 +162,31 @@ class Controller:
     def _apply(self, record: RunRecord, changes: Sequence[Change]) -> None:
         self._ports.runs.apply(record.name, self._ports.owner, changes)
 
-    def _prepared(self, record: RunRecord) -> RunRecord | None:
+    def _prepared(self, record: RunRecord, decision: Launch) -> RunRecord | None:
         """Return the record of a run whose data is there, prepared now when it was not; None: decide anew.
 
-        What only the user can mend ends the run, with the reason in its record.
+        What only the user can mend ends the run, with the reason in its record; a rerun it only calls off.
         """
         known = record.header.data
-        lost = [number for number, data in enumerate(known, start=1) if not self._ports.has_data(record.name, data)]
-        if known and not lost and known[0].order_version == ORDER_VERSION:
+        lost = [
+            number
+            for number, data in enumerate(known, start=1)
+            if not self._ports.has_data(record.name, data) or (number == 1 and _is_elsewhere(record))
+        ]
+        if known and not lost:
             return record
         try:
             if not known:
                 known = (self._ports.prepare(record.spec, lambda: self.keep_lease(record.name)),)
-            _check_order(record.name, known[0])
             for number in lost:
                 self._restore(record, number)
         except (UserError, DataError) as error:
-            self._settle(record, RunState.FAILED, str(error), error.exit_code)
+            if decision.branch is None:
+                self._settle(record, RunState.FAILED, str(error), error.exit_code)
+            else:
+                draft = Draft(record, self._ports.clock.now())
+                _call_off(draft, record, decision, str(error))
+                self._apply(record, draft.changes)
             return None
         # That may have taken hours: what the user has asked for meanwhile counts.
         wishes = self._ports.runs.load(record.name).wishes
@@ -181,6 +194,16 @@ class Controller:
             return None
         record = self._changed(record, [SetHeader(record.header.model_copy(update={"data": known}))])
         return record if record.wishes == wishes and wishes.stop is None else None
+
+    def _relocated(self, record: RunRecord) -> RunRecord:
+        """Return the record with the place that the user names now for a folder made already, once the same data lies there."""
+        if not _is_elsewhere(record):
+            return record
+        first, *later = record.header.data
+        moved = first.model_copy(update={"folder": record.spec.data.prepared})
+        if not self._ports.has_data(record.name, moved):
+            return record
+        return self._changed(record, [SetHeader(record.header.model_copy(update={"data": (moved, *later)}))])
 
     def _restore(self, record: RunRecord, number: int) -> None:
         """Make a lost data version again; the mixture stays what it was, whatever the spec says by now.
@@ -191,6 +214,12 @@ class Controller:
         known = record.header.data[number - 1]
         spec = record.spec if number == 1 else spec_of_version(record, known, self._ports.home)
         data = self._ports.prepare(spec, lambda: self.keep_lease(record.name), version=number, first_step=known.first_step)
+        if data.sha256 != known.sha256 and spec.data.prepared is not None:
+            raise DataError(
+                f"{spec.data.prepared} holds other data than run {record.name} is trained on: sha256 {data.sha256[:12]}",
+                expected=known.sha256[:12],
+                remedy="say with --data where that data lies now, or begin another run with --name",
+            )
         if data.sha256 != known.sha256:
             raise DataError(
                 f"the data of run {record.name} was lost, and its corpus has changed since: it gives other tokens now",
@@ -295,7 +324,7 @@ class Controller:
         self._changed(record, changes)
 
     def _plan_and_launch(self, record: RunRecord, decision: Launch) -> None:
-        prepared = self._prepared(record)
+        prepared = self._prepared(record, decision)
         if prepared is None:
             return
         record = prepared
@@ -319,8 +348,7 @@ class Controller:
             draft = Draft(record, self._ports.clock.now())
             step_back(draft, checkpoint_id, error.what)
             if decision is not None and decision.branch is not None:
-                draft.changes.append(ClearWish("rerun", record.wishes.rerun))
-                draft.tell(f"session {decision.session} cannot run again: {error.what}")
+                _call_off(draft, record, decision, error.what)
             self._apply(record, draft.changes)
             return False
         return True
@@ -364,10 +392,28 @@ def spec_of_version(record: RunRecord, data: DataRecord, home: HomeLayout) -> Ru
     return record.spec.model_copy(update={"data": source})
 
 
-def _check_order(run: str, data: DataRecord) -> None:
-    if data.order_version != ORDER_VERSION:
+def _is_elsewhere(record: RunRecord) -> bool:
+    """Return whether the user names another place for the run's first data than the record."""
+    place = record.spec.data.prepared
+    return bool(record.header.data) and place is not None and record.header.data[0].folder != place
+
+
+def _call_off(draft: Draft, record: RunRecord, rerun: Launch, why: str) -> None:
+    draft.changes.append(ClearWish("rerun", record.wishes.rerun))
+    draft.tell(f"session {rerun.session} cannot run again: {why}")
+
+
+def check_order(record: RunRecord) -> None:
+    """Check that a run is read in the order that this gemma-orch reads in.
+
+    Asked before anything is written: what the gemma-orch that began the run could not read any more would be lost to it.
+
+    Raises:
+        UserError: it is not.
+    """
+    if record.header.data and (order := record.header.data[0].order_version) != ORDER_VERSION:
         raise UserError(
-            f"run {run} was begun by another gemma-orch, which reads data in order {data.order_version}",
+            f"run {record.name} was begun by another gemma-orch, which reads data in order {order}",
             expected=f"order {ORDER_VERSION}, the only one that this gemma-orch reads in",
             remedy="go on with the gemma-orch that began it, or begin another run with --name",
         )

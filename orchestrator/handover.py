@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config import Explicit, make_spec, read_config
-from orchestrator.controller import Ports
+from orchestrator.controller import Ports, check_order
 from orchestrator.launch import plan_attempt
 from orchestrator.plan import Launch
 from orchestrator.preparation import WorkerPreparer, hand_over, run_with_our_terminal, worker_command
@@ -57,8 +57,9 @@ def show_data(ports: Ports, record: RunRecord, arguments: Sequence[str]) -> int:
     """Show which documents a step of a run reads, or its data, and return the worker's exit code.
 
     Raises:
-        UserError: the run's data is not prepared.
+        UserError: the run's data is not prepared, or read in another order than this gemma-orch's.
     """
+    check_order(record)
     launch = Launch(session=1, attempt=1, start_checkpoint=None)
     _, session_spec = plan_attempt(record, launch, ports.home, ports.clock.now())
     with tempfile.TemporaryDirectory(prefix="gemma-orch-data-") as folder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from orchestrator.interpreter import command_of
 from state.data_manifest import DataManifest
 from state.errors import DataError, ExitCode, GemmaOrchError, TemporaryError, UserError
 from state.layout import DATA_MANIFEST_NAME, HomeLayout, data_folder_name
@@ -42,7 +42,7 @@ def require_training_extra() -> None:
 
 def worker_command(verb: str, arguments: Sequence[str]) -> list[str]:
     """Return the command line of a worker's verb."""
-    return [sys.executable, "-m", "worker", verb, *arguments]
+    return command_of("worker", verb, *arguments)
 
 
 def hand_over(verb: str, arguments: Sequence[str]) -> int:
@@ -212,7 +212,7 @@ def _made_already(folder: Path) -> DataManifest:
         raise UserError(
             f"{folder} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
             expected="a folder that gemma-orch prepare has finished",
-            remedy=f"gemma-orch prepare --corpus DIR --out {folder}",
+            remedy=f"gemma-orch prepare --corpus DIR --out {folder}; or say with --data where it lies now",
         ) from error
     if (wrong := _wrong_file(folder, manifest)) is not None:
         raise DataError(

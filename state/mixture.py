@@ -77,6 +77,13 @@ def budget_exceeds_caps(tokens_by_language: Mapping[str, int], *, budget_tokens:
     return budget_tokens > max_epochs * sum(tokens_by_language.values())
 
 
+def epochs_by_language(
+    tokens_by_language: Mapping[str, int], mixture: Mapping[str, float], *, budget_tokens: int
+) -> dict[str, float]:
+    """Return how often each language's text is read when so many tokens are trained on in these shares."""
+    return {name: budget_tokens * share / tokens_by_language[name] for name, share in mixture.items()}
+
+
 def _with_tokens(tokens_by_language: Mapping[str, int]) -> list[str]:
     languages = sorted(tokens_by_language)
     empty = [name for name in languages if tokens_by_language[name] < 1]

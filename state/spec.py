@@ -162,6 +162,8 @@ def _refusal(field: str, old: RunSpec, new: RunSpec, reached_step: int) -> str |
         if new.total_steps < reached_step:
             return f"the run has reached step {reached_step} already"
         return None
+    if field == "data.prepared" and None not in (old.data.prepared, new.data.prepared):
+        return None  # a place; that the same data lies there, the controller finds out
     return "it would change weights that are trained already; start another run with --name"
 
 

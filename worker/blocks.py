@@ -120,7 +120,8 @@ class BlockStream:
                 f"the shard {shards} has changed: block {number} of {self._language!r} (tokens {first} to "
                 f"{min(first + BLOCK_TOKENS, self.num_tokens)}) has not the sha256 that {DATA_MANIFEST_NAME} says",
                 expected="the bytes that were prepared",
-                remedy=f"remove {self._data_dir}; the same gemma-orch start command prepares it again",
+                remedy=f"copy the shard again; or, where the run has prepared it for itself, remove {self._data_dir}: the same "
+                "gemma-orch start command prepares it again",
             )
         return data
 
@@ -171,11 +172,12 @@ def _check_size(path: Path, expected_bytes: int) -> None:
         size_bytes = path.stat().st_size
     except OSError as error:
         raise DataError(
-            f"the shard {path} cannot be read ({error.strerror})", remedy="the same gemma-orch start command prepares it again"
+            f"the shard {path} cannot be read ({error.strerror})",
+            remedy="bring it back; what a run has prepared for itself, the same gemma-orch start command prepares again",
         ) from error
     if size_bytes != expected_bytes:
         raise DataError(
             f"the shard {path} has {size_bytes} bytes",
             expected=f"{expected_bytes} bytes, as {DATA_MANIFEST_NAME} says",
-            remedy="the same gemma-orch start command prepares it again",
+            remedy="bring it back; what a run has prepared for itself, the same gemma-orch start command prepares again",
         )

@@ -32,7 +32,7 @@ def read_data_manifest(data_dir: Path) -> DataManifest:
     except OSError as error:
         raise DataError(
             f"{data_dir} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
-            remedy="the same gemma-orch start command prepares it again",
+            remedy="bring the folder back; what a run has prepared for itself, the same gemma-orch start command prepares again",
         ) from error
     return DataManifest.from_json(text, str(path))
 

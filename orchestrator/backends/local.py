@@ -11,12 +11,12 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
+from orchestrator.interpreter import command_of
 from state import effects, files
 from state.document import Document
 from state.errors import AmbiguousError, DataError, TemporaryError
@@ -27,7 +27,6 @@ from state.spec import SessionSpec
 
 LOCK_FD_VARIABLE = "GEMMA_ORCH_LOCK_FD"
 _LOG_CHUNK_BYTES = 1_000_000
-_WORKER = (sys.executable, "-m", "worker")
 
 
 class Launched(Document):
@@ -41,17 +40,17 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, home: HomeLayout, environment: dict[str, str], command: Sequence[str] = _WORKER) -> None:
+    def __init__(self, home: HomeLayout, environment: dict[str, str], command: Sequence[str] = ()) -> None:
         """Use the home's attempt folders.
 
         Args:
             home: Where the runs lie.
             environment: What the workers get as their environment.
-            command: What runs a session; the path of its spec is added.
+            command: What runs a session; none: the worker. The path of its spec is added.
         """
         self._home = home
         self._environment = environment
-        self._command = command
+        self._command = command or command_of("worker")
         self._children: dict[tuple[str, int, int], subprocess.Popen[bytes]] = {}
 
     def quota(self, now: datetime) -> Quota:

@@ -88,6 +88,7 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not save first: what is not saved is lost.")] = False,
 ) -> None:
     """Stop a run after its next checkpoint, which is taken at once; start goes on from there."""
+    from orchestrator.controller import check_order
     from orchestrator.watch import drive
     from state.ledger import StopWish
     from state.session import RunState
@@ -98,6 +99,7 @@ def stop(
     if record.header.state is not RunState.ACTIVE and record.live_attempt is None:
         typer.echo(f"run {name} is {record.header.state} already, at step {record.head_step}")
         return
+    check_order(record)
     ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
     ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
     view = drive(ports, name).view

@@ -36,7 +36,10 @@ def start(
         float | None, typer.Option(help="unimax: no language is read more often.", rich_help_panel=_DATA)
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(help="A share instead, such as konkani=0.2; repeatable.", rich_help_panel=_DATA)
+        list[str] | None,
+        typer.Option(
+            help="A share instead, such as konkani=0.2; repeatable: what is not named is not read.", rich_help_panel=_DATA
+        ),
     ] = None,
     scratch: Annotated[str | None, typer.Option(help="A fast local folder to read ahead into.", rich_help_panel=_DATA)] = None,
     scratch_size: Annotated[

@@ -7,12 +7,14 @@ import pytest
 
 from orchestrator.add_data import add_data
 from orchestrator.backends.simulated import Course
+from orchestrator.begin import ask_for_rerun
 from orchestrator.controller import LEASE_S
+from orchestrator.handover import show_data
 from state.errors import DataError, LeaseHeldError, LeaseLostError, UserError
-from state.ledger import CheckpointState, DataRecord, StopWish
+from state.ledger import CheckpointState, DataRecord, RunHeader, RunWishes, StopWish
 from state.session import RunState
 from state.spec import RunSpec
-from tests.factories import DATA, OWNER, RIVAL, RUN
+from tests.factories import DATA, OWNER, RIVAL, RUN, run_spec
 from tests.simulation import Script, Simulation
 
 MORE = Path("/corpus/more")
@@ -101,12 +103,39 @@ def test_the_same_command_again_says_that_it_is_done(tmp_path: Path) -> None:
     prepare = Prepared()
     run = stopped(tmp_path, prepare=prepare)
     first = add(run, MORE)
-    before, prepared = run.record, len(prepare.specs)
+    before = run.record
     said: list[str] = []
     assert add(run, MORE, say=said.append) == first
     assert add(run, MORE, from_step=31, say=said.append) == first
     assert said == [f"run {RUN} reads this data from step 31 on already"] * 2
-    assert (run.record, len(prepare.specs)) == (before, prepared)
+    assert run.record == before
+
+
+def test_text_that_was_forgotten_at_first_is_read_when_the_same_command_is_given_again(tmp_path: Path) -> None:
+    add(stopped(tmp_path), MORE, from_step=50)
+    run = Simulation(tmp_path, prepare=Prepared(sha256="9" * 64))  # a file more lies in the corpus now
+    added = add(run, MORE)
+    assert (added.sha256, added.first_step, added.folder) == ("9" * 64, 49, "data-2")
+    assert run.record.header.data == (DATA, added)
+
+
+def test_a_version_that_no_step_has_read_gives_way_to_another_one(tmp_path: Path) -> None:
+    run = stopped(tmp_path)
+    wrong = add(run, Path("/corpus/wrong"))
+    right = add(run, MORE)
+    assert (right.first_step, right.folder, right.corpus) == (wrong.first_step, "data-2", (str(MORE),))
+    assert run.record.header.data == (DATA, right)
+
+
+def test_a_version_that_was_read_stays(tmp_path: Path) -> None:
+    run = stopped(tmp_path)
+    first = add(run, MORE)
+    resume(run)
+    run.runs.set_spec(RUN, run.record.spec.model_copy(update={"total_steps": 90}))
+    with pytest.raises(UserError, match="has trained step 31 already"):
+        add(run, MORE, from_step=31)
+    second = add(run, MORE)
+    assert run.record.header.data == (DATA, first, second)
 
 
 def test_a_third_version_follows_the_second(tmp_path: Path) -> None:
@@ -133,8 +162,8 @@ def test_a_step_that_is_trained_or_does_not_exist_is_refused(tmp_path: Path, ste
 def test_versions_cannot_be_put_before_one_that_is_there(tmp_path: Path) -> None:
     run = stopped(tmp_path)
     add(run, MORE, from_step=60)
-    with pytest.raises(UserError, match="reads data version 2 from step 60 on"):
-        add(run, Path("/corpus/third"), from_step=60)
+    with pytest.raises(UserError, match=r"reads data version 2 from step 60 on\n.*\nNext: .*--from-step 60 to put it"):
+        add(run, Path("/corpus/third"), from_step=59)
 
 
 def test_a_run_that_has_ended_may_get_data_before_it_is_extended(tmp_path: Path) -> None:
@@ -240,10 +269,20 @@ def test_lost_data_whose_corpus_has_changed_ends_the_run_with_the_reason(tmp_pat
     assert "its corpus has changed since" in (header.message or "")
 
 
-def test_a_run_of_another_reading_order_is_not_gone_on_with(tmp_path: Path) -> None:
-    run = Simulation(tmp_path, prepare=lambda _spec, _keep_lease, **_version: DATA.model_copy(update={"order_version": 1}))
-    run.create()
-    run.run_until_over()
-    header = run.record.header
-    assert (header.state, header.exit_code) == (RunState.FAILED, UserError.exit_code)
-    assert "reads data in order 1" in (header.message or "")
+def test_a_run_of_another_reading_order_is_left_as_the_gemma_orch_that_began_it_wrote_it(tmp_path: Path) -> None:
+    """What is written now, the older one cannot read any more: the remedy, to go on with it, would be none."""
+    run = Simulation(tmp_path)
+    now = run.clock.now()
+    old = RunHeader(name=RUN, created_at=now, resumed_at=now, data=(DATA.model_copy(update={"order_version": 1}),))
+    run.runs.create(old, RunWishes(spec=run_spec()))
+    before = run.record
+    for ask in (
+        run.tick,
+        lambda: run.controller.activate(RUN),
+        lambda: add(run, MORE),
+        lambda: ask_for_rerun(run.ports, RUN, 1, adopt=False),
+        lambda: show_data(run.ports, run.record, []),
+    ):
+        with pytest.raises(UserError, match="reads data in order 1"):
+            ask()
+    assert run.record == before

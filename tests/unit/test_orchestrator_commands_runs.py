@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from state.errors import LeaseHeldError
 from state.layout import HomeLayout
+from state.run_store import SqliteRunStore
+from state.spec import RunSpec, TrainingSpec
+from tests.factories import RIVAL
 from tests.terminal import Terminal, fill_with_runs
 
 
@@ -113,3 +118,15 @@ def test_changing_what_is_trained_already_is_refused_with_the_list_of_changes(wi
     assert "total_steps: 100 -> 150 (allowed)" in str(error)
     assert "training.seed: 0 -> 4 (not allowed: it would change weights that are trained already" in str(error)
     assert "--name" in error.remedy
+
+
+def test_a_start_is_not_left_to_a_controller_that_does_not_bring_the_run_on(with_run: Terminal) -> None:
+    """As `data add` and `rerun` of a run that is over: the start would end well, and nothing would ever go on."""
+    runs = SqliteRunStore(HomeLayout(with_run.home).ledger)
+    runs.acquire("finished-run", RIVAL, datetime.now(UTC), 60.0)
+    runs.set_spec("finished-run", RunSpec(name="finished-run", total_steps=100, training=TrainingSpec(threads=1)))
+    before = runs.load("finished-run")
+    error = with_run.fail("start", "--name", "finished-run", "--total-steps", "120")
+    assert isinstance(error, LeaseHeldError)
+    assert "and will leave it finished\nNext: when it is done, the same command again" in str(error)
+    assert runs.load("finished-run") == before

@@ -21,7 +21,7 @@ from state.manifest import Manifest
 from state.process import identify
 from state.report import Outcome, SessionReport
 from state.session import AttemptState, IllegalMoveError, RunState
-from state.spec import ExpectedCheckpoint, Retention, RunSpec, SessionLimits, SessionSpec
+from state.spec import DataSpec, ExpectedCheckpoint, Retention, RunSpec, SessionLimits, SessionSpec
 from tests.factories import DATA, OWNER, RIVAL, RUN, START, after, commit_checkpoint, run_spec
 from tests.simulation import Simulation, digest_of_head
 
@@ -445,6 +445,23 @@ def test_a_rerun_whose_start_is_corrupt_is_called_off_and_says_so(simulate: Simu
     assert any(text.startswith("session 2 cannot run again: ") for text in run.events())
 
 
+def test_a_rerun_whose_data_cannot_be_had_is_called_off_and_says_so(simulate: Simulate) -> None:
+    """Else the wish stays, and every tick tries again: a rerun, and each start after it, would never end."""
+    run = simulate().create(total_steps=50)
+    run.run_until_over()
+    lost = simulate(prepare=failing_preparation, has_data=lambda _run, _data: False)
+    lost.runs.set_rerun(RUN, RerunWish(session=1, adopt=False, requested_at=lost.clock.now()))
+    tick = lost.run_until_over()
+    assert isinstance(tick.decision, Finish)
+    assert lost.record.wishes.rerun is None
+    assert lost.record.header.state is RunState.FINISHED
+    assert lost.events()[-1].startswith("session 1 cannot run again: the corpus is gone")
+
+
+def failing_preparation(spec: RunSpec, keep_lease: Callable[[], None], **_version: int) -> DataRecord:
+    raise DataError("the corpus is gone")
+
+
 def test_a_rerun_that_is_killed_before_it_saved_leaves_the_head_alone(simulate: Simulate) -> None:
     run = simulate(lambda session, number: Course(save_after=(10, 20) if number == 1 else (), killed=number > 1))
     run.create(total_steps=40)
@@ -718,6 +735,43 @@ def test_data_that_was_lost_is_prepared_again_and_must_be_the_same(simulate: Sim
     record = simulation.record
     assert (record.header.state, record.header.exit_code, len(record.attempts)) == (RunState.FAILED, 4, 2)
     assert "its corpus has changed since" in (record.header.message or "")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_data_folder_that_was_moved_is_read_where_the_user_says(simulate: Simulate, *, finished: bool) -> None:
+    places = {"/old"}
+    run = simulate(prepare=found_there(places), has_data=lambda _run, data: data.folder in places)
+    run.create(total_steps=40, data=DataSpec(prepared="/old"))
+    run.run_until_over()
+    places.symmetric_difference_update({"/old", "/new"})
+    run.runs.set_spec(RUN, run_spec(total_steps=40 if finished else 60, data=DataSpec(prepared="/new")))
+    run.controller.activate(RUN)
+    run.run_until_over()
+    header = run.record.header
+    assert (header.state, [data.folder for data in header.data]) == (RunState.FINISHED, ["/new"])
+
+
+def test_a_data_folder_with_other_data_is_not_taken_for_the_moved_one(simulate: Simulate) -> None:
+    places = {"/old"}
+    run = simulate(prepare=found_there(places, sha256="9" * 64), has_data=lambda _run, data: data.folder in places)
+    run.create(total_steps=40, data=DataSpec(prepared="/old"))
+    run.run_until_over()
+    run.runs.set_spec(RUN, run_spec(total_steps=60, data=DataSpec(prepared="/other")))
+    run.controller.activate(RUN)
+    run.run_until_over()
+    header = run.record.header
+    assert (header.state, header.data[0].folder) == (RunState.FAILED, "/old")
+    assert "/other holds other data than run tamil is trained on" in (header.message or "")
+
+
+def found_there(places: set[str], sha256: str = DATA.sha256) -> Callable[..., DataRecord]:
+    """A preparer of folders made already: what lies in another place than the known ones has this digest."""
+
+    def prepare(spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
+        folder = spec.data.prepared or ""
+        return DATA.model_copy(update={"folder": folder, "sha256": DATA.sha256 if folder in places else sha256})
+
+    return prepare
 
 
 def test_a_finished_run_whose_head_is_damaged_goes_on_from_the_last_good_one_when_the_user_says_start(simulate: Simulate) -> None:

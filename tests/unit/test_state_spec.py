@@ -48,6 +48,12 @@ def test_what_would_change_trained_weights_is_refused(changes: dict[str, Any], f
     assert "start another run with --name" in str(refused[field])
 
 
+def test_a_data_folder_may_be_moved_but_not_take_the_place_of_a_corpus() -> None:
+    here, there, corpus = (run_spec(data=DataSpec(**values)) for values in ({"prepared": "/a"}, {"prepared": "/b"}, {}))
+    assert refusals(here, there) == {"data.prepared": None}
+    assert refusals(corpus, here)["data.prepared"] is not None
+
+
 def test_a_run_cannot_end_before_the_step_that_it_has_reached() -> None:
     assert refusals(run_spec(), run_spec(total_steps=49), reached_step=50) == {
         "total_steps": "the run has reached step 50 already"
