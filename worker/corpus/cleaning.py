@@ -16,6 +16,10 @@ HASH_BYTES = 16  # among 10**9 documents, two different texts with one hash are 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
+# All that is neither control character nor ever touched by NFC: what is below U+0300, and usual punctuation.
+_NOT_PLAIN = re.compile("[^\t\n\x20-\x7e\xa0-\u02ff\u2010-\u2027\u2030-\u203a\u20a0-\u20bf]")
+
+
 class Rule(StrEnum):
     """A rule of cleaning, in the words of the report."""
 
@@ -38,12 +42,13 @@ class Cleaned:
 def clean(text: str, recipe: Recipe) -> Cleaned:
     """Return a document's text after the recipe's rules; duplicates are another stage's concern."""
     changed = []
-    if recipe.nfc:
+    is_plain = not _NOT_PLAIN.search(text)
+    if recipe.nfc and not is_plain:
         composed = unicodedata.normalize("NFC", text)
         if composed != text:
             text = composed
             changed.append(Rule.NFC)
-    if recipe.strip_control:
+    if recipe.strip_control and not is_plain:
         stripped = _without_control(text)
         if stripped is not text:
             text = stripped

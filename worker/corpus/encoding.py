@@ -20,7 +20,7 @@ from worker.corpus.child_process import belong_to_the_parent
 from worker.corpus.chunks import Chunk
 from worker.corpus.cleaning import clean, hash_of, is_held_out
 from worker.corpus.records import BadRecord, Record, records
-from worker.corpus.tokenizer import Tokenizer, load_tokenizer
+from worker.corpus.tokenizer import load_tokenizer
 from worker.corpus.units import DOCUMENT, MAX_EXAMPLES, Example, Portion, UnitHeader, write_unit
 
 EXCERPT_CHARACTERS = 80
@@ -117,6 +117,7 @@ class Encoder:
     def __init__(self, setup: EncoderSetup) -> None:
         self._recipe = setup.recipe
         self._tokenizer = load_tokenizer(setup.tokenizer)
+        self._words = self._tokenizer.words()
 
     def encode(self, pack: Pack) -> Encoded:
         """Make a pack's unit and write it.
@@ -127,19 +128,21 @@ class Encoder:
         batch = _Batch(self._recipe)
         for number, chunk in enumerate(pickle.loads(pack.payload)):  # noqa: S301 (made by this very program)
             batch.take_chunk(number, chunk)
-        tokens, lengths = _encode_texts(batch.texts, self._tokenizer)
+        tokens, lengths = self._tokens(batch.texts)
         documents = batch.documents(lengths)
         header = write_unit(pack.unit, batch.portions(), batch.languages(), documents, tokens)
         return Encoded(pack.num_bytes, header)
 
-
-def _encode_texts(texts: list[str], tokenizer: Tokenizer) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-    """Return (all tokens, joined; number of tokens of each text)."""
-    ids = tokenizer.encode(texts)
-    dtype = np.dtype(f"<u{token_bytes_for(tokenizer.vocab_size)}")
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    tokens = np.concatenate(ids).astype(dtype) if ids else np.empty(0, dtype=dtype)
-    return tokens, lengths
+    def _tokens(self, texts: list[str]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        """Return (all tokens, joined; number of tokens of each text)."""
+        dtype = np.dtype(f"<u{token_bytes_for(self._tokenizer.vocab_size)}")
+        if not texts:
+            return np.empty(0, dtype=dtype), np.empty(0, dtype=np.int64)
+        if self._words is not None:
+            tokens, lengths = self._words.encode(texts)
+            return tokens.astype(dtype), lengths
+        ids = self._tokenizer.encode(texts)
+        return np.concatenate(ids).astype(dtype), np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
 
 
 class _Batch:

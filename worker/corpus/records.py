@@ -95,7 +95,7 @@ def _json_line(line: bytes, language: object, recipe: Recipe) -> tuple[str, str]
     text = value[recipe.text_field]
     if not isinstance(text, str):
         return Reason.TEXT_NOT_A_STRING
-    if not _is_unicode(text):
+    if b"\\u" in line and not _is_unicode(text):
         return Reason.NOT_UTF8
     if language is None and recipe.language_field is not None:
         language = value.get(recipe.language_field)

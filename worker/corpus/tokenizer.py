@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from state.errors import UserError
 from worker.corpus.long_text import CutRule, cut_rule
+from worker.corpus.words import Words, cutter
 from worker.sentencepiece_model import SentencePieceModel, parse_model
 
 _TRAIN_ANEW = "train the model with bos_id=2 and eos_id=1 (Gemma's special ids are pad 0, eos 1, bos 2, unk 3)"
@@ -58,6 +59,17 @@ class Tokenizer:
             )
             return arrays
         return [_ids(ids) for ids in self.processor.encode(texts, add_bos=with_ends, add_eos=with_ends, num_threads=1)]
+
+    def words(self) -> Words | None:
+        """Return what encodes as `encode` does, but faster; None: this model's pieces reach across words."""
+        cut = cutter(self._cut_rule) if self._cut_rule is not None else None
+        return Words(cut, self._encode_words, bos_id=self.bos_id, eos_id=self.eos_id) if cut is not None else None
+
+    def _encode_words(self, words: list[str]) -> list[NDArray[np.int32]]:
+        if max(map(len, words)) <= _LONG_CHARACTERS:
+            return self._encode_whole(words, with_ends=False)
+        long = _LONG_CHARACTERS
+        return [self._encode_long(each)[1:-1] if len(each) > long else self._encode_words([each])[0] for each in words]
 
     @functools.cached_property
     def model(self) -> SentencePieceModel | None:
