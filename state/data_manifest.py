@@ -60,7 +60,9 @@ class Recipe(Document):
     )
     validation_share: float = Field(default=0.005, ge=0.0, lt=1.0, description="share of the documents that is held out")
     validation_shares: dict[str, float] = Field(default_factory=dict, description="the same for single languages")
-    shard_bytes: int = Field(default=256 * 1024**2, ge=2, description="size of a full shard")
+    shard_bytes: int = Field(
+        default=256 * 1024**2, ge=2, le=8 * 1024**3, description="size of a full shard; an index counts its tokens in 32 bits"
+    )
     max_malformed_share: float = Field(default=0.01, ge=0.0, le=1.0, description="more records without a text are an error")
     max_part_bytes: int | None = Field(default=None, ge=2, description="lay shards out in folders of at most this size")
 

@@ -22,12 +22,16 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         durable: Whether it must survive a power cut (fsync of file and folder); not for heartbeats.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(staged, "wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    os.replace(staged, path)
+    try:
+        with open(staged, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(staged, path)
+    except OSError:  # a part that stays would fill the disk that is full already
+        staged.unlink(missing_ok=True)
+        raise
     if durable:
         fsync_dir(path.parent)
     effects.done("write", path.name)

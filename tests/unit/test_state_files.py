@@ -34,6 +34,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         files.write_atomically(path, b"new")
     assert path.is_dir()
+    assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
         files.write_atomically(tmp_path / "none" / "a", b"new")
 

@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -170,6 +171,29 @@ def test_a_corpus_at_another_place_gives_the_same_data(corpus: Path, tmp_path: P
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
+def test_a_text_that_one_language_holds_out_is_trained_on_in_no_other_whichever_share_that_one_has(tmp_path: Path):
+    for language in ("aa", "bb"):
+        own = texts(*(f"only {language} {number}" for number in range(40)))
+        write_lines(tmp_path / language / language / "x.jsonl", *texts(*(f"shared {number}" for number in range(100))), *own)
+    recipe = Recipe(validation_share=0.0, validation_shares={"bb": 0.5})
+    alone = prepare([tmp_path / "bb"], MODEL, tmp_path / "one", recipe)
+    both = prepare([tmp_path / "aa", tmp_path / "bb"], MODEL, tmp_path / "two", recipe)
+    held_out = documents_of(tmp_path / "one", alone, alone.languages["bb"].validation)
+    assert documents_of(tmp_path / "two", both, both.languages["bb"].validation) == held_out
+    assert not set(held_out) & set(documents_of(tmp_path / "two", both, both.languages["aa"]))
+
+
+def test_shares_of_single_languages_and_kept_duplicates_do_not_go_together(tmp_path: Path, corpus: Path):
+    with pytest.raises(UserError, match="--keep-duplicates and a --validation of single languages"):
+        prepare([corpus], MODEL, tmp_path / "data", Recipe(deduplicate=False, validation_shares={"hindi": 0.1}))
+
+
+def test_a_share_for_a_language_that_is_not_there_is_noticed(tmp_path: Path, corpus: Path):
+    with pytest.raises(UserError, match="has no such language") as caught:
+        prepare([corpus], MODEL, tmp_path / "data", Recipe(validation_shares={"hidni": 0.1}))
+    assert caught.value.remedy == "did you mean 'hindi'?"
+
+
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_data_of_a_corpus_that_has_changed_is_not_overwritten_unless_that_is_asked_for(name: str, corpus: Path, tmp_path: Path):
     out = tmp_path / "data"
@@ -182,6 +206,36 @@ def test_data_of_a_corpus_that_has_changed_is_not_overwritten_unless_that_is_ask
     assert tree(out) == before
     assert prepare([corpus], MODEL, out, replace=True) == prepare([corpus], MODEL, tmp_path / "anew")
     assert tree(out) == tree(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path, corpus: Path, replace: bool):
+    thesis = write_lines(tmp_path / "home" / "thesis.txt", "years of work")
+    with pytest.raises(UserError, match="holds no prepared data"):
+        prepare([corpus], MODEL, tmp_path / "home", replace=replace)
+    assert thesis.read_text() == "years of work\n"
+
+
+@pytest.mark.parametrize("out", ["corpus", "."])
+def test_a_data_folder_that_would_replace_the_corpus_is_refused(tmp_path: Path, corpus: Path, out: str):
+    (tmp_path / out / "data.json").write_text("{}")
+    before = tree(corpus)
+    with pytest.raises(UserError, match="would replace the corpus folder"):
+        prepare([corpus], MODEL, tmp_path / out, replace=True)
+    assert tree(corpus) == before
+
+
+def test_what_is_replaced_is_there_whole_until_the_new_data_is(tmp_path: Path, corpus: Path):
+    out = tmp_path / "data"
+    prepare([corpus], MODEL, out)
+    write_lines(corpus / "english" / "more.jsonl", *texts("a gull"))
+    seen: list[tuple[str, str, bool]] = []
+    effects.observe(lambda kind, name: seen.append((kind, name, (out / "data.json").exists())))
+    try:
+        prepare([corpus], MODEL, out, replace=True)
+    finally:
+        effects.observe(None)
+    assert [(kind, name) for kind, name, there in seen if not there] == [("rename", "replaced")]
 
 
 def test_data_of_another_tokenizer_is_not_overwritten(corpus: Path, tmp_path: Path):
@@ -275,10 +329,19 @@ def test_a_text_is_trained_on_once_whichever_source_language_or_unit_it_is_in(tm
         for examples in source.examples.values()
     }
     assert found == {
-        (0, "english/a.jsonl"): [(3, "same", "english/a.jsonl, line 1")],
-        (1, "english/a.jsonl"): [(1, "same", "english/a.jsonl, line 1")],
-        (0, "hindi/a.jsonl"): [(2, "same", "english/a.jsonl, line 1")],
+        (0, "english/a.jsonl"): [(3, "same", "corpus 0: english/a.jsonl, line 1")],
+        (1, "english/a.jsonl"): [(1, "same", "corpus 0: english/a.jsonl, line 1")],
+        (0, "hindi/a.jsonl"): [(2, "same", "corpus 0: english/a.jsonl, line 1")],
     }
+
+
+def test_two_files_of_one_content_are_no_former_preparation(tmp_path: Path):
+    for name in ("a", "b"):
+        write_lines(tmp_path / "corpus" / "english" / f"{name}.jsonl", *texts("a boat", "the sea", "the rain"))
+    listener = Listener()
+    manifest = prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", ALL, pack_bytes=10, progress=listener)
+    assert manifest.languages["english"].num_documents == 3
+    assert not [line for line in listener.said if "former preparation" in line]
 
 
 def test_duplicates_stay_when_that_is_asked_for(tmp_path: Path):
@@ -385,14 +448,14 @@ def test_a_part_takes_no_more_than_fifty_files(tmp_path: Path):
 
 
 def test_a_part_that_cannot_hold_a_shard_is_refused_before_anything_is_read(corpus: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="holds no shard of 4096"):
+    with pytest.raises(UserError, match="holds no shard of 4096 with its index"):
         prepare([corpus], MODEL, tmp_path / "data", Recipe(shard_bytes=4096, max_part_bytes=2048))
 
 
 def test_a_part_that_cannot_hold_a_shard_with_its_index_is_refused(tmp_path: Path):
     write_lines(tmp_path / "corpus" / "english" / "a.jsonl", *texts(*[str(number) for number in range(500)]))
     with pytest.raises(UserError, match="and its index have"):
-        prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", Recipe(shard_bytes=1024, max_part_bytes=1024))
+        prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", Recipe(shard_bytes=1024, max_part_bytes=1025))
 
 
 # ---------------------------------------------------------------------- when things go wrong
@@ -600,3 +663,32 @@ def test_the_real_corpus_is_prepared_whole_and_its_report_agrees_with_the_known_
         for share in data.sources
     }
     assert tokens == known["files"]
+
+
+def test_a_unit_may_hold_more_files_than_16_bits_count(corpus: Path, tmp_path: Path):
+    for number in range(66_000):
+        (corpus / "english" / f"{number:05d}.txt").write_text("")
+    (corpus / "english" / "z.txt").write_text("the last file of all")
+    manifest = prepare([corpus], MODEL, tmp_path / "data", Recipe(validation_share=0.0, max_malformed_share=1.0))
+    assert manifest.skipped == {"text is empty": 66_000}
+    assert documents_of(tmp_path / "data", manifest, manifest.languages["english"])[-1] == "the last file of all"
+
+
+def test_more_languages_than_a_process_may_have_open_files(tmp_path: Path):
+    records = [json.dumps({"text": f"word {number}", "lang": f"l{number}"}) for number in range(200)]
+    write_lines(tmp_path / "corpus" / "all" / "a.jsonl", *records)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        manifest = prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", Recipe(validation_share=0.0, language_field="lang"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(manifest.languages) == 200
+
+
+def test_a_field_that_holds_no_languages_is_noticed_by_their_number(tmp_path: Path):
+    records = [json.dumps({"text": f"word {number}", "url": f"u{number}"}) for number in range(70_000)]
+    write_lines(tmp_path / "corpus" / "all" / "a.jsonl", *records)
+    with pytest.raises(DataError, match="more than 10,000 languages: 'u0', 'u1', ") as caught:
+        prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", Recipe(language_field="url"))
+    assert caught.value.remedy == "--language-field url may name the wrong field"

@@ -83,6 +83,10 @@ def test_every_field_of_the_recipe_has_an_option() -> None:
         ("--workers two", "--workers: 'two' is no number from 1 on"),
         ("--text-documents pages", "did you mean 'paragraphs'?"),
         ("--keep-duplicate", "did you mean '--keep-duplicates'?"),
+        (
+            "--shard-size 20GB",
+            "--shard-size: input should be less than or equal to 8589934592",
+        ),  # places within a shard are of 32 bits
     ],
 )
 def test_a_mistake_is_the_users_and_names_the_option(arguments: str, words: str) -> None:

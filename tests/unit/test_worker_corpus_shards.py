@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from state.data_manifest import BLOCK_TOKENS, TokenStream
@@ -25,6 +25,7 @@ def write(folder: Path, documents: list[list[int]], *, shard_tokens: int, togeth
     return writer.finish()
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     shard_tokens=st.integers(1, 12),
@@ -59,6 +60,7 @@ def test_a_stream_without_a_document_writes_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(pieces=st.lists(st.integers(1, BLOCK_TOKENS + 5), min_size=1, max_size=4))
 def test_a_block_is_digested_with_the_token_after_it_however_the_tokens_come(pieces: list[int]):
     tokens = np.arange(sum(pieces), dtype=np.uint64).astype("<u2")

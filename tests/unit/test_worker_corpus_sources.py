@@ -7,7 +7,7 @@ import pytest
 
 from state.data_manifest import Recipe
 from state.errors import UserError
-from worker.corpus.sources import Compression, Form, Kind, SourceFile, find_sources, kind_of
+from worker.corpus.sources import Compression, Form, Kind, SourceFile, find_sources, kind_of, not_read
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -219,3 +219,8 @@ def test_a_library_that_is_not_installed_is_asked_for_when_the_first_such_file_i
     )
     assert f"{name} cannot be read without the library {library}" in answer.stdout
     assert "pip install 'gemma-orch[corpus]'" in answer.stdout
+
+
+def test_of_many_files_that_are_not_read_only_the_first_are_named():
+    assert not_read(["a.png"]) == "not read: a.png"
+    assert not_read([f"{number}.png" for number in range(15_012)]).endswith(", 9.png and 15,002 more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,16 +72,13 @@ class Assembly:
             OSError: the disk is full.
             DataError: a language has no document to train on.
         """
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._close)
-            start = 0
-            for place in units:
-                self._write_unit(
-                    read_unit(place.path), place, first[start : start + place.num_documents] if first is not None else None
-                )
-                start += place.num_documents
-            self._name_the_repeated(units)
-            return Assembled(self._languages(), self._examples)
+        start = 0
+        for place in units:
+            end = start + place.num_documents
+            self._write_unit(read_unit(place.path), place, first[start:end] if first is not None else None)
+            start = end
+        self._name_the_repeated(units)
+        return Assembled(self._languages(), self._examples)
 
     def _write_unit(self, unit: Unit, place: UnitPlace, first: I64Array | None) -> None:
         self._take_counts(unit, place)
@@ -104,14 +100,15 @@ class Assembly:
         self._writer(language, split).append(
             tokens, lengths, sources[mine], documents["record"], int(documents["num_bytes"].sum(dtype=np.int64))
         )
-        for source in np.unique(sources[mine]).tolist():
-            in_source = sources[mine] == source
+        numbers, begins = np.unique(sources[mine], return_index=True)  # documents of a source follow one another
+        ends = [*begins[1:].tolist(), len(lengths)]
+        for source, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True):
             share = self._share(language, source)
             if split == VALIDATION:
-                share.num_held_out += int(in_source.sum())
+                share.num_held_out += end - begin
             else:
-                share.num_documents += int(in_source.sum())
-                share.num_tokens += int(lengths[in_source].sum())
+                share.num_documents += end - begin
+                share.num_tokens += int(lengths[begin:end].sum())
 
     def _take_counts(self, unit: Unit, place: UnitPlace) -> None:
         for source, portion in zip(place.sources, unit.header.portions, strict=True):
@@ -149,22 +146,23 @@ class Assembly:
             document = read_documents(units[number].path)[repeated - int(starts[number])]
             origin = self._sources[units[number].sources[document["portion"]]]
             examples = self._examples[source][Rule.DUPLICATE.value]
-            same_as = f"{origin.name}, line {document['record']}"
+            same_as = f"corpus {origin.corpus}: {origin.name}, line {document['record']}"  # two corpora may have one name
             examples[place] = examples[place].model_copy(update={"same_as": same_as})
 
     def _languages(self) -> dict[str, LanguageData]:
         streams = {key: writer.finish() for key, writer in self._writers.items()}
+        sources: dict[str, list[SourceShare]] = {}
+        for (language, source), share in sorted(self._shares.items()):
+            sources.setdefault(language, []).append(share.document(source))
         languages = {}
-        for name in sorted({language for language, _ in [*streams, *self._shares]}):
+        for name in sorted({*(language for language, _ in streams), *sources}):
             stream = streams.get((name, TRAIN))
             if stream is None:
                 raise self._nothing_left(name, streams.get((name, VALIDATION)))
             languages[name] = LanguageData(
                 **{field: getattr(stream, field) for field in TokenStream.model_fields},
                 validation=streams.get((name, VALIDATION)),
-                sources=tuple(
-                    share.document(source) for (language, source), share in sorted(self._shares.items()) if language == name
-                ),
+                sources=tuple(sources.get(name, ())),
             )
         return languages
 
@@ -174,10 +172,11 @@ class Assembly:
             if language == name:
                 _add(counts, share.dropped)
         listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        hold_less = f"hold nothing out of it with --validation {name}=0, " if validation else ""
         return DataError(
             f"{name!r} has no document left to train on: {listed}",
             expected="at least one",
-            remedy=f"add text in {name!r}, hold nothing out of it with --validation {name}=0, or take it out of the corpus",
+            remedy=f"add text in {name!r}, {hold_less}or take it out of the corpus",
         )
 
     def _writer(self, language: str, split: str) -> ShardWriter:
@@ -192,10 +191,6 @@ class Assembly:
 
     def _share(self, language: str, source: int) -> _ShareCount:
         return self._shares.setdefault((language, source), _ShareCount())
-
-    def _close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
 
 
 @dataclass

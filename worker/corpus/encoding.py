@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import pickle
+import unicodedata
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from numpy.typing import NDArray
 
 from state.data_manifest import Recipe, token_bytes_for
 from state.errors import TemporaryError
-from worker.corpus.child_process import belong_to_the_parent
+from worker.corpus.child_process import belong_to_the_parent, deaf_to_interrupts
 from worker.corpus.chunks import Chunk
 from worker.corpus.cleaning import clean, hash_of, is_held_out
 from worker.corpus.records import BadRecord, Record, records
 from worker.corpus.tokenizer import load_tokenizer
-from worker.corpus.units import DOCUMENT, MAX_EXAMPLES, Example, Portion, UnitHeader, write_unit
+from worker.corpus.units import DOCUMENT, MAX_EXAMPLES, UNIT_VERSION, Example, Portion, UnitHeader, write_unit
 
 EXCERPT_CHARACTERS = 80
 _QUEUED_PER_WORKER = 2  # one at work and one waiting: a worker never waits, and memory stays small
@@ -58,8 +60,9 @@ class EncoderSetup:
     tokenizer: Path
 
     def digest(self, tokenizer_sha256: str) -> bytes:
-        """Return what tells these settings from others in the name of a unit."""
-        return bytes.fromhex(hashlib.sha256(f"{tokenizer_sha256} {self._text_rules()}".encode()).hexdigest())
+        """Return what tells these settings from others in the name of a unit, the program's own versions among them."""
+        versions = f"{UNIT_VERSION} {unicodedata.unidata_version} {sentencepiece.__version__}"
+        return hashlib.sha256(f"{versions} {tokenizer_sha256} {self._text_rules()}".encode()).digest()
 
     def _text_rules(self) -> str:
         return self.recipe.model_dump_json(exclude={"shard_bytes", "max_part_bytes", "max_malformed_share", "deduplicate"})
@@ -95,7 +98,8 @@ def encode_packs(packs: Iterator[Pack], setup: EncoderSetup, num_workers: int) -
         waiting: set[Future[Encoded]] = set()
         try:
             for pack in packs:
-                waiting.add(pool.submit(_encode, pack))
+                with deaf_to_interrupts():  # the pool starts its processes here, one by one
+                    waiting.add(pool.submit(_encode, pack))
                 if len(waiting) >= _QUEUED_PER_WORKER * num_workers:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)

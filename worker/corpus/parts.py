@@ -38,10 +38,10 @@ def check_part_size(recipe: Recipe) -> None:
     Raises:
         UserError: it does not.
     """
-    if recipe.max_part_bytes is not None and recipe.max_part_bytes < recipe.shard_bytes:
+    if recipe.max_part_bytes is not None and recipe.max_part_bytes <= recipe.shard_bytes:
         raise UserError(
-            f"a part of {recipe.max_part_bytes} bytes holds no shard of {recipe.shard_bytes}",
-            expected="--max-part-size at least as large as --shard-size",
+            f"a part of {recipe.max_part_bytes} bytes holds no shard of {recipe.shard_bytes} with its index",
+            expected="--max-part-size larger than --shard-size",
             remedy="a larger --max-part-size, or a smaller --shard-size",
         )
 
@@ -69,11 +69,12 @@ def lay_out(folder: Path, languages: dict[str, LanguageData], recipe: Recipe, to
 def describe_parts(folder: Path, manifest: DataManifest) -> None:
     """Write each part's list of files; nothing when there are no parts."""
     files: dict[str, list[PartFile]] = {}
+    sizes = manifest.files
     for stream in manifest.streams:
         for shard in stream.shards:
             for name, sha256 in ((shard.name, shard.sha256), (shard.index.name, shard.index.sha256)):
                 part, _, file = name.rpartition("/")
-                files.setdefault(part, []).append(PartFile(name=file, num_bytes=manifest.files[name], sha256=sha256))
+                files.setdefault(part, []).append(PartFile(name=file, num_bytes=sizes[name], sha256=sha256))
     for part, listed in files.items():
         if part:
             document = Part(number=int(part.rpartition("-")[2]), data_sha256=manifest.data_sha256, files=tuple(listed))

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from state.data_manifest import REPORT_NAME, TOKENIZER_NAME, DataManifest, Recipe, Source, token_bytes_for
-from state.errors import DataError, UserError
+from state.errors import DataError, UserError, did_you_mean
 from state.files import remove_tree, sha256_of_file, write_atomically
 from state.layout import DATA_MANIFEST_NAME
 from worker.corpus.assemble import Assembly, UnitPlace
 from worker.corpus.chunks import Chunk, ChunkReader
+from worker.corpus.documents import file_bytes
 from worker.corpus.duplicates import find_duplicates
 from worker.corpus.encoding import EncoderSetup, Pack, encode_packs, pack_of
 from worker.corpus.parts import check_part_size, describe_parts, lay_out
 from worker.corpus.progress import PrepareProgress, Silent
 from worker.corpus.report import add_up, make_report
-from worker.corpus.sources import SourceFile, find_sources
+from worker.corpus.sources import SourceFile, find_sources, not_read
 from worker.corpus.staging import Staging, remove_leftovers, staging_beside, staging_of
 from worker.corpus.tokenizer import Tokenizer, load_tokenizer
-from worker.corpus.units import Example, Portion, read_header
+from worker.corpus.units import Example, Portion, UnitHeader, read_header
 
 PACK_BYTES = 4 * 1024 * 1024  # of text in a unit: some seconds of work, which is what a kill can cost each process
 _BYTES_PER_WORKER = 16 * 1024 * 1024  # below this, starting a process takes longer than it saves
 _PLACES_IN_MESSAGE = 5
+_MAX_LANGUAGES = 10_000  # more than are spoken: the language field holds something else
 
 
 def prepare(
@@ -66,18 +68,22 @@ def prepare(
     recipe = recipe or Recipe()
     progress = progress or Silent()
     check_part_size(recipe)
+    _check_validation(recipe)
     model = load_tokenizer(tokenizer)
     sources = find_sources(corpus, recipe)
+    _check_names(recipe, {file.language for file in sources.files})
     if sources.ignored:
-        progress.say(f"not read, as these are of no format that is known here: {', '.join(sources.ignored)}")
+        progress.say(not_read(sources.ignored))
     out = out.resolve()
     present = _present(out, sources.files, model, recipe, replace=replace)
+    if present is None:
+        _check_corpora_stay(out, corpus)
     if present is not None:
         remove_leftovers(out)
         progress.say(f"{out} holds this data already")
         return present
-    total_bytes = sum(source.path.stat().st_size for source in sources.files)
-    num_workers = num_workers or max(1, min(os.cpu_count() or 1, total_bytes // _BYTES_PER_WORKER))
+    total_bytes = sum(map(file_bytes, sources.files))
+    num_workers = num_workers or max(1, min(_num_cores(), total_bytes // _BYTES_PER_WORKER))
     try:
         with staging_beside(out) as staging:
             work = _Preparation(sources.files, model, recipe, staging, progress)
@@ -107,6 +113,7 @@ class _Preparation:
         self._progress = progress
         self._packed: list[tuple[Path, tuple[int, ...]]] = []  # each unit, and the sources of its portions
         self._read: list[tuple[int, str]] = []  # size and sha256 of each file
+        self._languages: set[str] = set()  # of the units that were looked at
 
     def run(self, num_workers: int, pack_bytes: int, total_bytes: int) -> DataManifest:
         self._begin()
@@ -115,6 +122,7 @@ class _Preparation:
         packs = self._missing(self._packs(pack_bytes, setup.digest(self._model.sha256)))
         with contextlib.closing(encode_packs(packs, setup, num_workers)) as units:
             for unit in units:
+                self._take_languages(unit.header)
                 self._progress.advance(unit.pack_bytes, max(1, unit.header.num_tokens))
         places, sources, examples = self._counted()
         self._check_malformed(sources, examples)
@@ -156,14 +164,16 @@ class _Preparation:
 
     def _missing(self, packs: Iterator[Pack]) -> Iterator[Pack]:
         """Pass on the packs that have no unit yet."""
-        reused_bytes = 0
+        making: set[Path] = set()
+        said = False
         for pack in packs:
-            if not pack.unit.exists():
+            if pack.unit not in making and not pack.unit.exists():
+                making.add(pack.unit)
                 yield pack
                 continue
-            if not reused_bytes:
+            if pack.unit not in making and not said:
                 self._progress.say("going on where a former preparation was")
-            reused_bytes += pack.num_bytes
+                said = True
             self._progress.advance(pack.num_bytes)
 
     def _counted(self) -> tuple[list[UnitPlace], list[Source], dict[int, dict[str, list[Example]]]]:
@@ -172,6 +182,7 @@ class _Preparation:
         portions: list[list[Portion]] = [[] for _ in self._files]
         for path, numbers in self._packed:
             header = read_header(path)
+            self._take_languages(header)
             places.append(UnitPlace(path, numbers, header.num_documents))
             for number, portion in zip(numbers, header.portions, strict=True):
                 portions[number].append(portion)
@@ -194,6 +205,17 @@ class _Preparation:
             for number, mine in enumerate(portions)
         }
         return places, sources, examples
+
+    def _take_languages(self, header: UnitHeader) -> None:
+        self._languages.update(header.languages)
+        if len(self._languages) > _MAX_LANGUAGES:
+            some = ", ".join(map(repr, sorted(self._languages)[:_PLACES_IN_MESSAGE]))
+            raise DataError(
+                f"the corpus has more than {_MAX_LANGUAGES:,} languages: {some}, ...",
+                remedy=f"--language-field {self._recipe.language_field} may name the wrong field"
+                if self._recipe.language_field
+                else "each folder in a corpus folder is taken for a language",
+            )
 
     def _check_malformed(self, sources: Sequence[Source], examples: dict[int, dict[str, list[Example]]]) -> None:
         num_records = sum(source.num_records for source in sources)
@@ -222,7 +244,7 @@ class _Preparation:
 
     def _places(self, examples: dict[int, dict[str, list[Example]]]) -> str:
         places = [
-            f"\n  {self._files[number].path}, line {example.record}: {reason}"
+            f"\n  {self._files[number].path}, {self._files[number].kind.record_word} {example.record}: {reason}"
             for number, reasons in examples.items()
             for reason, kept in reasons.items()
             for example in kept
@@ -258,6 +280,33 @@ class _Preparation:
         return manifest
 
 
+def _check_validation(recipe: Recipe) -> None:
+    if recipe.validation_shares and not recipe.deduplicate:
+        raise UserError(
+            "--keep-duplicates and a --validation of single languages cannot be had together",
+            expected="one share for all languages, or no duplicates: of a text that two languages have, both copies must be held"
+            " out, or none",
+            remedy="leave out one of the two",
+        )
+
+
+def _check_names(recipe: Recipe, languages: Set[str | None]) -> None:
+    """Check that a share is for a language that is there, where the folders say which are."""
+    known = sorted(language for language in languages if language is not None)
+    for name in recipe.validation_shares:
+        if name not in known and None not in languages:
+            raise UserError(
+                f"--validation names {name!r}, and the corpus has no such language",
+                expected=f"one of {', '.join(known)}",
+                remedy=did_you_mean(name, known),
+            )
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use: of a node that is shared, often fewer than it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _present(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: Recipe, *, replace: bool) -> DataManifest | None:
     """Return the manifest in `out` when it is of this corpus, tokenizer and recipe; None when it is to be made.
 
@@ -267,6 +316,8 @@ def _present(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: R
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    if not (out / DATA_MANIFEST_NAME).is_file():
+        raise UserError(f"{out} exists and holds no prepared data", remedy="choose another --out; --replace replaces data only")
     try:
         return _already_prepared(out, files, model, recipe)
     except (UserError, DataError):
@@ -275,10 +326,15 @@ def _present(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: R
         return None
 
 
+def _check_corpora_stay(out: Path, corpora: Sequence[Path]) -> None:
+    """Check that no text lies where the data folder comes, which takes the place of all that is there."""
+    for corpus in corpora:
+        if out in (corpus.resolve(), *corpus.resolve().parents):
+            raise UserError(f"the data folder {out} would replace the corpus folder {corpus}", remedy="choose another --out")
+
+
 def _already_prepared(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: Recipe) -> DataManifest:
     path = out / DATA_MANIFEST_NAME
-    if not path.is_file():
-        raise UserError(f"{out} exists and holds no prepared data", remedy="choose another --out")
     manifest = DataManifest.from_json(path.read_bytes(), str(path))
     difference = _difference(manifest, files, model, recipe)
     if difference is not None:
@@ -300,7 +356,7 @@ def _difference(manifest: DataManifest, files: Sequence[SourceFile], model: Toke
         fields = [name for name in Recipe.model_fields if getattr(manifest.recipe, name) != getattr(recipe, name)]
         return f"another recipe: {', '.join(f'{name} {getattr(manifest.recipe, name)!r}' for name in fields)}"
     present = [(source.corpus, source.name, source.num_bytes) for source in manifest.sources]
-    if present != [(file.corpus, file.name, file.path.stat().st_size) for file in files]:
+    if present != [(file.corpus, file.name, file_bytes(file)) for file in files]:
         return "another corpus"
     if [source.sha256 for source in manifest.sources] != [_sha256_of_source(file) for file in files]:
         return "another corpus"

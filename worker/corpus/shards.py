@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,11 +82,6 @@ class ShardWriter:
             blocks=self._blocks.finish(),
         )
 
-    def close(self) -> None:
-        """Let go of the files, whatever state they are in."""
-        if self._open is not None:
-            self._open.close()
-
     def _end_shard(self, shard: _OpenShard) -> None:
         self._shards.append(shard.finish())
         self._open = None
@@ -149,27 +143,23 @@ class _OpenShard:
             index=ShardIndex(name=self._index.path.name, num_documents=self._num_documents, sha256=self._index.finish()),
         )
 
-    def close(self) -> None:
-        self._tokens.close()
-        self._index.close()
-
 
 class _HashedFile:
-    """A file that is written once, from its beginning to its end."""
+    """A file that is written once, from its beginning to its end.
+
+    It is open only while it is written to: a corpus of 300 languages has more shards than a process may have open files.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 (stays open across calls)
+        path.touch(exist_ok=False)
         self._digest = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        with open(self.path, "ab") as file:
+            file.write(data)
         self._digest.update(data)
 
     def finish(self) -> str:
-        self._file.close()
         fsync_file(self.path)
         return self._digest.hexdigest()
-
-    def close(self) -> None:
-        self._file.close()

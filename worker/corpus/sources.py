@@ -40,6 +40,11 @@ class Kind:
     form: Form
     compression: Compression = Compression.NONE
 
+    @property
+    def record_word(self) -> str:
+        """What a record's number counts."""
+        return "row" if self.form is Form.PARQUET else "line"
+
 
 _FORMS = {".jsonl": Form.JSONL, ".ndjson": Form.JSONL, ".txt": Form.TEXT}
 _COMPRESSIONS = {"": Compression.NONE, ".gz": Compression.GZIP, ".zst": Compression.ZSTD}
@@ -69,6 +74,15 @@ class Sources:
 
     files: tuple[SourceFile, ...]
     ignored: tuple[str, ...]
+
+
+_IGNORED_SHOWN = 10  # a folder of pictures has tens of thousands of them
+
+
+def not_read(ignored: Sequence[str]) -> str:
+    """Return what was not read, as a line for people."""
+    more = f" and {len(ignored) - _IGNORED_SHOWN:,} more" if len(ignored) > _IGNORED_SHOWN else ""
+    return f"not read: {', '.join(ignored[:_IGNORED_SHOWN])}{more}"
 
 
 @dataclass(frozen=True)

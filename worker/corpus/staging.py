@@ -33,7 +33,9 @@ class Staging:
     def publish(self) -> None:
         """Make `data` the final folder, in place of what lies there, and remove the rest."""
         if self.out.exists():
-            remove_tree(self.out)
+            replaced = self.root / "replaced"  # not removed in its place: a kill would leave a half of it there
+            remove_tree(replaced)
+            rename(self.out, replaced)
         rename(self.data, self.out)
         remove_tree(self.root)
 

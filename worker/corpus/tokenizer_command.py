@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,10 +80,8 @@ def _train(argv: Sequence[str]) -> int:
             f"{language.sampled_bytes / whole_bytes:.1%}",
         )
     _print(table, to_stderr=True)
-    corpora = " ".join(f"--corpus {folder}" for folder in options.corpus)
-    sys.stderr.write(
-        f"{trained.path}: {trained.vocab_size:,} pieces\nNext: gemma-orch tokenizer report {trained.path} {corpora}\n"
-    )
+    report = shlex.join([str(trained.path), "--corpus", *map(str, options.corpus)])
+    sys.stderr.write(f"{trained.path}: {trained.vocab_size:,} pieces\nNext: gemma-orch tokenizer report {report}\n")
     return ExitCode.DONE
 
 

@@ -20,7 +20,7 @@ from state.size import format_size
 from worker.corpus.documents import CorpusDocuments, file_bytes
 from worker.corpus.progress import PrepareProgress, Silent
 from worker.corpus.records import Record
-from worker.corpus.sources import SourceFile
+from worker.corpus.sources import SourceFile, not_read
 from worker.corpus.tokenizer import Tokenizer
 from worker.sentencepiece_model import SPACE, SentencePieceModel
 
@@ -97,6 +97,8 @@ def report_tokenizer(
     """
     progress = progress or Silent()
     documents = CorpusDocuments(corpora, recipe)
+    if documents.ignored:
+        progress.say(not_read(documents.ignored))
     progress.stage("encoding", documents.num_bytes)
     counter = _Counter(tokenizer)
     limits = _Limits(documents.files, max_bytes)

@@ -14,6 +14,7 @@ from state.size import format_size
 from worker.corpus.cleaning import clean
 from worker.corpus.documents import CorpusDocuments
 from worker.corpus.progress import PrepareProgress, Silent
+from worker.corpus.sources import not_read
 from worker.corpus.text_sample import LanguageSample, TextSample
 from worker.corpus.tokenizer import load_tokenizer
 from worker.corpus.training_options import TrainingOptions
@@ -118,7 +119,7 @@ def _sample(corpora: Sequence[Path], options: TrainingOptions, recipe: Recipe, p
     sample = TextSample(options.sample_bytes, options.alpha)
     documents = CorpusDocuments(corpora, recipe)
     if documents.ignored:
-        progress.say(f"not read: {', '.join(documents.ignored)}")
+        progress.say(not_read(documents.ignored))
     progress.stage("reading", documents.num_bytes)
     for record in documents.read(progress):
         cleaned = clean(record.text, recipe)

@@ -10,7 +10,6 @@ import io
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -18,7 +17,7 @@ from multiprocessing.process import BaseProcess
 import sentencepiece
 
 from state.errors import TemporaryError
-from worker.corpus.child_process import belong_to_the_parent
+from worker.corpus.child_process import belong_to_the_parent, deaf_to_interrupts
 
 _BATCH_BYTES = 1024**2
 _SAY_EVERY_S = 30.0
@@ -94,11 +93,8 @@ def train_in_child(
     context = multiprocessing.get_context("spawn")  # a fork would copy the sample and the progress bar's thread
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, vocab_size, character_coverage), daemon=True)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is ours to answer
-    try:
+    with deaf_to_interrupts():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     theirs.close()
     try:
         for batch in _batches(texts):

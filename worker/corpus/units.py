@@ -26,11 +26,14 @@ DOCUMENT = np.dtype(
         ("num_tokens", "<u4"),
         ("num_bytes", "<u4"),
         ("record", "<u4"),
-        ("portion", "<u2"),
-        ("language", "<u2"),
+        ("portion", "<u4"),  # 16 bits would not do: a unit can hold a hundred thousand files of a line each
+        ("language", "<u4"),
         ("held_out", "?"),
     ]
 )
+
+UNIT_VERSION = 2
+"""Part of every unit's name: raised whenever the same text is to give another unit, in form or in content."""
 
 MAX_EXAMPLES = 3  # of each reason and source: enough to see the pattern
 
