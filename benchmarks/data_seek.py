@@ -33,7 +33,9 @@ LARGEST_MS = 50.0
 def first_batch(folder: Path, step: int) -> None:
     manifest = read_data_manifest(folder)
     data = TokenData.open(folder, manifest, SEQUENCE_LENGTH)
-    Batches(data, seed=0, batch_size=BATCH_SIZE, weights=mixture_weights(manifest.tokens_by_language)).batch(step)
+    batches = Batches(data, seed=0, batch_size=BATCH_SIZE, weights=mixture_weights(manifest.tokens_by_language))
+    batches.batch(step)
+    batches.settle()  # in a session, beside the first step; here it would disturb the next round
 
 
 def main() -> int:

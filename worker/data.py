@@ -18,6 +18,7 @@ from worker.blocks import BlockStream, ReadAt, Tokens, read_at
 from worker.order import BatchOrder, Samples
 from worker.permutation import I64Array
 from worker.scratch import Copier, Scratch, Slots, slot_bytes
+from worker.verification import Verification
 
 
 def read_data_manifest(data_dir: Path) -> DataManifest:
@@ -48,7 +49,7 @@ class TokenData:
         manifest: What it holds.
         sequence_length: T.
         scratch: Where a fast disk may hold copies of what is read next; none: the folder is fast enough itself.
-        read: How bytes of shards are read that are to be verified or copied.
+        read: How bytes of shards are read that are to be verified or copied, or that are not verified yet.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class TokenData:
         self.num_sequences = {
             name: max(0, (num_tokens - 1) // sequence_length) for name, num_tokens in manifest.tokens_by_language.items()
         }
+        self.verification = Verification()
         self.streams = {
-            name: BlockStream(data_dir, name, manifest.languages[name], self.dtype, width=self.width, read=read)
+            name: BlockStream(data_dir, name, manifest.languages[name], self.dtype, self.verification, read=read)
             for name in self.num_sequences
         }
 
@@ -97,14 +99,16 @@ class TokenData:
                 )
 
     def sequences(self, language: str, indices: I64Array) -> Tokens:
-        """Return sequences of a language by index, [len(indices), T + 1], as they are stored.
+        """Return sequences of a language by index, [len(indices), T + 1], as they are stored, verified.
 
         Raises:
             DataError: a shard's bytes are not those that were prepared.
             TemporaryError: a shard cannot be read.
         """
         out = np.empty((len(indices), self.width), dtype=self.dtype)
-        self.streams[language].fill(indices * self.sequence_length, out)
+        for row, index in enumerate(indices.tolist()):
+            self.streams[language].fill(index * self.sequence_length, out[row])
+        self.verification.settle()
         return out
 
 
@@ -142,14 +146,22 @@ class Batches:
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[I64Array, I64Array]:
         """Return (inputs, targets) of a step, [B / world_size, T] each: a rank's contiguous part of the batch.
 
+        Blocks that it is the first to read from are verified while the step is trained: nothing that comes of the batch
+        may be kept before `settle` has returned.
+
         Raises:
-            DataError: a shard's bytes are not those that were prepared.
+            DataError: a shard's bytes, of this step or an earlier one, are not those that were prepared.
             TemporaryError: a shard cannot be read.
         """
         if self._copier:
             self._copier.at(step * self.order.batch_size)
+        self.data.verification.check()
         tokens = self._tokens(self.order.step(step, rank=rank, world_size=world_size))
         return tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
+
+    def settle(self) -> None:
+        """Wait until all that has been returned is verified; errors as `batch`."""
+        self.data.verification.settle()
 
     def batch_languages(self, step: int) -> list[str]:
         """Return the language of each of a step's sequences, in the order of the batch."""
@@ -160,25 +172,19 @@ class Batches:
         return self.order.position(step)
 
     def close(self) -> None:
-        """Let go of scratch; batches can still be read, from the data folder."""
+        """Let go of scratch and end what runs beside; batches can still be read, from the data folder."""
         if self._copier:
             self._copier.close()
             self._copier = None
+        self.data.verification.close()
 
     def _tokens(self, samples: Samples) -> Tokens:
         out = np.empty((len(samples.language), self.data.width), dtype=self.data.dtype)
-        for index in np.flatnonzero(np.bincount(samples.language)).tolist():
-            mine = np.flatnonzero(samples.language == index)
-            out[mine] = self._sequences(self.order.languages[index], samples.sequence[mine])
-        return out
-
-    def _sequences(self, language: str, indices: I64Array) -> Tokens:
-        if not self._copier:
-            return self.data.sequences(language, indices)
-        out = np.empty((len(indices), self.data.width), dtype=self.data.dtype)
-        missing = self._copier.fill(language, indices * self.data.sequence_length, out)
-        if len(missing):
-            out[missing] = self.data.sequences(language, indices[missing])
+        # Row by row: a row is long, and numpy's ways to gather many take longer to begin than a batch has rows.
+        for row, index, sequence in zip(out, samples.language.tolist(), samples.sequence.tolist(), strict=True):
+            language, start = self.order.languages[index], sequence * self.data.sequence_length
+            if not (self._copier and self._copier.fill(language, start, row)):
+                self.data.streams[language].fill(start, row)
         return out
 
 
@@ -194,7 +200,7 @@ def _copier(data: TokenData, order: BatchOrder, say: Callable[[str], None]) -> C
         )
         return None
     try:
-        slots = Slots(data.scratch.dir, num_slots, num_blocks, data.dtype, width=data.width)
+        slots = Slots(data.scratch.dir, num_slots, num_blocks, data.dtype)
     except OSError as error:
         say(f"there can be no scratch in {data.scratch.dir} ({error.strerror}); reading goes on without it, slower")
         return None

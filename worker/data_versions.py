@@ -74,14 +74,21 @@ class VersionedBatches:
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[I64Array, I64Array]:
         """Return (inputs, targets) of a step, [B / world_size, T] each: a rank's contiguous part of the batch.
 
+        Nothing that comes of the batch may be kept before `settle` has returned.
+
         Raises:
-            DataError: a shard's bytes are not those that were prepared.
+            DataError: a shard's bytes, of this step or an earlier one, are not those that were prepared.
             TemporaryError: a shard cannot be read.
         """
         number = self._version_of(step)
         for past in self._versions[:number]:
             past.close()  # the room that it has in scratch is the next one's now
         return self._versions[number].batch(step - self._first_steps[number], rank=rank, world_size=world_size)
+
+    def settle(self) -> None:
+        """Wait until all that has been returned is verified; errors as `batch`."""
+        for batches in self._versions:
+            batches.settle()
 
     def batch_languages(self, step: int) -> list[str]:
         """Return the language of each of a step's sequences, in the order of the batch."""
@@ -102,7 +109,7 @@ class VersionedBatches:
         return DataPosition(samples=samples, samples_by_language=by_language)
 
     def close(self) -> None:
-        """Let go of scratch; batches can still be read, from the data folders."""
+        """Let go of scratch and end what runs beside; batches can still be read, from the data folders."""
         for batches in self._versions:
             batches.close()
 

@@ -34,6 +34,7 @@ from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from worker.assembly import Training
+    from worker.data_versions import VersionedBatches
     from worker.trainer import Trainer
 
 
@@ -136,6 +137,7 @@ class Session:
         )
         self._watchdog = Watchdog(self._clock, self._hung)
         self._saver: Saver | None = None
+        self._batches: VersionedBatches | None = None
         self._own: list[PruneCandidate] = []
 
     def already_ended(self) -> str | None:
@@ -192,6 +194,7 @@ class Session:
         start = self._verified_start()
         self._phase(Phase.RESTORING)
         training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock, self._host.say)
+        self._batches = training.batches
         saver = self._saver = Saver(
             self._store,
             training.image,
@@ -332,6 +335,9 @@ class Session:
         spec, parent, train_s = self._spec, self._progress.head, self._progress.train_s
 
         def manifest(written: WrittenState) -> Manifest:
+            # The one gate to all that lasts: blocks are verified beside the training, and every checkpoint, so also the last
+            # state of a session that ends well, exists by its manifest only. No manifest before all that was read is verified.
+            training.batches.settle()
             position = training.batches.data_position(written.step)
             return Manifest(
                 id=name,
@@ -381,7 +387,7 @@ class Session:
 
     def _fail(self, error: Exception) -> int:
         """Bring home what can be, and report the error; return the exit code."""
-        failure = understand(error)
+        failure = understand(self._cause(error))
         self._host.say(failure.reason if failure.expected else "".join(traceback.format_exception(error)))
         if self._saver is not None:
             try:
@@ -390,6 +396,15 @@ class Session:
                 self._host.say(f"the checkpoint that was being made is lost too: {another}")
         self._report(Outcome.FAILED, failure.reason, failure)
         return failure.exit_code
+
+    def _cause(self, error: Exception) -> Exception:
+        """Return what an error comes from: damaged tokens, where some were trained on, whatever they have led to."""
+        try:
+            if self._batches is not None:
+                self._batches.settle()
+        except GemmaOrchError as cause:
+            return cause
+        return error
 
     def _hung(self, problem: str) -> None:
         """Report that nothing happens any more, and end the process whatever its other threads wait for."""

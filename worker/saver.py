@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from state import effects, files
 from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
+from state.errors import GemmaOrchError
 from state.manifest import FileEntry, Manifest, TensorEntry
 from worker.bulk_file import BulkFile
 from worker.failure import disk_full, is_disk_full
@@ -48,7 +49,7 @@ class SaveRequest:
     checkpoint_id: str
     step: int
     manifest: Callable[[WrittenState], Manifest]
-    """Makes the manifest out of what was written."""
+    """Makes the manifest out of what was written, on the saving thread; where it raises, there is no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -254,12 +255,19 @@ class _Save:
                 return
             begun_s = self._clock.monotonic()
             written = WrittenState(self.request.step, self._next_loss, tensors, file)
-            self._store.commit(staged, self.request.manifest(written))
+            self._store.commit(staged, self._manifest(written, staged))
         except (OSError, GeneratorExit):
             _remove(staged)  # a full disk needs the room, and nobody needs a part of a checkpoint
             raise
         self._after_commit(self.request)
         self.seconds += self._clock.monotonic() - begun_s
+
+    def _manifest(self, written: WrittenState, staged: Path) -> Manifest:
+        try:
+            return self.request.manifest(written)
+        except GemmaOrchError:
+            _remove(staged)  # of such a state there is to be no checkpoint
+            raise
 
 
 def _write(image: StateImage, path: Path, *, direct: bool) -> Generator[None, None, tuple[tuple[TensorEntry, ...], FileEntry]]:

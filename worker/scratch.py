@@ -25,7 +25,6 @@ from state.data_manifest import BLOCK_TOKENS
 from state.errors import DataError
 from worker.blocks import Tokens, blocks_of
 from worker.order import BatchOrder, Window
-from worker.permutation import I64Array
 
 _SLOT_TOKENS = BLOCK_TOKENS + 1
 _LONGEST_GOODBYE_S = 30.0  # a mount that hangs must not hold the session's end
@@ -105,19 +104,15 @@ class Slots:
         num_slots: How many, 1 or more.
         num_blocks: Blocks of each language's stream.
         dtype: Of a stored token.
-        width: Tokens in a row that is read.
 
     Raises:
         OSError: there can be no file.
     """
 
-    def __init__(
-        self, folder: Path, num_slots: int, num_blocks: Mapping[str, int], dtype: np.dtype[np.unsignedinteger], *, width: int
-    ) -> None:
+    def __init__(self, folder: Path, num_slots: int, num_blocks: Mapping[str, int], dtype: np.dtype[np.unsignedinteger]) -> None:
         self.num_slots = num_slots
         self._slot_bytes = slot_bytes(dtype)
-        self._width = width
-        self._slot_of = {name: np.full(count, -1, dtype=np.int64) for name, count in num_blocks.items()}
+        self._slot_of = {name: [-1] * count for name, count in num_blocks.items()}
         self._held: dict[BlockId, int] = {}  # oldest first
         self._free = list(range(self.num_slots))[::-1]
         # Rows are copied out under the lock, so no slot is given to another block while it is being read.
@@ -126,9 +121,6 @@ class Slots:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (stays open until close)
         self._file.truncate(num_slots * self._slot_bytes)
         self._tokens: Tokens = np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
-        # A row that lies within a block fits into a slot; longer ones are put together from pieces.
-        fits = width <= len(self._tokens)
-        self._rows = np.lib.stride_tricks.sliding_window_view(self._tokens, width) if fits else None
 
     def __contains__(self, block: object) -> bool:
         with self._lock:
@@ -171,21 +163,18 @@ class Slots:
         while written < len(data):
             written += os.pwrite(self._file.fileno(), data[written:], slot * self._slot_bytes + written)
 
-    def fill(self, language: str, starts: I64Array, out: Tokens) -> I64Array:
-        """Fill the rows of `out`, [K, width], whose blocks are all here; return the numbers of the other rows."""
-        first, last = blocks_of(starts, self._width)
-        missing = np.zeros(len(starts), dtype=np.bool_)
+    def fill(self, language: str, start: int, out: Tokens) -> bool:
+        """Fill `out` with a language's tokens from `start` on, if their blocks are all here; return whether they are."""
+        blocks = blocks_of(start, len(out))
         with self._lock:
-            slot_of = self._slot_of[language]
-            slots = slot_of[first]
-            within = first == last
-            missing[slots < 0] = True
-            here = np.flatnonzero(within & ~missing)
-            if len(here) and self._rows is not None:
-                out[here] = self._rows[slots[here] * _SLOT_TOKENS + starts[here] - first[here] * BLOCK_TOKENS]
-            for row in np.flatnonzero(~within).tolist():
-                missing[row] = not self._fill_across(slot_of, int(starts[row]), range(first[row], last[row] + 1), out[row])
-        return np.flatnonzero(missing)
+            slots = self._slot_of[language][blocks.start : blocks.stop]
+            if min(slots) < 0:
+                return False
+            for block, slot in zip(blocks, slots, strict=True):
+                begin, end = max(start, block * BLOCK_TOKENS), min(start + len(out), block * BLOCK_TOKENS + _SLOT_TOKENS)
+                offset = slot * _SLOT_TOKENS - block * BLOCK_TOKENS
+                out[begin - start : end - start] = self._tokens[offset + begin : offset + end]
+        return True
 
     def shrink(self) -> bool:
         """Do without the slots that have never been used; return whether there were any."""
@@ -198,21 +187,11 @@ class Slots:
     def close(self) -> None:
         """Give the room back; nothing is here any more."""
         with self._lock:
-            for slot_of in self._slot_of.values():
-                slot_of[:] = -1
+            for language, block in self._held:
+                self._slot_of[language][block] = -1
             self._held.clear()
-            self._rows, self._tokens = None, self._tokens[:0].copy()  # the file is gone when nothing maps it
+            self._tokens = self._tokens[:0].copy()  # the file is gone when nothing maps it
             self._file.close()
-
-    def _fill_across(self, slot_of: I64Array, start: int, blocks: range, out: Tokens) -> bool:
-        slots = slot_of[blocks.start : blocks.stop].tolist()
-        if min(slots) < 0:
-            return False
-        for block, slot in zip(blocks, slots, strict=True):
-            begin, end = max(start, block * BLOCK_TOKENS), min(start + len(out), block * BLOCK_TOKENS + _SLOT_TOKENS)
-            offset = slot * _SLOT_TOKENS - block * BLOCK_TOKENS
-            out[begin - start : end - start] = self._tokens[offset + begin : offset + end]
-        return True
 
     def _evict(self, keep: AbstractSet[BlockId]) -> int:
         block = next(block for block in self._held if block not in keep)
@@ -260,9 +239,9 @@ class Copier:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_ready)
 
-    def fill(self, language: str, starts: I64Array, out: Tokens) -> I64Array:
-        """Fill the rows whose blocks are in scratch; return the numbers of the others."""
-        return self._slots.fill(language, starts, out)
+    def fill(self, language: str, start: int, out: Tokens) -> bool:
+        """Fill `out` with a language's tokens from `start` on, if they are in scratch; return whether they are."""
+        return self._slots.fill(language, start, out)
 
     def settle(self) -> None:
         """Wait until all that should be in scratch is there, as far as it can be."""

@@ -144,7 +144,7 @@ def test_a_folder_without_a_manifest_is_no_data_folder(tmp_path: Path):
         read_data_manifest(tmp_path)
 
 
-def test_a_shard_whose_bytes_have_changed_is_named_by_the_batch_that_needs_it(folder: Path):
+def test_a_shard_whose_bytes_have_changed_is_named_before_what_came_of_it_may_be_kept(folder: Path):
     shard = folder / "hindi.train-00000.tokens"
     damaged = bytearray(shard.read_bytes())
     damaged[-1] ^= 1
@@ -153,9 +153,27 @@ def test_a_shard_whose_bytes_have_changed_is_named_by_the_batch_that_needs_it(fo
     languages = [made.batch_languages(step)[0] for step in range(20)]
     for step in range(languages.index("hindi")):
         made.batch(step)
-    with pytest.raises(DataError, match=r"hindi.train-00000\.tokens has changed: block 0 of 'hindi'") as caught:
-        made.batch(languages.index("hindi"))
+    made.settle()
+    made.batch(languages.index("hindi"))
+    for look in (made.settle, made.settle, lambda: made.batch(0)):
+        with pytest.raises(DataError, match=r"hindi.train-00000\.tokens has changed: block 0 of 'hindi'") as caught:
+            look()
     assert f"remove {folder}" in caught.value.remedy
+
+
+def test_sequences_are_verified_before_they_are_returned(folder: Path):
+    shard = folder / "hindi.train-00000.tokens"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="has changed: block 0 of 'hindi'"):
+        TokenData.open(folder, read_data_manifest(folder), T).sequences("hindi", np.array([0]))
+
+
+def test_a_batch_is_the_callers_to_keep_and_to_change(folder: Path):
+    made = batches(folder)
+    inputs, targets = made.batch(3)
+    kept = inputs.copy(), targets.copy()
+    inputs[:], targets[:] = -1, -1
+    assert all((again == before).all() for again, before in zip(made.batch(3), kept, strict=True))
 
 
 def test_an_epoch_over_blocks_and_shards_reads_every_token_once(tmp_path: Path):

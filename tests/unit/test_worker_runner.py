@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from state.errors import ErrorClass, UserError
 from state.layout import MANIFEST_NAME
 from state.manifest import Manifest
 from state.report import Outcome, Phase
-from state.spec import ORDER_VERSION, ExpectedCheckpoint, SessionSpec
+from state.spec import ORDER_VERSION, ExpectedCheckpoint, SessionData, SessionSpec
 from tests.sessions import CountingClock, SmallRun, asked_after, let_saver_finish, make_data, small_architecture, wait_until
 from worker.assembly import check_trajectory
 from worker.runner import Host, run_session
@@ -507,15 +508,62 @@ def test_a_checkpoint_that_is_no_later_one_of_the_run_is_no_going_on(run: SmallR
     assert pruned in run.store.ids()
 
 
-def test_a_shard_that_has_changed_stops_the_session_before_it_trains(run: SmallRun):
+def test_a_shard_that_has_changed_stops_the_session_before_anything_is_kept(run: SmallRun):
     shard = run.data.languages["konkani"].shards[0].name
     flip_last_bit(run.layout.data / shard)
-    spec = run.spec()
+    spec = run.spec(checkpoint_every_s=1e-6)
     assert run.run(spec) == 4
     report = run.report(spec)
-    assert (report.error_class, report.tokens, report.corrupt_checkpoint) == (ErrorClass.DATA, 0, None)
+    assert (report.error_class, report.head, report.corrupt_checkpoint) == (ErrorClass.DATA, None, None)
+    assert run.store.ids() == ()
     assert shard in report.reason
     assert "the same gemma-orch start command prepares it again" in report.reason
+
+
+def damaged_from(run: SmallRun, step: int) -> SessionData:
+    """Data that a run reads from a step on, of which one shard has changed."""
+    folder = run.layout.root / "later"
+    data = make_data(folder, seed=2)
+    flip_last_bit(folder / data.languages["english"].shards[0].name)
+    return run.version(first_step=step, data_dir=str(folder), data_sha256=data.data_sha256)
+
+
+@pytest.fixture
+def late_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let digests of blocks come when a small session has long trained and could have saved."""
+    at_once = hashlib.sha256
+
+    def sha256(data: bytes = b"") -> Any:
+        if threading.current_thread().name == "verification":
+            threading.Event().wait(0.15)
+        return at_once(data)
+
+    monkeypatch.setattr(hashlib, "sha256", sha256)
+
+
+@pytest.mark.usefixtures("late_digests")
+@pytest.mark.parametrize("steps", [6, 7])
+@pytest.mark.parametrize("checkpoint_every_s", [1e-6, 10_000.0])
+def test_no_checkpoint_is_ever_made_of_damaged_tokens(run: SmallRun, steps: int, checkpoint_every_s: float):
+    spec = run.spec(data=(run.version(), damaged_from(run, 5)), total_steps=steps, checkpoint_every_s=checkpoint_every_s)
+    assert run.run(spec) == 4
+    report = run.report(spec)
+    assert (report.outcome, report.error_class) == (Outcome.FAILED, ErrorClass.DATA)
+    assert "has changed: block 0 of 'english'" in report.reason
+    # The checkpoint of step 5 would promise the loss of the first damaged batch.
+    assert all(run.store.manifest(name)[0].step < 5 for name in run.store.ids())
+    assert os.listdir(run.layout.checkpoints) == list(run.store.ids())
+
+
+def test_damaged_tokens_are_blamed_for_what_they_lead_to(run: SmallRun):
+    start = first_session(run, steps=5)
+    spec = run.spec(2, start=start)
+    shard = run.data.languages["english"].shards[0].name
+    (run.layout.data / shard).write_bytes(b"\xff" * 1800)  # tokens that the vocabulary does not have
+    assert run.run(spec) == 4
+    report = run.report(spec)
+    assert (report.error_class, report.corrupt_checkpoint) == (ErrorClass.DATA, None)
+    assert f"{shard} has changed" in report.reason
 
 
 def test_a_session_says_what_it_does_while_it_does_it(run: SmallRun):

@@ -107,6 +107,17 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+def test_a_state_of_which_no_manifest_can_be_made_becomes_no_checkpoint(bench: Bench):
+    def manifest(written: WrittenState) -> Manifest:
+        raise DataError("the state was trained on damaged tokens")
+
+    bench.saver.begin(SaveRequest(checkpoint_id(1, 1, 1), 1, manifest))
+    bench.saver.next_loss(1.0)
+    with pytest.raises(DataError, match="damaged tokens"):
+        bench.saver.finish()
+    assert (bench.store.ids(), bench.leftovers(), bench.committed) == ((), [], [])
+
+
 @pytest.mark.parametrize("urgent", [False, True])
 def test_a_checkpoint_exists_when_its_next_loss_is_told(bench: Bench, urgent: bool):
     name = bench.begin(7, urgent=urgent)
