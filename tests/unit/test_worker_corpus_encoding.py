@@ -10,7 +10,7 @@ from state.data_manifest import Recipe
 from state.errors import TemporaryError
 from worker.corpus.chunks import Chunk, ChunkReader
 from worker.corpus.cleaning import Rule
-from worker.corpus.encoding import Encoder, EncoderSetup, Pack, encode_packs, excerpt, pack_of
+from worker.corpus.encoding import Encoder, EncoderSetup, Pack, encode_packs, pack_of
 from worker.corpus.records import Reason
 from worker.corpus.shipped import sample_tokenizer_path
 from worker.corpus.sources import find_sources
@@ -98,7 +98,3 @@ def test_a_process_that_is_killed_is_said_with_the_next_command(tmp_path: Path):
     pack = Pack(tmp_path / "a.unit", pickle.dumps(_Deadly()), 1)
     with pytest.raises(TemporaryError, match="a process that encodes was killed"):
         list(encode_packs(iter([pack]), setup(), 2))
-
-
-def test_an_excerpt_is_one_printable_line():
-    assert excerpt("a\n b\t\u200bc" + "x" * 200) == "a b \N{REPLACEMENT CHARACTER}c" + "x" * 74

@@ -13,7 +13,7 @@ from state.data_manifest import LanguageData, Recipe, Source, SourceShare, Token
 from state.errors import DataError
 from worker.corpus.cleaning import Rule
 from worker.corpus.duplicates import UNIQUE
-from worker.corpus.encoding import EXCERPT_CHARACTERS, excerpt
+from worker.corpus.records import EXCERPT_CHARACTERS, excerpt
 from worker.corpus.shards import ShardWriter
 from worker.corpus.tokenizer import Tokenizer
 from worker.corpus.units import MAX_EXAMPLES, Example, Unit, read_documents, read_unit

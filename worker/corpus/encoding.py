@@ -21,11 +21,10 @@ from state.errors import TemporaryError
 from worker.corpus.child_process import belong_to_the_parent, deaf_to_interrupts
 from worker.corpus.chunks import Chunk
 from worker.corpus.cleaning import clean, hash_of, is_held_out
-from worker.corpus.records import BadRecord, Record, records
+from worker.corpus.records import BadRecord, Record, excerpt, records
 from worker.corpus.tokenizer import load_tokenizer
 from worker.corpus.units import DOCUMENT, MAX_EXAMPLES, UNIT_VERSION, Example, Portion, UnitHeader, write_unit
 
-EXCERPT_CHARACTERS = 80
 _QUEUED_PER_WORKER = 2  # one at work and one waiting: a worker never waits, and memory stays small
 
 
@@ -226,12 +225,6 @@ class _PortionCount:
             dropped=self.dropped,
             examples={reason: tuple(kept) for reason, kept in self.examples.items()},
         )
-
-
-def excerpt(text: str) -> str:
-    """Return how a text begins, on one line and printable."""
-    shown = " ".join(text[: 2 * EXCERPT_CHARACTERS].split())[:EXCERPT_CHARACTERS]
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)
 
 
 def _count(counts: dict[str, int], reason: str) -> None:

@@ -62,10 +62,15 @@ def records(chunk: Chunk, recipe: Recipe) -> Iterator[Record | BadRecord]:
             yield _plain(number, data, language, recipe)
 
 
-def excerpt_of(data: bytes) -> str:
-    """Return the first characters of a record, those that cannot be printed replaced by a space."""
-    head = data[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+def excerpt(text: str) -> str:
+    """Return the first characters of a text, those that cannot be printed replaced by a space."""
+    head = text[:EXCERPT_CHARACTERS]
     return "".join(character if character.isprintable() else " " for character in head).strip()
+
+
+def excerpt_of(data: bytes) -> str:
+    """Return the first characters of a record, as `excerpt`."""
+    return excerpt(data[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace"))
 
 
 def _json_lines(chunk: Chunk, data: bytes, recipe: Recipe) -> Iterator[Record | BadRecord]:
