@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from worker.corpus.shipped import sample_corpus_dir, sample_tokenizer_path
 from worker.corpus.tokenizer import Tokenizer, load_tokenizer
@@ -91,3 +92,17 @@ def test_words_are_forgotten_when_they_are_too_many() -> None:
         assert lengths.tolist() == [2 + len(text.replace(" ", "")) for text in texts]
         assert len(tokens) == lengths.sum()
     assert_same(model, words_of(model), ["a" * 300_000, "b " * 200_000])
+
+
+def test_of_too_many_words_the_frequent_ones_are_kept() -> None:
+    asked: list[str] = []
+
+    def encode(new: list[str]) -> list[NDArray[np.int32]]:
+        asked.extend(new)
+        return [np.full(len(word), 7, dtype=np.int32) for word in new]
+
+    words = Words(str.split, encode, bos_id=1, eos_id=2, max_words=4)
+    for number in range(20):
+        tokens, _ = words.encode([f"the of the of x{number}"])
+        assert tokens.tolist() == [1, *[7] * (10 + len(f"x{number}")), 2]
+    assert asked.count("the") == asked.count("of") == 1

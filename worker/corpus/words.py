@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from worker.corpus.long_text import CutRule
 from worker.sentencepiece_model import SPACE
 
-MAX_WORDS = 2**18  # some 200 bytes each; a language's running text has most of its words among fewer
+MAX_WORDS = 3 * 2**16  # some 200 bytes each; a language's running text has most of its words among fewer
 _BATCH_CHARACTERS = 256 * 1024
 _CUT = "\0"  # a text with this character in it is encoded otherwise
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
@@ -35,7 +35,7 @@ class Words:
         encode: Gives each text's ids, without bos and eos.
         bos_id: What each text begins with.
         eos_id: What it ends with.
-        max_words: How many are remembered, a pack's more or less; then all are forgotten.
+        max_words: How many are remembered, a batch's more or less; then the rarer half is forgotten.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class Words:
         """[sum of lengths] of all words, one after another."""
         self._starts: I64Array
         self._lengths: I64Array
-        self._forget()
+        self._uses: I64Array
+        """[number of words] how often each has come, less so long ago."""
+        self._begin()
 
     def encode(self, texts: list[str]) -> tuple[I32Array, I64Array]:
         """Return (all tokens, joined; number of tokens of each text, at least 2 each), with bos and eos; one text or more."""
@@ -67,17 +69,21 @@ class Words:
             words.append(_END)
         places = np.fromiter(map(self._places.__getitem__, words), dtype=np.int64, count=len(words))
         self._learn()
-        lengths = self._lengths[places]
-        ends = np.cumsum(lengths)
-        at = np.repeat(self._starts[places] - (ends - lengths), lengths)
-        at += np.arange(len(at))
-        tokens = self._tokens[at]
+        self._uses += np.bincount(places, minlength=len(self._uses))
+        tokens, lengths = self._tokens_of(places)
         if len(self._places) > self._max_words:
-            self._forget()
+            self._forget_the_rare()
         return tokens, np.add.reduceat(lengths, begins)
 
+    def _tokens_of(self, places: I64Array) -> tuple[I32Array, I64Array]:
+        """Return (the words' tokens, joined; number of tokens of each)."""
+        lengths = self._lengths[places]
+        at = np.repeat(self._starts[places] - (np.cumsum(lengths) - lengths), lengths)
+        at += np.arange(len(at))
+        return self._tokens[at], lengths
+
     def _learn(self) -> None:
-        """Encode the words that were new; a long one is remembered as well, until all are forgotten."""
+        """Encode the words that were new; a long one is remembered as well, until it is forgotten."""
         new = self._places.new
         if not new:
             return
@@ -86,13 +92,24 @@ class Words:
         self._starts = np.concatenate([self._starts, len(self._tokens) + np.cumsum(lengths) - lengths])
         self._lengths = np.concatenate([self._lengths, lengths])
         self._tokens = np.concatenate([self._tokens, *ids])
+        self._uses = np.concatenate([self._uses, np.zeros(len(ids), dtype=np.int64)])
         self._places.new = []
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         self._places = _Places({_BEGIN: 0, _END: 1})
         self._tokens = self._ends
         self._starts = np.array([0, 1], dtype=np.int64)
         self._lengths = np.array([1, 1], dtype=np.int64)
+        self._uses = np.zeros(2, dtype=np.int64)
+
+    def _forget_the_rare(self) -> None:
+        frequent = 2 + np.argsort(-self._uses[2:], kind="stable")[: self._max_words // 2]
+        kept = np.concatenate([[0, 1], frequent])  # begin and end keep their places
+        words = list(self._places)
+        self._places = _Places({words[place]: number for number, place in enumerate(kept.tolist())})
+        self._tokens, self._lengths = self._tokens_of(kept)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._uses = self._uses[kept] // 2
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:
