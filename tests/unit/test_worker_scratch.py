@@ -109,13 +109,19 @@ class Bench:
         return sum(source.reads.total() for source in self.sources.values())
 
 
+def wait_for_verification() -> None:
+    """Wait for the threads of batches that nobody has closed, of an earlier test as well: they end with their work."""
+    for thread in threading.enumerate():
+        if thread.name == "verification":
+            thread.join(60)
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
+    wait_for_verification()
     before = threading.active_count()
     yield
-    for thread in threading.enumerate():
-        if thread.name == "verification":  # of batches that nobody has closed; it ends with its work
-            thread.join(60)
+    wait_for_verification()
     assert threading.active_count() == before
 
 
