@@ -15,6 +15,7 @@ from orchestrator.plan import first_attempt_with_progress
 from orchestrator.preparation import require_training_extra
 from orchestrator.wiring import check_backend
 from state.errors import LeaseHeldError, UserError
+from state.kaggle.names import check_run_fits
 from state.ledger import CheckpointState, RerunWish, RunHeader, RunRecord, RunWishes
 from state.mixture import epochs_by_language
 from state.process import certainly_dead
@@ -48,7 +49,10 @@ def begin(ports: Ports, said: Explicit, config: Path | None, *, num_cores: int, 
     origin = f"{config} or the options" if config is not None else "the options"
     spec = make_spec(name, explicit, previous=known.spec if known is not None else None, num_cores=num_cores, origin=origin)
     check_backend(spec.backend)
-    require_training_extra()
+    if spec.backend == "local":
+        require_training_extra()
+    else:
+        check_run_fits(name)
     if known is None:
         now = ports.clock.now()
         if spec.data.corpus and spec.data.tokenizer is None:

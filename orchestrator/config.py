@@ -20,6 +20,20 @@ Explicit = dict[str, Any]
 
 _SESSION_KEYS = {"limit": "session_limit_s", "checkpoint_every": "checkpoint_every_s", "steps": "session_steps"}
 _READING_KEYS = {"scratch_dir": "scratch_dir", "scratch_size": "scratch_bytes"}
+_KAGGLE_KEYS = {
+    "owner": "owner",
+    "accelerator": "accelerator",
+    "internet": "internet",
+    "poll_every": "poll_every_s",
+    "upload_every": "upload_every_s",
+    "stop_poll_every": "stop_poll_every_s",
+    "settle": "settle_s",
+    "processing_limit": "processing_limit_s",
+    "gpu_reserve": "gpu_reserve_s",
+    "storage_quota": "storage_quota_bytes",
+    "storage_share": "storage_share",
+    "token_dataset": "token_dataset",
+}
 _RUN_KEYS = ("name", "total_steps", "backend")
 _TABLES: dict[str, tuple[str, ...]] = {
     "run": _RUN_KEYS,
@@ -29,6 +43,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "reading": tuple(_READING_KEYS),
     "session": tuple(_SESSION_KEYS),
     "checkpoints": tuple(Retention.model_fields),
+    "kaggle": tuple(_KAGGLE_KEYS),
 }
 
 
@@ -75,31 +90,47 @@ def _read_table(path: Path, table: str, values: dict[str, Any]) -> Explicit:
             return {"reading": {_READING_KEYS[key]: _reading_value(path, key, value) for key, value in values.items()}}
         case "checkpoints":
             return {"retention": dict(values)}
+        case "kaggle":
+            return {"kaggle": {_KAGGLE_KEYS[key]: _kaggle_value(path, key, value) for key, value in values.items()}}
         case _:
             return {table: dict(values)}
 
 
 def _session_value(path: Path, key: str, value: Any) -> Any:
-    if key == "steps":
-        return value
+    return value if key == "steps" else _duration_s(path, f"session.{key}", value)
+
+
+def _kaggle_value(path: Path, key: str, value: Any) -> Any:
+    field = _KAGGLE_KEYS[key]
+    if field.endswith("_s"):
+        return _duration_s(path, f"kaggle.{key}", value)
+    return _size_bytes(path, f"kaggle.{key}", value) if field.endswith("_bytes") else value
+
+
+def _duration_s(path: Path, key: str, value: Any) -> float:
     if not isinstance(value, str):
-        raise UserError(f"{path}: session.{key} is {value!r}", expected="a duration in quotes, such as '11h30m'")
+        raise UserError(f"{path}: {key} is {value!r}", expected="a duration in quotes, such as '11h30m'")
     try:
         return parse_duration_s(value)
     except UserError as error:
-        raise UserError(f"{path}: session.{key}: {error.what}", expected=error.expected) from error
+        raise UserError(f"{path}: {key}: {error.what}", expected=error.expected) from error
 
 
-def _reading_value(path: Path, key: str, value: Any) -> Any:
+def _size_bytes(path: Path, key: str, value: Any) -> int:
     if not isinstance(value, str):
-        what = "a size in quotes, such as '20GB'" if key == "scratch_size" else "a folder in quotes"
-        raise UserError(f"{path}: reading.{key} is {value!r}", expected=what)
-    if key == "scratch_dir":
-        return _absolute(value, path.parent)
+        raise UserError(f"{path}: {key} is {value!r}", expected="a size in quotes, such as '20GB'")
     try:
         return parse_size_bytes(value)
     except UserError as error:
-        raise UserError(f"{path}: reading.{key}: {error.what}", expected=error.expected) from error
+        raise UserError(f"{path}: {key}: {error.what}", expected=error.expected) from error
+
+
+def _reading_value(path: Path, key: str, value: Any) -> Any:
+    if key == "scratch_size":
+        return _size_bytes(path, "reading.scratch_size", value)
+    if not isinstance(value, str):
+        raise UserError(f"{path}: reading.{key} is {value!r}", expected="a folder in quotes")
+    return _absolute(value, path.parent)
 
 
 def _absolute(text: str, folder: Path) -> str:
@@ -187,6 +218,9 @@ def _problem(problem: Any) -> str:
         key = ".".join(["checkpoints", *location[1:]])
     elif location == ["reading", "scratch_bytes"]:
         key = "reading.scratch_size"
+    elif location[:1] == ["kaggle"] and len(location) > 1:
+        names = {field: key for key, field in _KAGGLE_KEYS.items()}
+        key = f"kaggle.{names.get(location[1], location[1])}"
     elif len(location) == 1 and location[0] in _RUN_KEYS:
         key = f"run.{location[0]}"
     value = "" if isinstance(problem.get("input"), dict) else f" is {problem.get('input')!r}"

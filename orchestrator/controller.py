@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.backends.base import AttemptRef, Backend, Sighting
+from orchestrator.backends.base import AttemptRef, Backend, Quota, Sighting
 from orchestrator.collect import collect
 from orchestrator.launch import plan_attempt
 from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
@@ -21,7 +21,16 @@ from orchestrator.rerun import compare
 from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
 from state.data_manifest import TOKENIZER_NAME
-from state.errors import AmbiguousError, CorruptCheckpointError, DataError, ExitCode, GemmaOrchError, UserError
+from state.errors import (
+    AmbiguousError,
+    CorruptCheckpointError,
+    DataError,
+    ExitCode,
+    GemmaOrchError,
+    NotLaunchedError,
+    TemporaryError,
+    UserError,
+)
 from state.layout import HomeLayout, attempt_name
 from state.ledger import (
     AttemptRecord,
@@ -38,7 +47,7 @@ from state.process import ProcessIdentity
 from state.report import Outcome
 from state.run_store import RunStore, lease_lost
 from state.session import AttemptState, RunState
-from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec
+from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec, SessionSpec
 
 LEASE_S = 60.0  # a controller that is silent for this long may be replaced; a dead one on this machine at once
 
@@ -66,8 +75,8 @@ class Ports:
     home: HomeLayout
     clock: Clock
     owner: ProcessIdentity
-    backend: Callable[[str], Backend]
-    """A backend by name."""
+    backend: Callable[[str, str], Backend]
+    """A backend by name, for a run by its name."""
     checkpoints: Callable[[str], CheckpointStore]
     """The checkpoint store of a run, by the run's name."""
     prepare: Preparer
@@ -110,10 +119,13 @@ class Controller:
         if until(record):
             return Tick(Wait("nothing: what was asked for is done"), record)
         now = self._ports.clock.now()
-        decision = decide(record, self._ports.backend(record.spec.backend).quota(now), now, by_hand)
+        quota = Quota(available=True)
+        if record.live_attempt is None:  # asking costs a call on some platforms
+            quota = self._ports.backend(record.spec.backend, run).quota(now)
+        decision = decide(record, quota, now, by_hand)
         if isinstance(decision, Finish) and not self._may_finish(record, decision):
             return Tick(Wait("the next tick: the head was not what it should be"), self._ports.runs.load(run))
-        self._act(record, decision)
+        decision = self._act(record, decision) or decision
         return Tick(decision, record if isinstance(decision, Wait) else self._ports.runs.load(run))
 
     def _take_lease(self, run: str) -> None:
@@ -236,7 +248,7 @@ class Controller:
         live = record.live_attempt
         observation, report = None, None
         if live is not None and live.state is not AttemptState.PLANNED:
-            backend, ref = self._ports.backend(live.backend), _ref(record, live)
+            backend, ref = self._ports.backend(live.backend, record.name), ref_of(record, live)
             observation = backend.observe(ref)
             report = backend.report(ref)
         store = self._ports.checkpoints(record.name)
@@ -276,7 +288,7 @@ class Controller:
         return name in known and self._sighting(record, known[name]) in (Sighting.ENDED, Sighting.MISSING)
 
     def _sighting(self, record: RunRecord, attempt: AttemptRecord) -> Sighting:
-        return self._ports.backend(attempt.backend).observe(_ref(record, attempt)).sighting
+        return self._ports.backend(attempt.backend, record.name).observe(ref_of(record, attempt)).sighting
 
     def _changed(self, record: RunRecord, changes: Sequence[Change]) -> RunRecord:
         if not changes:
@@ -289,22 +301,25 @@ class Controller:
         if record.live_attempt is not None or not record.attempts:
             return None
         newest = record.attempts[-1]
+        if not self._ports.backend(newest.backend, record.name).can_be_run_by_hand:
+            return None
         return newest if self._sighting(record, newest) is Sighting.RUNNING else None
 
-    def _act(self, record: RunRecord, decision: Decision) -> None:
+    def _act(self, record: RunRecord, decision: Decision) -> Wait | None:
+        """Carry a decision out; return what it waits for, when that shows only now."""
         match decision:
             case Launch():
-                self._plan_and_launch(record, decision)
+                return self._plan_and_launch(record, decision)
             case Resume(attempt):
-                self._launch(record, attempt)
+                return self._launch(record, attempt)
             case AskToStop(attempt):
                 if attempt.asked_at is None:
                     self._apply(record, [PutAttempt(attempt.model_copy(update={"asked_at": self._ports.clock.now()}))])
-                self._ports.backend(attempt.backend).ask_to_stop(_ref(record, attempt))
+                self._ports.backend(attempt.backend, record.name).ask_to_stop(ref_of(record, attempt))
             case Kill(attempt, reason):
                 if attempt.reason != reason:  # what was killed cannot say why
                     self._apply(record, [PutAttempt(attempt.model_copy(update={"reason": reason}))])
-                self._ports.backend(attempt.backend).kill(_ref(record, attempt))
+                self._ports.backend(attempt.backend, record.name).kill(ref_of(record, attempt))
             case Drop(attempt):
                 self._apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.DROPPED}))])
             case Finish(state, message):
@@ -313,6 +328,7 @@ class Controller:
                 self._settle(record, RunState.FAILED, message, exit_code)
             case Wait():
                 pass
+        return None
 
     def _settle(self, record: RunRecord, state: RunState, message: str, exit_code: int) -> None:
         changes: list[Change] = []
@@ -323,13 +339,13 @@ class Controller:
             changes.append(ClearWish("stop", record.wishes.stop))
         self._changed(record, changes)
 
-    def _plan_and_launch(self, record: RunRecord, decision: Launch) -> None:
+    def _plan_and_launch(self, record: RunRecord, decision: Launch) -> Wait | None:
         prepared = self._prepared(record, decision)
         if prepared is None:
-            return
+            return None
         record = prepared
         if decision.start_checkpoint is not None and not self._is_sound(record, decision.start_checkpoint, decision):
-            return  # the record has stepped back: the next tick decides anew
+            return None  # the record has stepped back: the next tick decides anew
         attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
         changes: list[Change] = [
             PutAttempt(attempt, session_spec),
@@ -338,7 +354,7 @@ class Controller:
         if decision.branch is not None:
             changes.append(ClearWish("rerun", record.wishes.rerun))
         self._apply(record, changes)
-        self._launch(record, attempt)
+        return self._launch(record, attempt)
 
     def _is_sound(self, record: RunRecord, checkpoint_id: str, decision: Launch | None = None) -> bool:
         """Return whether a checkpoint is what it was; else put it aside, and call off the rerun that wanted it."""
@@ -353,20 +369,30 @@ class Controller:
             return False
         return True
 
-    def _launch(self, record: RunRecord, planned: AttemptRecord) -> None:
+    def _launch(self, record: RunRecord, planned: AttemptRecord) -> Wait | None:
+        """Launch a planned attempt, or bring it nearer to that; return what it waits for."""
         self.keep_lease(record.name)  # verifying may have taken long, and the answer to a launch may too
+        backend = self._ports.backend(planned.backend, record.name)
+        spec = self._ports.runs.session_spec(record.name, planned.session, planned.attempt)
         now = self._ports.clock.now()
         attempt = planned.model_copy(update={"state": AttemptState.LAUNCHING, "launched_at": now})
-        self._apply(record, [PutAttempt(attempt)])
-        backend = self._ports.backend(attempt.backend)
         try:
-            handle = backend.launch(self._ports.runs.session_spec(record.name, attempt.session, attempt.attempt))
+            if (reason := _not_ready(backend, spec)) is not None:
+                return Wait(reason)
+            self._apply(record, [PutAttempt(attempt)])
+            handle = backend.launch(spec)
         except AmbiguousError:
-            return  # it stays "launching": the next tick looks whether it exists
+            return None  # it stays "launching": the next tick looks whether it exists
+        except NotLaunchedError as error:
+            self._apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.PLANNED}))])
+            return Wait(error.what)
         except GemmaOrchError as error:
+            self._apply(record, [PutAttempt(attempt)])
             self._never_launched(record, attempt, error)
-            return
-        self._apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.RUNNING, "handle": handle}))])
+            return None
+        running = attempt.model_copy(update={"state": AttemptState.RUNNING, "running_at": now, "handle": handle})
+        self._apply(record, [PutAttempt(running)])
+        return None
 
     def _never_launched(self, record: RunRecord, attempt: AttemptRecord, error: GemmaOrchError) -> None:
         now = self._ports.clock.now()
@@ -419,8 +445,17 @@ def check_order(record: RunRecord) -> None:
         )
 
 
-def _ref(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
-    return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle)
+def _not_ready(backend: Backend, spec: SessionSpec) -> str | None:
+    """Return what a planned attempt waits for; what could not be done now is tried again, for nothing has been sent."""
+    try:
+        return backend.make_ready(spec)
+    except TemporaryError as error:
+        return error.what
+
+
+def ref_of(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
+    """Return what a backend knows an attempt by."""
+    return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle, attempt.launched_at)
 
 
 def _expected(checkpoint: CheckpointRecord) -> ExpectedCheckpoint:

@@ -133,7 +133,11 @@ def _about_live_attempt(live: AttemptRecord, stop: StopWish | None, now: datetim
 
 
 def _is_late(live: AttemptRecord, now: datetime) -> bool:
-    return live.launched_at is not None and now > live.launched_at + timedelta(seconds=live.limit_s + CEILING_GRACE_S)
+    """Return whether an attempt has run longer than it may; one that is queued uses nothing up, however long it waits."""
+    since = live.running_at or live.launched_at
+    if live.state is AttemptState.QUEUED or since is None:
+        return False
+    return now > since + timedelta(seconds=live.limit_s + CEILING_GRACE_S)
 
 
 def stop_message(stop: StopWish, head_step: int) -> str:

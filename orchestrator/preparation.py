@@ -96,11 +96,11 @@ class WorkerPreparer:
         Raises:
             GemmaOrchError: the corpus, the tokenizer or the folder is not usable; the worker has said why.
         """
-        require_training_extra()
         if spec.data.prepared is not None:
             folder, name = Path(spec.data.prepared), spec.data.prepared
             manifest = _made_already(folder)
         else:
+            require_training_extra()
             name = data_folder_name(version)
             folder = self._home.run(spec.name).data_folder(name)
             self._prepare(spec, folder, keep_lease)

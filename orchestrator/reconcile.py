@@ -190,9 +190,9 @@ def _follow(
         case AttemptState.LAUNCHING, Sighting.MISSING:
             draft.put_attempt(attempt, state=AttemptState.PLANNED)
         case AttemptState.LAUNCHING | AttemptState.RUNNING, Sighting.QUEUED:
-            draft.put_attempt(attempt, state=AttemptState.QUEUED)
+            draft.put_attempt(attempt, state=AttemptState.QUEUED, running_at=None)
         case AttemptState.LAUNCHING | AttemptState.QUEUED, Sighting.RUNNING:
-            draft.put_attempt(attempt, state=AttemptState.RUNNING)
+            draft.put_attempt(attempt, state=AttemptState.RUNNING, running_at=now)
         case AttemptState.ENDED, _:
             _collect(draft, record, attempt, observation, report, now)
         case _, Sighting.ENDED | Sighting.MISSING:

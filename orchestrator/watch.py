@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.live import Live
 
-from orchestrator.backends.base import AttemptRef, Quota, Sighting
-from orchestrator.controller import Controller, Ports
+from orchestrator.backends.base import Quota, Sighting
+from orchestrator.controller import Controller, Ports, ref_of
 from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
 from orchestrator.render import live_line, live_panel
 from orchestrator.views import StatusView, status_view
@@ -20,7 +20,6 @@ from state.process import certainly_dead
 from state.report import Heartbeat
 from state.session import AttemptState, RunState
 
-_TICK_S = 0.25  # local looks are cheap: a lock, a folder's names
 _LOOK_S = 1.0
 _PLAIN_LINE_S = 10.0
 _MOST_FAILED_TICKS = 3
@@ -39,7 +38,7 @@ def _as_seen(ports: Ports, record: RunRecord) -> RunRecord:
     live = record.live_attempt
     if live is None or live.state is AttemptState.PLANNED:
         return record
-    seen = ports.backend(live.backend).observe(AttemptRef(record.name, live.session, live.attempt, live.handle))
+    seen = ports.backend(live.backend, record.name).observe(ref_of(record, live))
     if seen.sighting is not Sighting.ENDED:
         return record
     over = live.model_copy(update={"state": AttemptState.ENDED, "ended_at": seen.ended_at or ports.clock.now()})
@@ -50,7 +49,7 @@ def _heartbeat(ports: Ports, record: RunRecord) -> Heartbeat | None:
     live = record.live_attempt
     if live is None or live.state is AttemptState.ENDED:
         return None
-    return ports.backend(live.backend).heartbeat(AttemptRef(record.name, live.session, live.attempt, live.handle))
+    return ports.backend(live.backend, record.name).heartbeat(ref_of(record, live))
 
 
 def waiting_for(ports: Ports, record: RunRecord) -> str | None:
@@ -202,7 +201,7 @@ class _Driver:
             return _PLAIN_LINE_S, None
         self._watches = False
         self._failures = 0
-        return _TICK_S, (tick.decision, tick.record)
+        return self._ports.backend(tick.record.spec.backend, self._run).look_every_s, (tick.decision, tick.record)
 
 
 def follow(ports: Ports, run: str) -> None:
@@ -218,8 +217,7 @@ def follow(ports: Ports, run: str) -> None:
 
 def print_log(ports: Ports, run: str, attempt: AttemptRecord, write: Callable[[str], object], *, follow: bool) -> None:
     """Print what an attempt has printed; with `follow`, stay until it is over."""
-    backend = ports.backend(attempt.backend)
-    ref = AttemptRef(run, attempt.session, attempt.attempt, attempt.handle)
+    backend, ref = ports.backend(attempt.backend, run), ref_of(ports.runs.load(run), attempt)
     offset = 0
     while True:
         over = backend.observe(ref).sighting in (Sighting.ENDED, Sighting.MISSING)

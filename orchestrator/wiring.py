@@ -56,7 +56,7 @@ def wire(environment: Mapping[str, str], say: Callable[[str], None] = lambda _te
 
     preparer = WorkerPreparer(home, say)
 
-    def backend(name: str) -> Backend:
+    def backend(name: str, run: str) -> Backend:
         check_backend(name)
         return local
 

@@ -72,6 +72,10 @@ class AmbiguousError(TemporaryError):
     """An act's answer was lost: whether it happened is unknown, so look before acting again."""
 
 
+class NotLaunchedError(TemporaryError):
+    """An attempt was certainly not launched, and may be later: the platform is full, or out of quota, or out of reach."""
+
+
 class LeaseHeldError(TemporaryError):
     """Another controller holds the run."""
 

@@ -50,6 +50,7 @@ class AttemptRecord(Document):
     start_step: int
     planned_at: datetime
     launched_at: datetime | None = None
+    running_at: datetime | None = Field(default=None, description="when it was first seen to run; none while it is queued")
     asked_at: datetime | None = Field(default=None, description="when it was first asked to save and end")
     ended_at: datetime | None = None
     limit_s: float

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from state.architecture import Architecture, ModelSpec
 from state.document import Document, digest_of
+from state.kaggle.settings import KaggleSettings
 from state.mixture import DEFAULT_ALPHA, DEFAULT_MAX_EPOCHS, Mixing
 
 ORDER_VERSION = 2
@@ -112,6 +113,7 @@ class RunSpec(Document):
     limits: SessionLimits = SessionLimits()
     reading: Reading = Reading()
     retention: Retention = Retention()
+    kaggle: KaggleSettings = KaggleSettings()
 
 
 class SpecChange(Document):
@@ -127,7 +129,7 @@ class SpecChange(Document):
         return f"{self.field}: {self.old!r} -> {self.new!r} ({verdict})"
 
 
-_ALWAYS_ALLOWED = ("backend", "limits", "reading", "retention")
+_ALWAYS_ALLOWED = ("backend", "limits", "reading", "retention", "kaggle")
 
 
 def compare_specs(old: RunSpec, new: RunSpec, *, reached_step: int = 0) -> tuple[SpecChange, ...]:

@@ -50,7 +50,7 @@ class Simulation:
             home=self.home,
             clock=ticking,
             owner=owner or identify(os.getpid()),
-            backend=lambda _name: self.backend,
+            backend=lambda _name, _run: self.backend,
             checkpoints=lambda _run: self.store,
             prepare=prepare,
             has_data=has_data,

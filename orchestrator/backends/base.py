@@ -20,6 +20,8 @@ class AttemptRef:
     attempt: int
     handle: str | None = None
     """The backend's own id, once known."""
+    launched_at: datetime | None = None
+    """When it was last sent: a platform whose reads lag is not believed that it is missing for a while after that."""
 
 
 class Sighting(StrEnum):
@@ -57,7 +59,8 @@ class Quota:
 class Backend(Protocol):
     """A place where sessions run.
 
-    Every method may raise TemporaryError (ask again later); a launch also AmbiguousError (look first), QuotaError and UserError.
+    Every method may raise TemporaryError (ask again later); a launch also AmbiguousError (look first), NotLaunchedError (nothing
+    was sent, and the same attempt may be launched later) and UserError.
     """
 
     @property
@@ -65,8 +68,28 @@ class Backend(Protocol):
         """The name that users type."""
         ...
 
+    @property
+    def look_every_s(self) -> float:
+        """Seconds between two ticks of a controller that waits: as often as looking is worth what it costs."""
+        ...
+
+    @property
+    def can_be_run_by_hand(self) -> bool:
+        """Whether somebody may run an attempt again with no controller, so that one that is over must be looked at."""
+        ...
+
     def quota(self, now: datetime) -> Quota:
         """Return whether another session would be taken now."""
+        ...
+
+    def make_ready(self, spec: SessionSpec) -> str | None:
+        """Bring about what an attempt needs before it can be launched, a step at a time.
+
+        Called in every tick until it returns None; it never waits itself.
+
+        Returns:
+            What it is waiting for, or None when the attempt can be launched now.
+        """
         ...
 
     def launch(self, spec: SessionSpec) -> str:

@@ -39,6 +39,8 @@ class LocalBackend:
     """Runs each attempt as `python -m worker session.json`, in a process group of its own."""
 
     name = "local"
+    look_every_s = 0.25  # a look is cheap: a lock, a folder's names
+    can_be_run_by_hand = True
 
     def __init__(self, home: HomeLayout, environment: dict[str, str], command: Sequence[str] = ()) -> None:
         """Use the home's attempt folders.
@@ -56,6 +58,9 @@ class LocalBackend:
     def quota(self, now: datetime) -> Quota:
         """Return that this machine always takes another session: a run has one at a time."""
         return Quota(available=True)
+
+    def make_ready(self, spec: SessionSpec) -> None:
+        """Do nothing: a process needs nothing but its spec."""
 
     def launch(self, spec: SessionSpec) -> str:
         """Start an attempt's process, unless it lives already, and return its pid.

@@ -19,7 +19,7 @@ from state import effects, files
 from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
 from state.document import Document
-from state.errors import AmbiguousError, ErrorClass, TemporaryError
+from state.errors import AmbiguousError, ErrorClass, NotLaunchedError, TemporaryError
 from state.layout import attempt_name, checkpoint_id
 from state.manifest import DataPosition, Environment, FileEntry, Manifest, state_sha256
 from state.report import Heartbeat, Outcome, SessionReport
@@ -43,6 +43,10 @@ class Course:
     """The launch happens and its answer is lost."""
     refused: int = 0
     """So many launches fail for certain before one succeeds."""
+    unready: int = 0
+    """So many looks find it not ready to be launched."""
+    full: int = 0
+    """So many launches find the platform full."""
     unknown_looks: int = 0
     """So many looks find nothing out."""
     rots_after: int | None = None
@@ -67,6 +71,8 @@ class SimulatedBackend:
     """Plays sessions from a script."""
 
     name = "simulated"
+    look_every_s = 1.0
+    can_be_run_by_hand = True
 
     def __init__(
         self,
@@ -92,23 +98,27 @@ class SimulatedBackend:
         """Return that there is always quota."""
         return Quota(available=True)
 
+    def make_ready(self, spec: SessionSpec) -> str | None:
+        """Return what the script lets an attempt wait for."""
+        name = attempt_name(spec.session, spec.attempt)
+        unready = self._script(spec.session, spec.attempt).unready
+        return f"{name} to be made ready" if self._is_due(f"{name}.unready", unready) else None
+
     def launch(self, spec: SessionSpec) -> str:
         """Begin to play an attempt.
 
         Raises:
             AmbiguousError: the script loses the answer.
+            NotLaunchedError: the script has the platform full.
             TemporaryError: the script refuses it.
         """
         course = self._script(spec.session, spec.attempt)
         play = self._load(spec.run, spec.session, spec.attempt)
         name = attempt_name(spec.session, spec.attempt)
-        if play is None and course.refused:
-            refusals = self._root / f"{name}.refused"
-            count = int(refusals.read_text()) if refusals.exists() else 0
-            if count < course.refused:
-                self._root.mkdir(parents=True, exist_ok=True)
-                files.write_atomically(refusals, str(count + 1).encode())
-                raise TemporaryError(f"the simulated backend refuses {name}")
+        if play is None and self._is_due(f"{name}.full", course.full):
+            raise NotLaunchedError(f"the simulated backend is full: {name} waits")
+        if play is None and self._is_due(f"{name}.refused", course.refused):
+            raise TemporaryError(f"the simulated backend refuses {name}")
         if play is not None:
             self._save(play.model_copy(update={"launches": play.launches + 1}))
             return name
@@ -175,6 +185,18 @@ class SimulatedBackend:
             for play in plays
             if not self._is_over(play, self._script(play.spec.session, play.spec.attempt))
         )
+
+    def _is_due(self, name: str, times: int) -> bool:
+        """Count a mishap that is to happen so many times, and return whether this is one of them."""
+        if not times:
+            return False
+        counter = self._root / name
+        count = int(counter.read_text()) if counter.exists() else 0
+        if count >= times:
+            return False
+        self._root.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(counter, str(count + 1).encode())
+        return True
 
     def _path(self, session: int, attempt: int) -> Path:
         return self._root / f"{attempt_name(session, attempt)}.json"

@@ -885,3 +885,49 @@ def test_a_decision_that_changes_the_run_comes_with_the_record_after_it(simulate
     tick = simulate().create().tick()
     assert isinstance(tick.decision, Launch)
     assert tick.record.live_attempt is not None
+
+
+def test_an_attempt_that_is_not_ready_stays_planned_and_the_tick_says_what_it_waits_for(simulate: Simulate) -> None:
+    run = simulate(lambda _session, _attempt: Course(unready=2)).create(total_steps=20)
+    assert [run.tick().decision for _ in range(2)] == [Wait("s001a1 to be made ready")] * 2
+    assert [attempt.state for attempt in run.record.attempts] == [AttemptState.PLANNED]
+    assert run.run_until_over().record.header.state is RunState.FINISHED
+    assert run.backend.launches() == {"s001a1": 1}
+
+
+def test_an_attempt_that_the_platform_has_no_room_for_is_launched_later_under_the_same_name(simulate: Simulate) -> None:
+    run = simulate(lambda _session, _attempt: Course(full=3)).create(total_steps=20)
+    assert run.tick().decision == Wait("the simulated backend is full: s001a1 waits")
+    assert [attempt.state for attempt in run.record.attempts] == [AttemptState.PLANNED]
+    assert run.run_until_over().record.header.state is RunState.FINISHED
+    assert run.backend.launches() == {"s001a1": 1}
+
+
+def test_what_cannot_be_made_ready_now_is_tried_again_and_is_no_failed_attempt(simulate: Simulate) -> None:
+    class OutOfReach(SimulatedBackend):
+        calls = 0
+
+        def make_ready(self, spec: Any) -> str | None:
+            self.calls += 1
+            if self.calls == 1:
+                raise TemporaryError("the platform does not answer")
+            return super().make_ready(spec)
+
+    run = simulate(backend=OutOfReach).create(total_steps=20)
+    assert run.tick().decision == Wait("the platform does not answer")
+    assert len(run.run_until_over().record.attempts) == 1
+
+
+def test_a_quota_is_not_asked_for_while_an_attempt_lives(simulate: Simulate) -> None:
+    class Counted(SimulatedBackend):
+        asked = 0
+
+        def quota(self, now: Any) -> Any:
+            self.asked += 1
+            return super().quota(now)
+
+    run = simulate(backend=Counted).create(total_steps=20)
+    run.run_until_launch(1)
+    asked = run.backend.asked  # type: ignore[attr-defined]
+    assert run.tick().record.live_attempt is not None
+    assert run.backend.asked == asked  # type: ignore[attr-defined]

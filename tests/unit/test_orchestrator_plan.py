@@ -219,3 +219,14 @@ def test_a_rerun_is_compared_with_the_attempt_that_brought_the_run_on() -> None:
 def test_a_rerun_of_a_session_without_progress_starts_where_its_first_attempt_did() -> None:
     record = run_record([failed(1, 1, 1), failed(1, 2, 2)])
     assert first_attempt_with_progress(record, 1).attempt == 1
+
+
+def test_an_attempt_that_is_queued_for_days_is_never_late():
+    record = with_live(AttemptState.QUEUED, limit_s=100)
+    assert isinstance(decide(record, AVAILABLE, after(1_000_000)), Wait)
+
+
+def test_an_attempt_is_late_from_when_it_began_to_run_not_from_when_it_was_sent():
+    record = with_live(AttemptState.RUNNING, running_at=after(5000), limit_s=100)
+    assert isinstance(decide(record, AVAILABLE, after(5100)), Wait)
+    assert isinstance(decide(record, AVAILABLE, after(5101 + CEILING_GRACE_S)), AskToStop)

@@ -1,0 +1,37 @@
+"""What a run says about Kaggle; none of it changes the weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from state.document import Document
+
+Accelerator = Literal["t4x2", "cpu"]
+
+MACHINE_SHAPES: dict[Accelerator, str] = {"t4x2": "NvidiaTeslaT4", "cpu": "None"}
+"""Kaggle's word for each; always said at a push, because what is left unsaid was another machine at other times."""
+
+
+class KaggleSettings(Document):
+    """How sessions run on a Kaggle account."""
+
+    owner: str | None = Field(default=None, description="the account's user name; none: that of the credentials")
+    accelerator: Accelerator = "t4x2"
+    internet: bool = Field(default=True, description="without it sessions end in kernel-output mode")
+    poll_every_s: float = Field(default=60.0, gt=0.0, description="seconds between two calls to Kaggle about a session")
+    upload_every_s: float = Field(default=3600.0, gt=0.0, description="seconds between two uploads of a session")
+    stop_poll_every_s: float = Field(default=180.0, gt=0.0, description="seconds between two looks for the stop flag")
+    settle_s: float = Field(
+        default=600.0,
+        gt=0.0,
+        description="seconds for which reads may lag behind what was written; missing is not believed before",
+    )
+    processing_limit_s: float = Field(default=3600.0, gt=0.0, description="longest wait for a dataset version to be processed")
+    gpu_reserve_s: float = Field(default=0.0, ge=0.0, description="weekly GPU seconds that are left to the user's own notebooks")
+    storage_quota_bytes: int = Field(default=200 * 1024**3, ge=1, description="the account's private storage")
+    storage_share: float = Field(default=0.6, gt=0.0, le=1.0, description="of it, for this run's checkpoints")
+    token_dataset: str | None = Field(
+        default=None, description="OWNER/SLUG of a private dataset that holds a scoped token; see docs/kaggle.md for its risk"
+    )
