@@ -17,7 +17,7 @@ demo: $(VENV)/installed-train
 	@$(BIN)/gemma-orch demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -49,7 +49,17 @@ def play(root: Path, life: int) -> Simulation:
 def final(run: Simulation) -> dict[str, Any]:
     """What must not depend on who was killed when: everything but times, owners and handles."""
     record = run.record
-    timeless = {"planned_at", "launched_at", "ended_at", "handle", "created_at", "verified_at", "resumed_at", "manifest_sha256"}
+    timeless = {
+        "planned_at",
+        "launched_at",
+        "running_at",
+        "ended_at",
+        "handle",
+        "created_at",
+        "verified_at",
+        "resumed_at",
+        "manifest_sha256",
+    }
     return {
         "header": record.header.model_dump(mode="json", exclude=timeless),
         "wishes": record.wishes.model_dump(mode="json"),
