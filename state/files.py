@@ -86,6 +86,16 @@ def rename(source: Path, target: Path) -> None:
     effects.done("rename", target.name)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of what has that name; where it would be another disk's, a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that knows no second names; a real problem shows in the copy as well
+        shutil.copyfile(source, target)
+    effects.done("write", target.name)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a file or a folder with all that is in it; nothing happens when it is not there."""
     if path.is_dir() and not path.is_symlink():

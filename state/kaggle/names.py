@@ -52,6 +52,11 @@ def control_slug(run: str) -> str:
     return f"{PREFIX}-{run}-control"
 
 
+def weights_slug(run: str) -> str:
+    """Return the slug of the dataset that a run's weights are published in, unless the user names another one."""
+    return f"{PREFIX}-{run}-weights"
+
+
 def data_slug(data_sha256: str, part: int) -> str:
     """Return the slug of the dataset of one part of prepared data; part 0 has the manifest and the tokenizer."""
     return f"{PREFIX}-data-{data_sha256[:16]}-p{part:02d}"

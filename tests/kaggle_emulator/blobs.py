@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ GRANULE_BYTES = 256 * 1024
 """What an interrupted upload keeps, and all parts but the last, are multiples of this."""
 
 _BUFFER_BYTES = 4 * 1024**2
+_SLOW_BUFFER_BYTES = 256 * 1024
 _SESSION_LIFE_S = 7 * 24 * 3600.0
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
@@ -138,7 +140,9 @@ class Blobs:
         return self._progress(blob)
 
     def _write(self, blob: Blob, start: int, body: Body) -> int:
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        speed = self._settings.upload_bytes_per_real_s
+        buffer = memoryview(bytearray(_BUFFER_BYTES if speed is None else _SLOW_BUFFER_BYTES))
+        begun_s = time.monotonic()
         blob.path.touch()
         with blob.path.open("r+b", buffering=0) as file:
             file.truncate(start)
@@ -147,6 +151,8 @@ class Blobs:
             while count := body.readinto(buffer):
                 file.write(buffer[:count])
                 end += count
+                if speed is not None:
+                    time.sleep(max(0.0, begun_s + (end - start) / speed - time.monotonic()))
         return end
 
     def _finish(self, blob: Blob) -> PutAnswer:

@@ -36,6 +36,8 @@ class Settings:
     """Answer 403 to a new version while any older one is processed; always so while the first one is."""
     list_pending_versions: bool = False
     """Show versions that are still processed in GetDataset.versions."""
+    upload_bytes_per_real_s: float | None = None
+    """How fast the storage takes the bytes of an upload; None: as fast as it can."""
     private_quota_bytes: int = 200 * GIB
     old_versions_count: bool = True
     max_top_level_files: int = 50

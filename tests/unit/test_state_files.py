@@ -91,3 +91,18 @@ def test_a_files_digest_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
 def test_free_room_is_known_even_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert files.free_bytes(tmp_path) > 0
     assert files.free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_a_second_name_is_the_same_file_and_takes_the_place_of_another(tmp_path: Path):
+    (tmp_path / "a").write_text("content")
+    (tmp_path / "b").write_text("in its place")
+    files.link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+
+
+def test_a_second_name_on_another_disk_is_a_copy(tmp_path: Path, ram_path: Path):
+    if tmp_path.stat().st_dev == ram_path.stat().st_dev:
+        pytest.skip("there is one disk only")
+    (tmp_path / "a").write_text("content")
+    files.link_or_copy(tmp_path / "a", ram_path / "b")
+    assert (ram_path / "b").read_text() == "content"

@@ -1,0 +1,103 @@
+"""What the calls about kernels and those about datasets have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from state.clock import Clock, SystemClock
+from state.errors import AmbiguousError, TemporaryError
+from state.kaggle import answers
+from state.kaggle.credentials import Credentials
+from state.kaggle.errors import DeniedError
+from state.kaggle.transport import Timeouts, Transport
+
+_WAITS_FOR_DELETE_S = (0.0, 1.0, 2.0, 4.0, 8.0)
+"""Before each look whether a thing is gone: a read may be older than the delete."""
+
+_Page = TypeVar("_Page", bound=answers.Page)
+
+
+class Calls:
+    """One account's connection; see `KaggleApi`."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        connect_timeout_s: float = 10.0,
+        read_timeout_s: float = 60.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._transport = Transport(credentials, Timeouts(connect_timeout_s, read_timeout_s), self._clock)
+
+    @property
+    def user(self) -> str:
+        """The account's user name; asked once, when the credentials do not say it.
+
+        Raises:
+            CredentialsError: Kaggle does not accept the credentials.
+            TemporaryError: it could not be asked.
+        """
+        return self._transport.user()
+
+    @property
+    def transport(self) -> Transport:
+        """What the calls go over; for the other modules of this package."""
+        return self._transport
+
+    def _pages(
+        self, what: str, model: type[_Page], service: str, method: str, fields: dict[str, Any]
+    ) -> tuple[_Page, ...] | None:
+        """Return all pages of a listing; None when what is listed is not there."""
+        return _all_of(self._page_after(what, model, service, method, fields))
+
+    def _page_after(
+        self, what: str, model: type[_Page], service: str, method: str, fields: dict[str, Any]
+    ) -> Iterator[_Page | None]:
+        seen = {""}
+        token = ""
+        while True:
+            page = self._transport.read(what, model, service, method, **fields, **({"page_token": token} if token else {}))
+            if page is None and token:
+                raise TemporaryError(f"{what} failed: a further page is not there")
+            yield page
+            token = (page.next_page_token or "") if page is not None else ""
+            if not token:
+                return
+            if token in seen:
+                raise TemporaryError(f"{what} failed: the pages go round in circles")
+            seen.add(token)
+
+    def _delete(self, what: str, service: str, method: str, fields: dict[str, Any], is_there: Callable[[], bool]) -> None:
+        said: str
+        denied: DeniedError | None = None
+        try:
+            answer = self._transport.write(what, answers.DeleteAnswer, service, method, **fields)
+            said = answer.error_message or answer.error or "Kaggle said that it was done"
+        except AmbiguousError as error:
+            said = error.what
+        except DeniedError as error:
+            denied, said = error, error.what
+        for wait_s in _WAITS_FOR_DELETE_S:
+            self._clock.sleep(wait_s)
+            if not is_there():
+                return
+        if denied is not None:
+            raise denied
+        raise TemporaryError(f"{what} failed: it still is there; {said}", remedy="try again")
+
+
+def _all_of(pages: Iterator[_Page | None]) -> tuple[_Page, ...] | None:
+    found = []
+    for page in pages:
+        if page is None:
+            return None
+        found.append(page)
+    return tuple(found)
+
+
+def slug_of(ref: str) -> str:
+    """Return the last part of `owner/slug`."""
+    return ref.rpartition("/")[2]

@@ -1,0 +1,95 @@
+"""What Kaggle is asked and what it tells, as values of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class SessionStatus(StrEnum):
+    """Where a kernel's session stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+    """Kaggle said a word that is not known here: neither alive nor dead."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the session has ended."""
+        return self in (SessionStatus.COMPLETE, SessionStatus.ERROR, SessionStatus.CANCELLED)
+
+
+@dataclass(frozen=True)
+class KernelPush:
+    """A script kernel to save and run; its title is its slug."""
+
+    slug: str
+    source: str
+    machine_shape: str
+    internet: bool
+    timeout_s: int
+    dataset_sources: tuple[str, ...]
+    """Each `owner/slug`."""
+    kernel_sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A kernel as Kaggle describes it."""
+
+    slug: str
+    version: int
+    """The newest one's number."""
+    machine_shape: str | None
+    """The machine that the last session really had."""
+    source: str | None
+    """None in listings."""
+    last_run_at: datetime | None
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """One listed version of a dataset."""
+
+    number: int
+    notes: str
+    status: str
+    created_at: datetime | None
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A dataset as Kaggle describes it."""
+
+    slug: str
+    current_version: int | None
+    """None while the first version is processed."""
+    total_bytes: int
+    is_private: bool
+    versions: tuple[DatasetVersion, ...]
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that a session left; the address opens it without credentials, so it is not shown."""
+
+    name: str
+    url: str
+
+    def __repr__(self) -> str:
+        return f"OutputFile(name={self.name!r})"
+
+
+@dataclass(frozen=True)
+class AcceleratorQuota:
+    """The week's GPU seconds; None is what Kaggle did not tell."""
+
+    refresh_at: datetime | None
+    gpu_used_s: float | None
+    gpu_reserved_s: float | None
+    gpu_allowed_s: float | None

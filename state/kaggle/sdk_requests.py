@@ -1,0 +1,59 @@
+"""Requests of kagglesdk, built by name, so that who describes one does not import kagglesdk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """A member of one of kagglesdk's enums, by name, so that naming it does not import kagglesdk."""
+
+    name: str
+    member: str
+
+
+@dataclass(frozen=True)
+class Nested:
+    """An object of kagglesdk's inside a request."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+def build_request(service: str, method: str, fields: dict[str, Any]) -> Any:
+    """Return kagglesdk's request of a call; nested requests are (class name, fields), enums are (class name, member)."""
+    from kagglesdk.blobs.types import blob_api_service
+    from kagglesdk.datasets.types import dataset_api_service, dataset_enums
+    from kagglesdk.kernels.types import kernels_api_service, kernels_enums
+    from kagglesdk.security.types import oauth_service
+
+    modules = {
+        "kernels": (kernels_api_service, kernels_enums),
+        "datasets": (dataset_api_service, dataset_enums),
+        "blobs": (blob_api_service,),
+        "security": (oauth_service,),
+    }[service]
+
+    def find(name: str) -> Any:
+        return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+    def build(name: str, values: dict[str, Any]) -> Any:
+        made = find(name)()
+        for field, value in values.items():
+            setattr(made, field, convert(value))
+        return made
+
+    def convert(value: Any) -> Any:
+        match value:
+            case Enumerated(name, member):
+                return find(name)[member]
+            case Nested(name, values):
+                return build(name, values)
+            case list():
+                return [convert(item) for item in value]
+        return value
+
+    words = "".join(word.capitalize() for word in method.split("_"))
+    return build(f"{'' if service == 'security' else 'Api'}{words}Request", fields)

@@ -1,0 +1,243 @@
+"""Sending what must not be sent twice: once, with a durable mark, and again only after a look that no lag can deceive."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from state import files as durable
+from state.clock import Clock
+from state.document import Document
+from state.errors import AmbiguousError, DataError, TemporaryError, UserError
+from state.kaggle.api import KaggleApi
+from state.kaggle.blobs import forget_upload, upload_file
+from state.kaggle.errors import CredentialsError, DeniedError, ProcessingFailedError, RateLimitedError, UploadsGoneError
+
+_MOST_SENDS = 3
+_FIRST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 60.0
+_DENIED_PAUSE_S = 15.0
+_RATE_PAUSE_S = 60.0  # Kaggle does not say its limits; a minute was enough in what people report
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file to publish, and what it is called there."""
+
+    path: Path
+    name: str
+    size_bytes: int
+
+
+class _Sent(Document):
+    """That something was sent, or was about to be."""
+
+    schema_version: Literal[1] = 1
+    sent_at: datetime
+    is_accepted: bool
+
+
+class SentMark:
+    """Remembers over the end of a process that a version was sent."""
+
+    def __init__(self, folder: Path, slug: str, notes: str, clock: Clock) -> None:
+        self._path = folder / f"sent-{hashlib.sha256(f'{slug} {notes}'.encode()).hexdigest()[:32]}.json"
+        self._clock = clock
+
+    def write(self, *, is_accepted: bool) -> None:
+        """Remember it, before the request and after the answer."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.write_atomically(self._path, _Sent(sent_at=self._clock.now(), is_accepted=is_accepted).to_json())
+
+    def remove(self) -> None:
+        """Forget it: it certainly had no effect, or another effect than was wanted."""
+        self._path.unlink(missing_ok=True)
+
+    def left_s(self, limit_s: float) -> float:
+        """Return how much of the time since it was sent is left; at most 0 when it is over, or nothing was sent."""
+        sent = self._read()
+        return 0.0 if sent is None else limit_s - (self._clock.now() - sent.sent_at).total_seconds()
+
+    def is_accepted(self) -> bool:
+        """Return whether Kaggle said yes."""
+        sent = self._read()
+        return sent is not None and sent.is_accepted
+
+    def _read(self) -> _Sent | None:
+        try:
+            return _Sent.from_json(self._path.read_bytes(), str(self._path))
+        except (FileNotFoundError, DataError):
+            return None
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """The files of a version on their way to Kaggle."""
+
+    api: KaggleApi
+    files: Sequence[LocalFile]
+    resume_dir: Path
+    deadline_s: float
+    clock: Clock
+    on_bytes: Callable[[int], None]
+
+    def complete(self) -> list[str]:
+        """Upload what is missing; return the tokens, in order."""
+        return [
+            upload_file(
+                self.api,
+                file.path,
+                file.name,
+                resume_dir=self.resume_dir,
+                deadline_s=self.deadline_s,
+                clock=self.clock,
+                on_bytes=self.on_bytes,
+            )
+            for file in self.files
+        ]
+
+    def forget(self) -> None:
+        """Let the next upload begin at the beginning."""
+        for file in self.files:
+            forget_upload(file.path, file.name, self.resume_dir)
+
+
+@dataclass
+class Sending:
+    """Something made of uploads: sent once, and again only after it was looked for as long as reads may lag."""
+
+    clock: Clock
+    deadline_s: float
+    settle_s: float
+    uploads: Uploads
+    send: Callable[[Sequence[str]], None]
+    has_happened: Callable[[], bool]
+    mark: SentMark | None = None
+    """Where it is remembered that it was sent; none: sending it twice has one effect anyway."""
+
+    def do(self) -> None:
+        """Send it until it has happened.
+
+        Raises:
+            AmbiguousError: whether it has is unknown.
+            TemporaryError: it could not be sent until the deadline.
+            UserError: Kaggle refuses it.
+        """
+        if self.mark is not None and (left_s := self.mark.left_s(self.settle_s)) > 0 and self._appears(left_s):
+            return
+        tokens = self.uploads.complete()
+        refused_until = None
+        sends, is_ambiguous, was_gone = 0, False, False
+        while True:
+            if self.mark is not None:
+                self.mark.write(is_accepted=False)
+            try:
+                self.send(tokens)
+            except RateLimitedError as error:
+                self._unmark(unless=is_ambiguous)
+                self._sleep_or_raise(error.retry_after_s or _RATE_PAUSE_S, error)
+            except AmbiguousError:
+                sends, is_ambiguous = sends + 1, True
+                if self._appears(self.settle_s):
+                    break
+                if sends >= _MOST_SENDS or self._is_late():
+                    raise
+            except UploadsGoneError:
+                if is_ambiguous:  # they went into what was made when the answer was lost
+                    break
+                self._unmark()
+                self.uploads.forget()
+                if was_gone:
+                    raise
+                was_gone, tokens = True, self.uploads.complete()
+            except DeniedError as error:  # perhaps because another version is still processed
+                self._unmark(unless=is_ambiguous)
+                now = self.clock.monotonic()
+                refused_until = now + self.settle_s if refused_until is None else refused_until
+                if now >= refused_until:
+                    raise
+                self._sleep_or_raise(min(_DENIED_PAUSE_S, refused_until - now), error)
+                if is_ambiguous and self._appears(self.settle_s):
+                    break
+            except UserError as error:
+                self._unmark(unless=is_ambiguous)
+                if not isinstance(error, CredentialsError):  # what Kaggle refuses to take must not be offered again
+                    self.uploads.forget()
+                raise
+            else:
+                break
+        if self.mark is not None:
+            self.mark.write(is_accepted=True)
+        self.uploads.forget()
+
+    def _unmark(self, *, unless: bool = False) -> None:
+        if self.mark is not None and not unless:
+            self.mark.remove()
+
+    def _is_late(self) -> bool:
+        return self.clock.monotonic() >= self.deadline_s
+
+    def _appears(self, for_s: float) -> bool:
+        """Look for it until reads cannot lag any more; a look that fails says nothing."""
+        ends_at = min(self.clock.monotonic() + for_s, self.deadline_s)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                if self.has_happened():
+                    return True
+            except TemporaryError:
+                ends_at = min(ends_at + pause_s, self.deadline_s)
+            left_s = ends_at - self.clock.monotonic()
+            if left_s <= 0:
+                return False
+            self.clock.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _sleep_or_raise(self, seconds: float, error: Exception) -> None:
+        if self.clock.monotonic() + seconds >= self.deadline_s:
+            raise error
+        self.clock.sleep(seconds)
+
+
+def patiently(look: Callable[[], _Found], clock: Clock, deadline_s: float) -> _Found:
+    """Look, again and again until the deadline if looks fail."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return look()
+        except ProcessingFailedError:
+            raise
+        except TemporaryError:
+            if clock.monotonic() + pause_s >= deadline_s:
+                raise
+        clock.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+def wait_for(look: Callable[[], _Found | None], what: str, clock: Clock, limit_s: float) -> _Found:
+    """Look until there is something; looks that fail are forgiven until the limit."""
+    ends_at = clock.monotonic() + limit_s
+    pause_s = _FIRST_PAUSE_S
+    why = ""
+    while True:
+        try:
+            found = look()
+        except ProcessingFailedError:
+            raise
+        except TemporaryError as error:
+            found, why = None, f": {error.what}"
+        else:
+            why = ""
+        if found is not None:
+            return found
+        left_s = ends_at - clock.monotonic()
+        if left_s <= 0:
+            raise TemporaryError(f"{what} after {limit_s:.0f} s{why}", remedy="look again later")
+        clock.sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)

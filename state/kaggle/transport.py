@@ -1,0 +1,395 @@
+"""Calls over Kaggle's own client library, each with timeouts, sent once, and answered by a checked body or by an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from state.clock import Clock
+from state.errors import AmbiguousError, GemmaOrchError, TemporaryError, UserError
+from state.kaggle.answers import IntrospectAnswer, reason_in, refusal
+from state.kaggle.credentials import Credentials
+from state.kaggle.errors import CredentialsError, DeniedError, RateLimitedError
+from state.kaggle.failures import LostError, RefusedError, refused, translated
+from state.kaggle.sdk_requests import build_request
+
+if TYPE_CHECKING:
+    import requests
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
+
+_CLIENTS = {
+    "kernels": "kernels_api_client",
+    "datasets": "dataset_api_client",
+    "blobs": "blob_api_client",
+    "security": "oauth_client",
+}
+_TOKEN_MARGIN = timedelta(minutes=5)
+"""An OAuth token is renewed so long before it ends; kagglesdk does it 30 minutes after."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds that a call waits to connect, and then for each piece of the answer."""
+
+    connect_s: float
+    read_s: float
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """As requests wants them."""
+        return (self.connect_s, self.read_s)
+
+
+class Transport:
+    """One account's calls; each thread has a client of its own."""
+
+    def __init__(self, credentials: Credentials, timeouts: Timeouts, clock: Clock) -> None:
+        self.timeouts = timeouts
+        self.clock = clock
+        self._credentials = credentials
+        self._is_chosen = credentials.instead is None
+        self._oauth: tuple[str, datetime] | None = None
+        self._choice = threading.Lock()
+        self._local = threading.local()
+
+    def user(self) -> str:
+        """Return the account's user name.
+
+        Raises:
+            CredentialsError: Kaggle does not know the token.
+            TemporaryError: it could not be asked.
+        """
+        credentials = self._choose()
+        if credentials.user:
+            return credentials.user
+        answer = self._introspect(self._token_of(credentials) or "")
+        if answer is None:
+            raise self._not_accepted(credentials, "asking whose the token is")
+        with self._choice:
+            self._credentials = credentials.of(str(answer.username))
+        return str(answer.username)
+
+    def read(self, what: str, model: type[_Answer], service: str, method: str, **fields: Any) -> _Answer | None:
+        """Ask for something in our own namespace.
+
+        Args:
+            what: What is done, for messages, such as `looking at kernel a-b`.
+            model: What the body must be.
+            service: `kernels`, `datasets`, `blobs` or `security`.
+            method: The call's name in kagglesdk, such as `get_kernel`.
+            fields: Of the request.
+
+        Returns:
+            The answer; None when Kaggle says that the thing is not there.
+
+        Raises:
+            TemporaryError: whether it is there is unknown.
+            CredentialsError: Kaggle does not accept the credentials.
+        """
+        try:
+            return self._call(model, service, method, fields)
+        except RefusedError as error:
+            if error.says_missing:
+                return None
+            raise self.failed_read(what, error) from None
+        except LostError as error:
+            raise TemporaryError(f"{what} failed: {error}") from None
+
+    def write(self, what: str, model: type[_Answer], service: str, method: str, **fields: Any) -> _Answer:
+        """Change something, sending the request once.
+
+        Raises:
+            AmbiguousError: the answer was lost, or is no proof.
+            RateLimitedError: too many calls; nothing happened.
+            CredentialsError: Kaggle does not accept the credentials; nothing happened.
+            DeniedError: they may not do this; nothing happened.
+            UserError: Kaggle refuses the request; nothing happened.
+        """
+        try:
+            return self._call(model, service, method, fields)
+        except RefusedError as error:
+            raise self.failed_write(what, error) from None
+        except LostError as error:
+            raise AmbiguousError(f"whether {what} happened is unknown: {error}", remedy="look before doing it again") from None
+
+    def answered_at(self) -> datetime | None:
+        """Return the Date header of this thread's last answer."""
+        answered: requests.Response | None = getattr(self._local, "answered", None)
+        try:
+            return None if answered is None else parsedate_to_datetime(answered.headers.get("Date", ""))
+        except ValueError:
+            return None
+
+    def failed_read(self, what: str, error: RefusedError) -> GemmaOrchError:
+        """Return what a refused question means; never that the thing is missing."""
+        if error.status == 401 and not error.is_page:
+            return self._not_accepted(self._credentials, what)
+        if error.status == 429:
+            return _rate_limited(what, error)
+        return TemporaryError(f"{what} failed: {error}")
+
+    def failed_write(self, what: str, error: RefusedError) -> GemmaOrchError:
+        """Return what a refused change means."""
+        if error.status == 429:
+            return _rate_limited(what, error)
+        if error.is_page or error.status >= 500 or error.status == 408 or error.status < 400:
+            return AmbiguousError(f"whether {what} happened is unknown: {error}", remedy="look before doing it again")
+        if error.status == 401:
+            return self._not_accepted(self._credentials, what)
+        meaning = refusal(what, str(error))
+        if error.status in (403, 404) and type(meaning) is UserError:
+            return DeniedError(meaning.what, remedy=meaning.remedy)
+        return meaning
+
+    @contextlib.contextmanager
+    def stream(self, service: str, method: str, **fields: Any) -> Iterator[requests.Response]:
+        """Open a body that is read piece by piece, with `pieces`, from its beginning.
+
+        Raises:
+            RefusedError: Kaggle answered with an error.
+            LostError: no answer came.
+        """
+        self._authorize()
+        with translated():
+            response = self._function(service, method)(build_request(service, method, fields))
+        with response:
+            yield response
+
+    @contextlib.contextmanager
+    def get(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """Open an address that needs no credentials, such as a signed one.
+
+        Raises:
+            RefusedError: it answered with an error.
+            LostError: no answer came.
+        """
+        with self.plain_session() as session:
+            with translated():
+                response = session.get(url, stream=True, headers=headers, timeout=self.timeouts.pair)
+            with response:
+                if response.status_code >= 400:
+                    said = refused(response)  # its words may repeat the address
+                    raise RefusedError(said.status, "", is_page=True, retry_after_s=said.retry_after_s)
+                yield response
+
+    @contextlib.contextmanager
+    def log_stream(self, owner: str, slug: str, label: str, read_s: float) -> Iterator[requests.Response]:
+        """Open what a session prints, as the official client does.
+
+        Raises:
+            RefusedError: Kaggle answered with an error.
+            LostError: no answer came.
+        """
+        from kagglesdk.kaggle_env import KaggleEnv, get_endpoint, get_env
+
+        self._authorize()
+        session: requests.Session = self._local.session
+        base = get_endpoint(get_env()) + ("" if get_env() == KaggleEnv.PROD else "/api")
+        url = f"{base}/v1/kernels/logs/stream/{owner}/{slug}"
+        with translated():
+            response = session.get(
+                url,
+                params={"versionLabel": label},
+                stream=True,
+                headers={"Accept": "text/event-stream, */*"},
+                auth=session.auth,
+                timeout=(self.timeouts.connect_s, read_s),
+            )
+        with response:
+            if response.status_code >= 400:
+                raise refused(response)
+            yield response
+
+    def put(
+        self, session: requests.Session, url: str, body: bytes | Iterable[bytes], headers: dict[str, str]
+    ) -> tuple[int, Mapping[str, str]]:
+        """Send bytes to an upload's address; return the status and the headers of the answer.
+
+        Raises:
+            LostError: no answer came.
+        """
+        # While a body is sent, urllib3 applies the time limit for connecting to each of its pieces.
+        limits = (self.timeouts.read_s, self.timeouts.read_s)
+        with translated():
+            response = session.put(url, data=body, headers=headers, timeout=limits, allow_redirects=False)
+            return response.status_code, response.headers
+
+    def plain_session(self) -> requests.Session:
+        """Return a session without credentials, for storage; the caller closes it. It follows the proxies of the environment."""
+        import requests
+
+        session = requests.Session()
+        session.auth = _no_authorization  # else requests would look for a password in ~/.netrc
+        session.headers.update({"Accept-Encoding": "identity"})  # sizes and offsets must be those of the bytes themselves
+        return session
+
+    def _call(self, model: type[_Answer], service: str, method: str, fields: dict[str, Any]) -> _Answer:
+        self._authorize()
+        return self._send(model, service, method, fields)
+
+    def _send(self, model: type[_Answer], service: str, method: str, fields: dict[str, Any]) -> _Answer:
+        """Send a call with whatever authorization this thread's session has now."""
+        request = build_request(service, method, fields)
+        function = self._function(service, method)
+        self._local.answered = None
+        try:
+            with translated():
+                function(request)
+        except LostError:
+            if self._local.answered is None:
+                raise
+            # The body is there, and kagglesdk could not read it, for example for a word that it does not know.
+        return _believed(model, self._local.answered)
+
+    def _function(self, service: str, method: str) -> Callable[[Any], Any]:
+        self._open()
+        function: Callable[[Any], Any] = getattr(getattr(getattr(self._local.client, service), _CLIENTS[service]), method)
+        return function
+
+    def _authorize(self) -> None:
+        """Let this thread's session send the chosen credentials and nothing else."""
+        credentials = self._choose()
+        token = self._token_of(credentials)
+        self._open()
+        self._local.session.auth = _Bearer(token) if token is not None else (credentials.user or "", credentials.key or "")
+
+    def _open(self) -> None:
+        """Make this thread's client, unless it is there."""
+        if getattr(self._local, "client", None) is not None:
+            return
+        from kagglesdk.kaggle_client import KaggleClient
+
+        from state.kaggle.adapter import TimedAdapter
+
+        # Told a token, kagglesdk does not look for others in the environment and in files; `_authorize` puts the right one in.
+        client = KaggleClient(api_token="none", user_agent="gemma-orch", response_processor=self._note)  # noqa: S106
+        client.__enter__()
+        session = client.http_client()._session
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, TimedAdapter(self.timeouts.pair))
+        # A connection that was kept and has died would make a write ambiguous for nothing.
+        session.headers.update({"Connection": "close", "Accept-Encoding": "identity"})
+        session.auth = _no_authorization
+        self._local.client, self._local.session = client, session
+
+    def _note(self, response: requests.Response) -> None:
+        self._local.answered = response
+
+    def _choose(self) -> Credentials:
+        """Return the credentials; the first time, leave a token that Kaggle does not know for the key that lies beside it."""
+        with self._choice:
+            if not self._is_chosen:
+                credentials = self._credentials
+                answer = self._introspect(credentials.token or "")
+                known = credentials.of(str(answer.username)) if answer is not None else credentials.instead
+                assert known is not None
+                self._credentials, self._is_chosen = known, True
+            return self._credentials
+
+    def _introspect(self, token: str) -> IntrospectAnswer | None:
+        """Return what Kaggle knows about a token; None when it is not one."""
+        what = "asking whose the token is"
+        try:
+            answer = self._without_credentials(IntrospectAnswer, "security", "introspect_token", {"token": token})
+        except RefusedError as error:
+            if error.status in (400, 401, 403, 404) and not error.is_page:
+                return None
+            raise self.failed_read(what, error) from None
+        except LostError as error:
+            raise TemporaryError(f"{what} failed: {error}") from None
+        return answer if answer.active and answer.username else None
+
+    def _without_credentials(self, model: type[_Answer], service: str, method: str, fields: dict[str, Any]) -> _Answer:
+        self._open()
+        self._local.session.auth = _no_authorization
+        return self._send(model, service, method, fields)
+
+    def _token_of(self, credentials: Credentials) -> str | None:
+        if credentials.oauth_file is None:
+            return credentials.token
+        with self._choice:
+            if self._oauth is None or self._oauth[1] - _TOKEN_MARGIN < self.clock.now():
+                self._oauth = self._renewed(credentials)
+            return self._oauth[0]
+
+    def _renewed(self, credentials: Credentials) -> tuple[str, datetime]:
+        """Return an access token of an OAuth login, and when it ends; it is kept in memory only."""
+        from kagglesdk.kaggle_creds import KaggleCredentials
+
+        what = f"renewing the token of {credentials.source}"
+        self._open()
+        self._local.session.auth = _no_authorization
+        login = KaggleCredentials.load(self._local.client, str(credentials.oauth_file))
+        if login is None:
+            raise CredentialsError(f"{credentials.oauth_file} holds no OAuth login", remedy="run `kaggle auth login`")
+        try:
+            with translated():
+                answer = login.generate_access_token()
+        except RefusedError as error:
+            if error.status in (400, 401, 403, 404) and not error.is_page:
+                raise self._not_accepted(credentials, what) from None
+            raise self.failed_read(what, error) from None
+        except LostError as error:
+            raise TemporaryError(f"{what} failed: {error}") from None
+        if not answer.token:
+            raise TemporaryError(f"{what} failed: the answer holds no token")
+        return str(answer.token), self.clock.now() + timedelta(seconds=answer.expires_in)
+
+    def _not_accepted(self, credentials: Credentials, what: str) -> CredentialsError:
+        return CredentialsError(
+            f"{what} failed: Kaggle does not accept the credentials of {credentials.source}",
+            remedy="make a new API token at https://www.kaggle.com/settings/api, or remove this one if others should be used",
+        )
+
+
+class _Bearer:
+    """Sends a token, and does not show it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+def _no_authorization(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _believed(model: type[_Answer], response: requests.Response) -> _Answer:
+    """Return the body as what it should be.
+
+    Raises:
+        RefusedError: it is an error, in spite of its status.
+        LostError: it is something else, or nothing.
+    """
+    try:
+        body = json.loads(response.content)
+    except ValueError:
+        raise LostError("the answer is no JSON") from None
+    if not isinstance(body, dict):
+        raise LostError("the answer is no JSON object")
+    code, reason = reason_in(response.text)
+    if code is not None and code >= 400:
+        raise RefusedError(code, reason)
+    if not any(field.alias in body for field in model.model_fields.values()):
+        raise LostError("the answer holds nothing of what was asked for")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        places = ", ".join(sorted({".".join(map(str, problem["loc"])) for problem in error.errors()}))
+        raise LostError(f"the answer is not as expected in {places}") from None
+
+
+def _rate_limited(what: str, error: RefusedError) -> RateLimitedError:
+    return RateLimitedError(f"{what} failed: {error}", retry_after_s=error.retry_after_s, remedy="wait a minute")
