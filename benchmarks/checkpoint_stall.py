@@ -25,7 +25,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from worker.__main__ import let_threads_sleep
+from worker.process import let_threads_sleep
 
 let_threads_sleep(os.environ)  # as in every session; before torch is imported
 

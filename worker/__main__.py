@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from state.clock import SystemClock
 from state.errors import GemmaOrchError, UserError
+from worker.process import StopRequest, let_threads_sleep, process_started_s
 
 INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
 LOCK_VARIABLE = "GEMMA_ORCH_LOCK_FD"
@@ -24,27 +22,9 @@ python -m worker tokenizer ...   train, judge or check a SentencePiece model
 python -m worker data show ...   say which documents a step reads
 python -m worker export ...      write a checkpoint's weights for other programs
 python -m worker prove ...       train steps straight and in pieces, and compare the states
+python -m worker kaggle JOB.json run the session of a Kaggle kernel once more, by hand
 
 Exit codes: 0 done, 2 the user must change something, 3 temporary, 4 data, 130 interrupted (Ctrl-C)."""
-
-
-class StopRequest:
-    """Remembers the signal that asked the session to stop; nothing else happens in the handler."""
-
-    def __init__(self) -> None:
-        self._name: str | None = None
-
-    def __call__(self) -> str | None:
-        """Return the signal's name, or None when none came."""
-        return self._name
-
-    def install(self) -> None:
-        """Listen to SIGTERM and SIGINT."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._name = signal.Signals(number).name
 
 
 def main(arguments: list[str]) -> int:
@@ -55,6 +35,7 @@ def main(arguments: list[str]) -> int:
         "data": _data,
         "export": _export,
         "prove": _prove,
+        "kaggle": _kaggle,
     }
     try:
         if arguments and arguments[0] in verbs:
@@ -73,29 +54,6 @@ def main(arguments: list[str]) -> int:
             raise
         sys.stderr.write(f"{failure.reason}\n")
         return failure.exit_code
-
-
-def process_started_s(stat: Path = Path("/proc/self/stat")) -> float:
-    """Return when this process started, on the monotonic clock; now, where the kernel does not tell."""
-    now_s = time.monotonic()
-    try:
-        fields = stat.read_text().rpartition(")")[2].split()
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError, IndexError):
-        return now_s
-    return now_s - max(0.0, age_s)
-
-
-def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
-    """Make threads that wait for one another spin for a moment only; before torch, and OpenMP with it, is loaded.
-
-    OpenMP's own default lets them spin for some milliseconds, which is right while they have the machine to themselves: beside
-    anything else that computes, spinning threads take the processor from the one that they wait for. Measured on 2 cores
-    with the `tiny` model (the bits are the same): alone 39 ms a step by default, 45 ms so; beside one busy process 1090 ms
-    by default, 270 ms so. Larger models make no difference when alone. A user's own setting stands.
-    """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _run(arguments: list[str]) -> int:
@@ -149,6 +107,12 @@ def _prove(arguments: list[str]) -> int:
     from worker.prove import main as prove
 
     return prove(arguments)
+
+
+def _kaggle(arguments: list[str]) -> int:
+    from worker.kaggle.command import run_command
+
+    return run_command(arguments, os.environ)
 
 
 if __name__ == "__main__":

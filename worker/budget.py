@@ -35,6 +35,8 @@ class Budget:
     """When the last checkpoint was taken; before the first one, when training began."""
     forward_s: float = 0.0
     """The last forward pass over a batch; the session's end makes one more, for its last checkpoint's `next_loss`."""
+    delivery_s: float = 0.0
+    """What bringing the last checkpoint away from the machine takes, where it must be away when the process ends."""
     recent_steps_s: tuple[float, ...] = ()
 
     @property
@@ -44,8 +46,8 @@ class Budget:
 
     @property
     def reserve_s(self) -> float:
-        """What the session's end takes: the last save, its canary, and the process's exit."""
-        return self.save_s * _SAVE_MARGIN + self.forward_s + _EXIT_S
+        """What the session's end takes: the last save, its canary, its delivery, and the process's exit."""
+        return self.save_s * _SAVE_MARGIN + self.forward_s + self.delivery_s + _EXIT_S
 
     def left_s(self, now_s: float) -> float:
         """Return the seconds until the process must be gone; negative when it is late."""
@@ -79,6 +81,10 @@ class Budget:
         """Return the budget that knows one more step, and how long its forward pass was."""
         recent = (*self.recent_steps_s, seconds)[-_STEPS_REMEMBERED:]
         return replace(self, recent_steps_s=recent, forward_s=forward_s)
+
+    def with_delivery(self, seconds: float) -> Budget:
+        """Return the budget that keeps so much for the delivery of the last checkpoint."""
+        return self if seconds == self.delivery_s else replace(self, delivery_s=seconds)
 
     def after_save_began(self, now_s: float) -> Budget:
         """Return the budget that counts the time to the next checkpoint from now on."""

@@ -18,15 +18,15 @@ from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock
 from state.duration import format_duration
 from state.errors import CorruptCheckpointError, DataError, ExitCode, GemmaOrchError, UserError
-from state.layout import AttemptLayout, attempt_name, checkpoint_id
+from state.layout import AttemptLayout, checkpoint_id
 from state.manifest import Manifest, state_sha256
 from state.report import Outcome, Phase, SessionReport
-from state.retention import PruneCandidate, checkpoints_to_prune
 from state.spec import ORDER_VERSION, SessionSpec
 from worker.alive import held_alive
 from worker.budget import Budget, first_save_estimate_s
 from worker.canary import Canary
 from worker.failure import Failure, hung, understand
+from worker.own_checkpoints import OwnCheckpoints
 from worker.progress import Progress
 from worker.saver import Saved, Saver, SaveRequest, WrittenState
 from worker.telemetry import Telemetry, begins, goes_on_from, is_saved
@@ -54,6 +54,10 @@ class Host:
     """The attempt's lock, taken by the launching process; None when started by hand."""
     asked_to_stop: Callable[[], str | None] = lambda: None
     """Tells the signal that asked for it, or None."""
+    committed: Callable[[str], None] = lambda checkpoint_id: None
+    """Told of every checkpoint that has come to exist, on the saving thread, before older ones are deleted."""
+    delivery_reserve_s: Callable[[], float] = lambda: 0.0
+    """Tells how many seconds the process needs after the session's end, to bring the last checkpoint away."""
     free_bytes: Callable[[Path], int] = files.free_bytes
     say: Callable[[str], None] = _say
     exit_at_once: Callable[[int], None] = os._exit
@@ -138,7 +142,7 @@ class Session:
         self._watchdog = Watchdog(self._clock, self._hung)
         self._saver: Saver | None = None
         self._batches: VersionedBatches | None = None
-        self._own: list[PruneCandidate] = []
+        self._own = OwnCheckpoints(spec, self._store, host.say)
 
     def already_ended(self) -> str | None:
         """Return how the session has ended, when it has ended well and what it saved stands."""
@@ -189,8 +193,7 @@ class Session:
         begun_s = self._clock.monotonic()
         self._progress.spend(startup=begun_s - self._host.started_s)
         self._phase(Phase.VERIFYING)
-        mine = attempt_name(self._spec.session, self._spec.attempt)
-        self._store.sweep(lambda attempt: attempt == mine)  # what an earlier process of this attempt left half written
+        self._own.sweep()
         start = self._verified_start()
         self._phase(Phase.RESTORING)
         training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock, self._host.say)
@@ -200,7 +203,7 @@ class Session:
             training.image,
             root=Path(self._spec.checkpoints_dir),
             clock=self._clock,
-            after_commit=self._prune,
+            after_commit=self._committed,
             free_bytes=self._host.free_bytes,
         )
         saver.check_room()
@@ -224,35 +227,13 @@ class Session:
         That is this attempt's own last good one, when an earlier process of it was killed; else the one that the spec
         expects, and no other.
         """
-        for candidate in self._own_checkpoints():
-            try:
-                own = self._store.verify(candidate.id)
-            except CorruptCheckpointError as error:
-                self._host.say(f"{error}\nput aside; going back to the checkpoint before it")
-                self._store.quarantine(candidate.id, str(error))
-                continue
-            self._own = [older for older in self._own if older.step <= candidate.step]
+        own = self._own.newest_good()
+        if own is not None:
             self._progress.resume(own)
             self._telemetry.resumed(own.step)
             return own
         expected = self._spec.start
         return self._store.verify(expected.id, expected) if expected else None
-
-    def _own_checkpoints(self) -> list[PruneCandidate]:
-        """Return the checkpoints that earlier processes of this attempt have committed, newest first."""
-        spec, suffix = self._spec, f"-{attempt_name(self._spec.session, self._spec.attempt)}"
-        for name in self._store.ids():
-            if not name.endswith(suffix):
-                continue
-            try:
-                manifest, _ = self._store.manifest(name)
-            except CorruptCheckpointError as error:
-                self._store.quarantine(name, str(error))
-                continue
-            mine = (manifest.run, manifest.fence) == (spec.run, spec.fence)
-            if mine and manifest.step > self._progress.start_step:
-                self._own.append(PruneCandidate(name, manifest.step, verified=True))
-        return sorted(self._own, key=lambda candidate: candidate.step, reverse=True)
 
     def _train(self, training: Training, saver: Saver, canary: Canary | None) -> Ending:
         """Train until something ends the session, taking checkpoints on the way; return what ended it."""
@@ -276,6 +257,7 @@ class Session:
         if step >= self._end_step:
             return Ending(Outcome.BUDGET, f"all {self._spec.max_steps} steps of this session are trained")
         now_s = self._clock.monotonic()
+        self._budget = self._budget.with_delivery(self._host.delivery_reserve_s())
         if not self._budget.may_train_another_step(now_s, saving=saver.step_in_flight is not None):
             if trained == 0:
                 raise self._too_short(now_s)
@@ -373,17 +355,10 @@ class Session:
         self._telemetry.saved(saved.step)
         self._host.say(is_saved(saved))
 
-    def _prune(self, request: SaveRequest) -> None:
-        """Delete checkpoints of this attempt that are not to be kept; the controller looks after all others."""
-        self._own.append(PruneCandidate(request.checkpoint_id, request.step, verified=True))
-        start = self._spec.start
-        protected = {request.checkpoint_id} | ({start.id} if start else set())
-        for name in checkpoints_to_prune(self._own, self._spec.retention, protected):
-            try:
-                self._store.delete(name)
-            except OSError as error:
-                self._host.say(f"checkpoint {name} could not be deleted: {error}")
-            self._own = [candidate for candidate in self._own if candidate.id != name]
+    def _committed(self, request: SaveRequest) -> None:
+        """Tell those who wait for checkpoints of a new one; called on the saving thread."""
+        self._host.committed(request.checkpoint_id)
+        self._own.committed(request.checkpoint_id, request.step)
 
     def _fail(self, error: Exception) -> int:
         """Bring home what can be, and report the error; return the exit code."""

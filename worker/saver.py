@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +18,7 @@ from state.errors import GemmaOrchError
 from state.manifest import FileEntry, Manifest, TensorEntry
 from worker.bulk_file import BulkFile
 from worker.failure import disk_full, is_disk_full
+from worker.process import lower_priority
 
 if TYPE_CHECKING:
     from worker.snapshot import StateImage
@@ -29,7 +28,6 @@ STATE_FILE = "state.safetensors"
 
 _CHUNK_BYTES = 2 * 1024 * 1024  # whole pages; stays in the processor's cache between the write and the two digests
 _SPARE_BYTES = 1024 * 1024  # manifest, report and metrics
-_LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ class _Save:
     def _run(self, *, urgent: bool) -> bool:
         """Work until all is done or somebody else takes over; return whether all is done."""
         if not urgent:
-            _lower_priority()
+            lower_priority()
         return all(not self._leave.is_set() for _ in self._work)
 
     def _chunks(self) -> Generator[None, None, None]:
@@ -294,9 +292,3 @@ def _write(image: StateImage, path: Path, *, direct: bool) -> Generator[None, No
 def _remove(staged: Path) -> None:
     with contextlib.suppress(OSError):  # the error that led here is the one to tell
         files.remove_tree(staged)
-
-
-def _lower_priority() -> None:
-    """Give the calling thread, and it alone, the lowest priority; on Linux, where threads have one of their own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

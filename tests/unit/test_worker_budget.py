@@ -22,6 +22,7 @@ budgets = st.builds(
     save_s=durations,
     last_save_s=st.floats(min_value=-1e6, max_value=1e6),
     forward_s=durations,
+    delivery_s=durations,
     recent_steps_s=st.lists(durations, max_size=16).map(tuple),
 )
 moments = st.floats(min_value=-1e6, max_value=3e6)
@@ -87,3 +88,10 @@ def test_checkpoints_are_counted_from_when_the_last_one_was_taken():
 
 def test_a_first_save_is_taken_to_be_slow():
     assert first_save_estimate_s(600_000_000) == pytest.approx(7.0)
+
+
+def test_the_delivery_of_the_last_checkpoint_is_kept_in_reserve():
+    plan = budget()
+    later = plan.with_delivery(10.0)
+    assert later.reserve_s == plan.reserve_s + 10.0
+    assert later.with_delivery(10.0) is later

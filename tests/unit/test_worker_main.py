@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.sessions import SmallRun, wait_until
-from worker.__main__ import StopRequest, let_threads_sleep, main, process_started_s
+from worker.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -114,38 +113,6 @@ def test_a_module_that_is_missing_for_another_reason_is_no_missing_extra():
     assert "ModuleNotFoundError" in done.stderr
 
 
-def test_the_process_started_before_now_and_not_long_ago():
-    now_s = time.monotonic()
-    started_s = process_started_s()
-    assert started_s < now_s
-    code = "import time; time.sleep(0.3); from worker.__main__ import process_started_s as s; print(time.monotonic() - s())"
-    age_s = float(worker("-c", code).stdout)
-    assert 0.3 <= age_s < 20.0
-
-
-@pytest.mark.parametrize("stat", [None, "1 (python) S"], ids=["no such file", "another format"])
-def test_where_the_kernel_tells_no_start_it_is_now(tmp_path: Path, stat: str | None):
-    if stat is not None:
-        (tmp_path / "stat").write_text(stat)
-    before_s = time.monotonic()
-    assert before_s <= process_started_s(tmp_path / "stat") <= time.monotonic()
-
-
-def test_a_signal_is_remembered_and_nothing_else_happens():
-    stop = StopRequest()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop.install()
-        assert stop() is None
-        signal.raise_signal(signal.SIGTERM)
-        assert stop() == "SIGTERM"
-        signal.raise_signal(signal.SIGINT)
-        assert stop() == "SIGINT"
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def test_nobody_listening_is_no_error(ram_path: Path):
     run = SmallRun(ram_path)
     spec = run.spec(max_steps=1)
@@ -168,17 +135,3 @@ def test_a_first_step_does_not_wait_for_the_compiler_or_the_network(ram_path: Pa
     assert worker("-c", code, str(run.write(first))).returncode == 0
     done = worker("-c", code, str(run.write(run.spec(2, start=run.expected(), max_steps=1))))
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({}, {"GOMP_SPINCOUNT": "1000"}),
-        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
-        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
-    ],
-)
-def test_a_users_own_setting_for_waiting_threads_stands(before: dict[str, str], after: dict[str, str]):
-    environment = dict(before)
-    let_threads_sleep(environment)
-    assert environment == after

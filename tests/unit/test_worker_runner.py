@@ -142,6 +142,29 @@ def test_the_session_is_over_before_its_limit(run: SmallRun):
     assert 3.0 < report.seconds.whole < 5.0
 
 
+def test_the_time_for_the_delivery_is_kept_back_as_it_becomes_known(run: SmallRun):
+    spec = run.spec(limit_s=5.0, save_estimate_s=0.5, total_steps=10_000)
+    assert run.run(spec, clock=CountingClock(0.01), delivery_reserve_s=lambda: 2.0) == 0
+    report = run.report(spec)
+    assert report.outcome is Outcome.BUDGET
+    assert 1.0 < report.seconds.whole < 3.0
+
+
+def test_those_who_wait_for_checkpoints_are_told_of_each_before_older_ones_go(run: SmallRun):
+    spec = run.spec(max_steps=6, checkpoint_every_s=1e-6)
+    told: list[str] = []
+    there: list[bool] = []
+
+    def committed(checkpoint: str) -> None:
+        there.append(all(name in run.store.ids() for name in (*told[-1:], checkpoint)))
+        told.append(checkpoint)
+
+    assert run.run(spec, committed=committed) == 0
+    assert told[-1] == "step-00000006-s001a1"
+    assert set(run.store.ids()) <= set(told)
+    assert all(there)
+
+
 def test_a_session_that_is_too_short_says_what_would_do(run: SmallRun):
     spec = run.spec(limit_s=1.0)
     assert run.run(spec, clock=CountingClock(0.1)) == 2

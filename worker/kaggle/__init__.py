@@ -1,0 +1,1 @@
+"""A session inside a Kaggle kernel: inputs found by manifest, checkpoints delivered as dataset versions."""

@@ -1,0 +1,34 @@
+"""`python -m worker kaggle JOB.json`: a kernel's session once more, by hand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from state.errors import UserError
+from worker.kaggle.kernel import Places, main
+
+
+def run_command(arguments: list[str], environment: MutableMapping[str, str]) -> int:
+    """Run the session of a job file; its folder becomes the kernel's output folder. Return the exit code.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    parser = argparse.ArgumentParser("python -m worker kaggle", description=__doc__)
+    parser.add_argument("job", type=Path, help="a KaggleJob as JSON; its folder takes the outputs")
+    parser.add_argument("--input", type=Path, help="folder below which the inputs lie (default: where Kaggle mounts them)")
+    parser.add_argument("--scratch", type=Path, help="folder for what is gone at the end (default: one for temporary files)")
+    chosen = parser.parse_args(arguments)
+    try:
+        job_json = chosen.job.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{chosen.job} cannot be read: {error.strerror}", expected="a KaggleJob as JSON") from error
+    usual = Places.of(environment)
+    places = Places(
+        input=chosen.input or usual.input,
+        working=chosen.job.absolute().parent,
+        scratch=(chosen.scratch or usual.scratch).absolute(),
+    )
+    return main(job_json, environment, places)

@@ -1,0 +1,192 @@
+"""The attempt's own dataset as the session writes it: each upload is one version with one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from state.clock import Clock
+from state.duration import format_duration
+from state.errors import GemmaOrchError
+from state.kaggle.api import KaggleApi
+from state.kaggle.blobs import upload_file
+from state.kaggle.datasets import begin_version, published_version
+from state.kaggle.errors import CorruptUploadError, DeniedError, ProcessingFailedError
+from state.kaggle.job import KaggleJob
+from worker.kaggle.outbox import Parcel
+from worker.kaggle.pace import Pace
+
+_TEST_NAME = "gemma-orch-write-test"
+_NAP_S = 1.0
+
+
+class Uploads:
+    """What the session has sent to its dataset, and what has become of it.
+
+    Args:
+        api: The account.
+        job: Which dataset, and how patient to be.
+        scratch: Folder for what an upload needs to go on after a break.
+        clock: What uploads are measured with.
+        say: Takes a line for the log.
+    """
+
+    def __init__(self, api: KaggleApi, job: KaggleJob, scratch: Path, *, clock: Clock, say: Callable[[str], None]) -> None:
+        self._api = api
+        self._job = job
+        self._scratch = scratch
+        self._clock = clock
+        self._say = say
+        self.pace = Pace()
+        self.may_write = False
+        """Whether an upload was proved to be possible."""
+        self._has_written = False
+        """Whether Kaggle has made a version for this session."""
+        self._sent: Parcel | None = None
+        """The last one whose version Kaggle has accepted, as long as nothing bad is known of it."""
+        self._sent_s = 0.0
+        self._is_published = False
+        """Whether the version of `_sent` stands with all its files."""
+        self._doubtful: str | None = None
+        """Checkpoint whose version may stand without our knowing."""
+        self._known_bad: int | None = None
+        """Version that was found without all its files, or not processed; its checkpoint was sent again already."""
+        self._num_bad = 0
+        self._standing = 1  # the version that the controller has made
+
+    def has_sent(self, checkpoint_id: str) -> bool:
+        """Return whether a checkpoint was sent, and nothing bad is known of its version."""
+        return self._sent is not None and self._sent.id == checkpoint_id
+
+    def is_final(self, refusal: GemmaOrchError) -> bool:
+        """Return whether a refusal will stand; where something was written before, it may be for a version in process."""
+        return not (isinstance(refusal, DeniedError) and self._has_written)
+
+    def prove(self, deadline_s: float, *, check_abandoned: Callable[[], None] = lambda: None) -> None:
+        """Upload a few bytes that no dataset will have, to learn early whether this session may write; once is enough.
+
+        Args:
+            deadline_s: When to give up, on the clock's monotonic axis.
+            check_abandoned: Called often; what it raises ends the upload.
+
+        Raises:
+            UserError: it may not.
+            TemporaryError: that is unknown.
+        """
+        if self.may_write:
+            return
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        test = self._scratch / _TEST_NAME
+        test.write_bytes(self._job.dataset.encode())
+        clock = _RestlessClock(self._clock, check_abandoned)
+        upload_file(self._api, test, _TEST_NAME, resume_dir=self._scratch, deadline_s=deadline_s, clock=clock)
+        self.may_write = True
+        self._say("the account can be written to: checkpoints are uploaded")
+
+    def check(self) -> bool:
+        """Look what has become of the version that was sent last; return whether the checkpoint must be sent again.
+
+        Raises:
+            TemporaryError: Kaggle could not be asked.
+        """
+        sent, dataset = self._sent, self._job.dataset
+        if sent is None or self._is_published:
+            return False
+        try:
+            number = published_version(self._api, dataset, sent.files, str(sent.note))
+        except (CorruptUploadError, ProcessingFailedError) as error:
+            return self._is_bad(error.version, str(error))
+        if number is not None:
+            self._is_published = True
+            self._say(f"checkpoint {sent.id} stands as version {number} of {dataset}")
+            return False
+        limit_s = self._job.processing_limit_s
+        return self._is_late and self._is_bad(None, f"checkpoint {sent.id} is not processed after {format_duration(limit_s)}")
+
+    def send(self, parcel: Parcel, deadline_s: float, *, tidy: bool, check_abandoned: Callable[[], None] = lambda: None) -> None:
+        """Upload a checkpoint and have Kaggle make a version of it; the processing is not waited for.
+
+        Args:
+            parcel: The checkpoint.
+            deadline_s: When to give up, on the clock's monotonic axis.
+            tidy: Whether old versions may go when there are many; they do so only when the one sent last is known to be good.
+            check_abandoned: Called often; what it raises ends the upload.
+
+        Raises:
+            UserError: Kaggle refuses it.
+            TemporaryError: it could not be done until the deadline, or whether it was done is unknown.
+        """
+        if self._doubtful == parcel.id and self._stands(parcel):
+            self._accepted(parcel, is_published=True, deleted_old=False)
+            return
+        many = self._standing + 1 > self._job.most_versions
+        delete_old = tidy and many and self._sent is not None and self._is_published
+        begun_s = last_byte_s = self._clock.monotonic()
+
+        def on_bytes(_: int) -> None:
+            nonlocal last_byte_s
+            last_byte_s = self._clock.monotonic()
+            check_abandoned()
+
+        self._doubtful = parcel.id
+        begin_version(
+            self._api,
+            self._job.dataset,
+            parcel.files,
+            str(parcel.note),
+            delete_old=delete_old,
+            resume_dir=self._scratch / f"after-{self._num_bad}-bad",  # nothing is resumed that has led to a bad version
+            deadline_s=deadline_s,
+            clock=_RestlessClock(self._clock, check_abandoned),
+            settle_s=self._job.settle_s,
+            processing_limit_s=self._job.processing_limit_s,
+            on_bytes=on_bytes,
+        )
+        whole_s = self._clock.monotonic() - begun_s
+        self.pace = self.pace.after(parcel.size_bytes, last_byte_s - begun_s, whole_s)
+        self._accepted(parcel, is_published=False, deleted_old=delete_old)
+        self._say(f"checkpoint {parcel.id} is uploaded: {parcel.size_bytes} bytes in {format_duration(whole_s)}")
+
+    @property
+    def _is_late(self) -> bool:
+        return self._clock.monotonic() - self._sent_s > self._job.processing_limit_s
+
+    def _is_bad(self, version: int | None, why: str) -> bool:
+        """Take note of a version that is no good; return whether that is news: it stands beside the one that came after it."""
+        if version is not None and version == self._known_bad and not self._is_late:
+            return False
+        self._say(f"{why}\nit is uploaded again")
+        self._known_bad = version
+        self._num_bad += 1
+        self._sent = None
+        return True
+
+    def _stands(self, parcel: Parcel) -> bool:
+        """Return whether a version that we have heard nothing of stands."""
+        try:
+            return published_version(self._api, self._job.dataset, parcel.files, str(parcel.note)) is not None
+        except (CorruptUploadError, ProcessingFailedError):
+            return False
+
+    def _accepted(self, parcel: Parcel, *, is_published: bool, deleted_old: bool) -> None:
+        self._doubtful, self._has_written = None, True
+        self._sent, self._is_published, self._sent_s = parcel, is_published, self._clock.monotonic()
+        self._standing = 1 if deleted_old else self._standing + 1
+
+
+class _RestlessClock:
+    """A clock whose sleepers ask now and then whether to go on sleeping."""
+
+    def __init__(self, clock: Clock, check: Callable[[], None]) -> None:
+        self.now = clock.now
+        self.monotonic = clock.monotonic
+        self._sleep = clock.sleep
+        self._check = check
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for that many seconds, unless the check raises."""
+        while seconds > 0.0:
+            self._check()
+            self._sleep(min(seconds, _NAP_S))
+            seconds -= _NAP_S
+        self._check()
