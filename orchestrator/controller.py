@@ -33,6 +33,7 @@ from state.errors import (
 )
 from state.layout import HomeLayout, attempt_name
 from state.ledger import (
+    CEILING_GRACE_S,
     AttemptRecord,
     Change,
     CheckpointRecord,
@@ -347,6 +348,8 @@ class Controller:
         if decision.start_checkpoint is not None and not self._is_sound(record, decision.start_checkpoint, decision):
             return None  # the record has stepped back: the next tick decides anew
         attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
+        lag_s = self._ports.backend(attempt.backend, record.name).lag_s
+        attempt = attempt.model_copy(update={"grace_s": CEILING_GRACE_S + lag_s})
         changes: list[Change] = [
             PutAttempt(attempt, session_spec),
             SetHeader(record.header.model_copy(update={"newest_fence": attempt.fence})),

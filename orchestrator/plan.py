@@ -11,8 +11,6 @@ from state.errors import ExitCode
 from state.ledger import AttemptRecord, RunRecord, StopWish
 from state.session import AttemptState, RunState
 
-CEILING_GRACE_S = 120.0  # a worker ends itself before its limit; one that is this late, or this slow to stop, does not
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -125,7 +123,7 @@ def _about_live_attempt(live: AttemptRecord, stop: StopWish | None, now: datetim
             return Kill(live, "the user asked for it")
         late = _is_late(live, now)
         # A machine that has slept makes a healthy worker late: it is asked before it is killed.
-        if late and live.asked_at is not None and now > live.asked_at + timedelta(seconds=CEILING_GRACE_S):
+        if late and live.asked_at is not None and now > live.asked_at + timedelta(seconds=live.grace_s):
             return Kill(live, "it is past its limit and did not stop when asked")
         if late or stop is StopWish.CHECKPOINT:
             return AskToStop(live)
@@ -137,7 +135,7 @@ def _is_late(live: AttemptRecord, now: datetime) -> bool:
     since = live.running_at or live.launched_at
     if live.state is AttemptState.QUEUED or since is None:
         return False
-    return now > since + timedelta(seconds=live.limit_s + CEILING_GRACE_S)
+    return now > since + timedelta(seconds=live.limit_s + live.grace_s)
 
 
 def stop_message(stop: StopWish, head_step: int) -> str:

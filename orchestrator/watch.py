@@ -29,20 +29,24 @@ _EVENTS_REMEMBERED = 50  # more do not happen between two looks
 
 def observe_run(ports: Ports, run: str) -> StatusView:
     """Return a run's status, changing nothing."""
-    record = _as_seen(ports, ports.runs.load(run))
-    return status_view(record, _heartbeat(ports, record), waiting_for(ports, record), ports.clock.now())
+    record, detail = _as_seen(ports, ports.runs.load(run))
+    waits = waiting_for(ports, record)
+    if waits is not None and detail:
+        waits = f"{waits}: {detail}"
+    return status_view(record, _heartbeat(ports, record), waits, ports.clock.now())
 
 
-def _as_seen(ports: Ports, record: RunRecord) -> RunRecord:
-    """Return a record whose live attempt is shown as over when its backend says so, collected or not."""
+def _as_seen(ports: Ports, record: RunRecord) -> tuple[RunRecord, str]:
+    """Return what its backend says of the live attempt: a record in which it is over when it is, collected or not, and words."""
     live = record.live_attempt
     if live is None or live.state is AttemptState.PLANNED:
-        return record
+        return record, ""
     seen = ports.backend(live.backend, record.name).observe(ref_of(record, live))
     if seen.sighting is not Sighting.ENDED:
-        return record
+        return record, seen.detail
     over = live.model_copy(update={"state": AttemptState.ENDED, "ended_at": seen.ended_at or ports.clock.now()})
-    return dataclasses.replace(record, attempts=tuple(over if attempt is live else attempt for attempt in record.attempts))
+    attempts = tuple(over if attempt is live else attempt for attempt in record.attempts)
+    return dataclasses.replace(record, attempts=attempts), ""
 
 
 def _heartbeat(ports: Ports, record: RunRecord) -> Heartbeat | None:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.backends.base import Backend
 from orchestrator.backends.local import LocalBackend
 from orchestrator.controller import Ports
 from orchestrator.preparation import WorkerPreparer
-from state.checkpoint_store import DirectoryCheckpointStore
-from state.clock import SystemClock
+from state.checkpoint_store import CheckpointStore, DirectoryCheckpointStore
+from state.clock import Clock, SystemClock
 from state.errors import UserError, did_you_mean
 from state.layout import HomeLayout
+from state.ledger import DataRecord
 from state.process import identify
-from state.run_store import SqliteRunStore
+from state.run_store import RunStore, SqliteRunStore
 
-BACKENDS = ("local",)
+if TYPE_CHECKING:
+    from orchestrator.backends.kaggle import KaggleRun
+    from state.kaggle.api import KaggleApi
+    from state.kaggle.settings import KaggleSettings
+
+BACKENDS = ("local", "kaggle")
 HOME_VARIABLE = "GEMMA_ORCH_HOME"
 
 
@@ -51,22 +58,75 @@ def wire(environment: Mapping[str, str], say: Callable[[str], None] = lambda _te
         environment: Environment variables, which workers get as well.
         say: Told what preparing the data has to say.
     """
-    home = home_layout(environment)
+    home, clock = home_layout(environment), SystemClock()
+    runs = SqliteRunStore(home.ledger)
     local = LocalBackend(home, dict(environment))
-
     preparer = WorkerPreparer(home, say)
+    on_kaggle = _KaggleRuns(environment, home, clock, runs)
 
     def backend(name: str, run: str) -> Backend:
         check_backend(name)
-        return local
+        return on_kaggle.open(run).backend if name == "kaggle" else local
+
+    def checkpoints(run: str) -> CheckpointStore:
+        if on_kaggle.has(run):
+            return on_kaggle.open(run).checkpoints
+        return DirectoryCheckpointStore(home.run(run).checkpoints)
+
+    def has_data(run: str, data: DataRecord) -> bool:
+        # On the account its sessions have it, which the backend finds out; here nobody needs it.
+        return runs.load(run).spec.backend == "kaggle" or preparer.has_data(run, data)
 
     return Ports(
-        runs=SqliteRunStore(home.ledger),
+        runs=runs,
         home=home,
-        clock=SystemClock(),
+        clock=clock,
         owner=identify(os.getpid()),
         backend=backend,
-        checkpoints=lambda run: DirectoryCheckpointStore(home.run(run).checkpoints),
+        checkpoints=checkpoints,
         prepare=preparer,
-        has_data=preparer.has_data,
+        has_data=has_data,
     )
+
+
+class _KaggleRuns:
+    """What the runs on Kaggle share: one client of the account, made when the first call is due."""
+
+    def __init__(self, environment: Mapping[str, str], home: HomeLayout, clock: Clock, runs: RunStore) -> None:
+        self._environment = environment
+        self._home = home
+        self._clock = clock
+        self._runs = runs
+        self._api: KaggleApi | None = None
+        self._opened: dict[str, tuple[KaggleSettings, KaggleRun]] = {}
+
+    def has(self, run: str) -> bool:
+        """Return whether a run trains on Kaggle, or has trained there."""
+        record = self._runs.load(run)
+        return "kaggle" in {record.spec.backend, *(attempt.backend for attempt in record.attempts)}
+
+    def open(self, run: str) -> KaggleRun:
+        """Return a run's backend and checkpoint store; the same ones as long as it says the same about Kaggle."""
+        from orchestrator.backends.kaggle import open_kaggle_run
+
+        settings = self._runs.load(run).spec.kaggle
+        known = self._opened.get(run)
+        if known is None or known[0] != settings:
+            opened = open_kaggle_run(
+                self._account,
+                run,
+                self._home,
+                self._clock,
+                settings,
+                record=lambda: self._runs.load(run),
+                source_root=Path(__file__).parent.parent,
+            )
+            known = self._opened[run] = (settings, opened)
+        return known[1]
+
+    def _account(self) -> KaggleApi:
+        from orchestrator.kaggle.account import open_account
+
+        if self._api is None:
+            self._api = open_account(self._environment)
+        return self._api

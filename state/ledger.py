@@ -16,6 +16,9 @@ from state.report import Outcome
 from state.session import LIVE_STATES, AttemptState, RunState
 from state.spec import ORDER_VERSION, RunSpec, SessionSpec
 
+CEILING_GRACE_S = 120.0
+"""A worker ends itself before its limit; one that is this late, or this slow to stop when asked, does not."""
+
 
 class DataRecord(Document):
     """One version of a run's prepared data; a run has one, and more when data is added later."""
@@ -54,6 +57,7 @@ class AttemptRecord(Document):
     asked_at: datetime | None = Field(default=None, description="when it was first asked to save and end")
     ended_at: datetime | None = None
     limit_s: float
+    grace_s: float = Field(default=CEILING_GRACE_S, description="seconds beyond its limit before it is late")
     handle: str | None = None
     outcome: Outcome | None = None
     reason: str | None = None

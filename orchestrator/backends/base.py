@@ -78,6 +78,16 @@ class Backend(Protocol):
         """Whether somebody may run an attempt again with no controller, so that one that is over must be looked at."""
         ...
 
+    @property
+    def lag_s(self) -> float:
+        """Seconds by which what it says may be behind what is; so much later than elsewhere is an attempt too late."""
+        ...
+
+    @property
+    def killing(self) -> str:
+        """What `kill` does beyond ending the session, in words for whoever asks for it; empty: nothing."""
+        ...
+
     def quota(self, now: datetime) -> Quota:
         """Return whether another session would be taken now."""
         ...

@@ -41,6 +41,8 @@ class LocalBackend:
     name = "local"
     look_every_s = 0.25  # a look is cheap: a lock, a folder's names
     can_be_run_by_hand = True
+    lag_s = 0.0
+    killing = ""
 
     def __init__(self, home: HomeLayout, environment: dict[str, str], command: Sequence[str] = ()) -> None:
         """Use the home's attempt folders.

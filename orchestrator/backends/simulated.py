@@ -73,6 +73,8 @@ class SimulatedBackend:
     name = "simulated"
     look_every_s = 1.0
     can_be_run_by_hand = True
+    lag_s = 0.0
+    killing = ""
 
     def __init__(
         self,

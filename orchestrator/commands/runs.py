@@ -102,6 +102,8 @@ def stop(
     check_order(record)
     ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
     ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
+    if now and record.live_attempt is not None:
+        say(ports.backend(record.live_attempt.backend, name).killing)
     view = drive(ports, name).view
     typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
 

@@ -15,6 +15,7 @@ from state.clock import ManualClock
 from state.errors import AmbiguousError
 from state.report import Outcome
 from tests.factories import START, session_spec
+from tests.kaggle_stage import kaggle_backend
 from tests.stages import local_backend, ref, wait_until, wait_until_over
 
 Open = Callable[[str], Backend]
@@ -27,7 +28,7 @@ def simulated(root: Path, mode: str) -> Backend:
     return SimulatedBackend(root / "world", store, ManualClock(), lambda _s, _a: courses[mode])
 
 
-@pytest.fixture(params=[local_backend, simulated], ids=["local", "simulated"])
+@pytest.fixture(params=[local_backend, simulated, kaggle_backend], ids=["local", "simulated", "kaggle"])
 def backend_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     opened: list[Backend] = []
 
@@ -54,7 +55,7 @@ def launch_again(backend: Backend) -> None:
 
 
 def test_it_has_the_name_that_users_type(backend_of: Open) -> None:
-    assert backend_of("finish").name in ("local", "simulated")
+    assert backend_of("finish").name in ("local", "simulated", "kaggle")
 
 
 def test_quota_is_known(backend_of: Open) -> None:

@@ -13,14 +13,29 @@ from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
 from state.spec import ExpectedCheckpoint
 from tests.factories import commit_checkpoint, stage_checkpoint
+from tests.kaggle_stage import Stage
 
 ID = "step-00000010-s001a1"
 
 
-@pytest.fixture(params=[DirectoryCheckpointStore], ids=["directory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
-    opened: CheckpointStore = request.param(tmp_path / "checkpoints")
-    return opened
+Open = Callable[[Path], CheckpointStore]
+"""Opens the adapter over a folder."""
+
+
+def on_kaggle(root: Path) -> CheckpointStore:
+    """A store whose account is empty: what is committed here stays here."""
+    return Stage(root.parent, local=DirectoryCheckpointStore(root)).run.checkpoints
+
+
+@pytest.fixture(params=[DirectoryCheckpointStore, on_kaggle], ids=["directory", "kaggle"])
+def open_store(request: pytest.FixtureRequest) -> Open:
+    opener: Open = request.param
+    return opener
+
+
+@pytest.fixture
+def store(open_store: Open, tmp_path: Path) -> CheckpointStore:
+    return open_store(tmp_path / "checkpoints")
 
 
 def expectation(store: CheckpointStore) -> ExpectedCheckpoint:
@@ -180,7 +195,6 @@ def test_sweeping_removes_what_attempts_that_are_over_left_and_nothing_else(stor
     assert store.ids() == (ID,)
 
 
-def test_two_stores_over_one_place_see_the_same(store: CheckpointStore, tmp_path: Path) -> None:
-    make: Callable[[Path], CheckpointStore] = type(store)
+def test_two_stores_over_one_place_see_the_same(store: CheckpointStore, open_store: Open, tmp_path: Path) -> None:
     commit_checkpoint(store, 10)
-    assert make(tmp_path / "checkpoints").ids() == (ID,)
+    assert open_store(tmp_path / "checkpoints").ids() == (ID,)

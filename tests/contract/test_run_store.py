@@ -65,6 +65,27 @@ def test_a_run_is_created_once(store: RunStore) -> None:
     assert store.load(RUN).spec.total_steps == 100
 
 
+def test_a_run_may_come_with_all_that_is_known_of_it_or_not_at_all(open_store: Open) -> None:
+    store = open_store()
+    done = attempt(1, state=AttemptState.DONE, head=checkpoint(20).id)
+    known = [
+        PutAttempt(done, session_spec()),
+        PutCheckpoint(checkpoint(20)),
+        SetHeader(header(head=checkpoint(20).id, newest_fence=1)),
+        tell("adopted"),
+    ]
+    with pytest.raises(IllegalMoveError):
+        store.create(header(), RunWishes(spec=run_spec()), [*known, PutAttempt(attempt(1, state=AttemptState.PLANNED))])
+    assert store.names() == ()
+    assert store.create(header(), RunWishes(spec=run_spec()), known)
+    record = store.load(RUN)
+    assert (record.attempts, record.header.head, record.head_step) == ((done,), checkpoint(20).id, 20)
+    assert store.session_spec(RUN, 1, 1) == session_spec()
+    assert texts(store) == ["adopted"]
+    assert not store.create(header(), RunWishes(spec=run_spec()), known)
+    assert texts(store) == ["adopted"]
+
+
 def test_an_unknown_run_is_the_users_error_wherever_it_is_named(store: RunStore) -> None:
     acts: list[Callable[[], object]] = [
         lambda: store.load("tamul"),

@@ -7,7 +7,6 @@ import pytest
 
 from orchestrator.backends.base import Quota
 from orchestrator.plan import (
-    CEILING_GRACE_S,
     AskToStop,
     Drop,
     Finish,
@@ -20,7 +19,7 @@ from orchestrator.plan import (
     first_attempt_with_progress,
     next_attempt_number,
 )
-from state.ledger import CheckpointRecord, RerunWish, RunRecord, StopWish
+from state.ledger import CEILING_GRACE_S, CheckpointRecord, RerunWish, RunRecord, StopWish
 from state.session import AttemptState, RunState
 from state.spec import SessionLimits
 from tests.factories import START, after, attempt, checkpoint, failed, run_record, run_spec

@@ -1,0 +1,104 @@
+"""What is known of the checkpoints on the account: an index in the run's folder, so that nothing is read twice.
+
+It can be lost: the notes of the datasets' versions say what lies where, and the manifests are read again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from state import files
+from state.document import Document
+from state.errors import DataError
+from state.kaggle.job import CheckpointPlace
+
+
+class EntryState(StrEnum):
+    """What is known of a checkpoint on the account."""
+
+    SOUND = "sound"
+    """Listed whole, with the manifest that its version's note names."""
+    CORRUPT = "corrupt"
+    """Listed, and not what its manifest says; the controller is to hear of it."""
+    QUARANTINED = "quarantined"
+    """Put aside."""
+    DELETED = "deleted"
+    """Nobody needs it; it goes with its dataset."""
+
+
+class Entry(Document):
+    """One checkpoint on the account."""
+
+    id: str
+    session: int
+    attempt: int
+    place: CheckpointPlace
+    state: EntryState
+    manifest_sha256: str
+    total_bytes: int = 0
+    why: str | None = Field(default=None, description="what is wrong with it")
+    checked_at: datetime
+    wrong_since: datetime | None = Field(default=None, description="since when looking again finds something wrong")
+
+
+class AttemptIndex(Document):
+    """What is known of the dataset of one attempt."""
+
+    current: int = Field(default=0, description="the newest version that was looked into")
+    examined: tuple[int, ...] = Field(default=(), description="versions that need no further look")
+    wrong: dict[str, datetime] = Field(default_factory=dict, description="since when a version is not what its note says")
+    report_version: int | None = Field(default=None, description="the newest version that holds a report")
+    total_bytes: int = 0
+    is_closed: bool = Field(default=False, description="nothing more can come from it")
+    is_gone: bool = Field(default=False, description="the dataset was deleted")
+
+
+class Index(Document):
+    """All that is known of the checkpoints of a run on the account."""
+
+    schema_version: Literal[1] = 1
+    checkpoints: dict[str, Entry] = Field(default_factory=dict)
+    attempts: dict[str, AttemptIndex] = Field(default_factory=dict, description="by attempt name")
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the datasets hold, as far as that is known: Kaggle tells of the current version only."""
+        standing = [entry for entry in self.checkpoints.values() if not self._is_gone(entry) and entry.place.kind == "dataset"]
+        return sum(entry.total_bytes for entry in standing)
+
+    def _is_gone(self, entry: Entry) -> bool:
+        attempt = self.attempts.get(entry.id.rpartition("-")[2])
+        return attempt is not None and attempt.is_gone
+
+
+class IndexFile:
+    """The index's file; it is read once, for one controller writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._index: Index | None = None
+        self._mtime_ns = 0
+
+    def read(self) -> Index:
+        """Return the index; an empty one when there is none, or one that another gemma-orch wrote."""
+        try:
+            mtime_ns = self._path.stat().st_mtime_ns
+            if self._index is None or mtime_ns != self._mtime_ns:
+                self._index = Index.from_json(self._path.read_bytes(), "the index of checkpoints on Kaggle")
+                self._mtime_ns = mtime_ns
+        except (FileNotFoundError, DataError):
+            self._index = Index()
+        return self._index
+
+    def write(self, index: Index) -> None:
+        """Replace the index."""
+        if index == self._index:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(self._path, index.to_json())
+        self._index, self._mtime_ns = index, self._path.stat().st_mtime_ns

@@ -1,0 +1,116 @@
+"""Looks at the attempts of a run on Kaggle: one call a poll interval while nothing happens.
+
+What was seen lies in the run's folder, so that a controller that starts anew, or a command beside one, goes on from there
+instead of asking Kaggle again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.kaggle.seen import Look, Seen, due_looks, with_dataset, with_status
+from state import files
+from state.clock import Clock
+from state.errors import DataError, GemmaOrchError
+from state.kaggle.names import attempt_slug
+from state.kaggle.records import DatasetInfo
+from state.kaggle.settings import KaggleSettings
+from state.layout import attempt_name
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+class Looks:
+    """Looks at the attempts of one run, at Kaggle's expense not more often than it is worth.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        run: The run's name.
+        folder: Where what was seen is kept.
+        clock: The time.
+        settings: The poll interval.
+    """
+
+    def __init__(self, api: Callable[[], KaggleApi], run: str, folder: Path, clock: Clock, settings: KaggleSettings) -> None:
+        self._api = api
+        self._run = run
+        self._folder = folder
+        self._clock = clock
+        self._settings = settings
+
+    def seen(self, session: int, attempt: int) -> Seen:
+        """Return what is known of an attempt, asking nothing."""
+        try:
+            data = self._path(session, attempt).read_bytes()
+        except FileNotFoundError:
+            return Seen()
+        try:
+            return Seen.from_json(data, "what was seen of an attempt")
+        except DataError:
+            return Seen()  # of another gemma-orch: it can be seen again
+
+    def put(self, session: int, attempt: int, seen: Seen) -> Seen:
+        """Remember what is known of an attempt, and return it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(self._path(session, attempt), seen.to_json(), durable=False)
+        return seen
+
+    def change(self, session: int, attempt: int, **values: object) -> Seen:
+        """Remember something more of an attempt, and return what is known."""
+        return self.put(session, attempt, self.seen(session, attempt).model_copy(update=values))
+
+    def refresh(self, session: int, attempt: int, version: int) -> Seen:
+        """Ask for what is due, and return what is known then; what cannot be asked now leaves what was known.
+
+        Args:
+            session: The session.
+            attempt: Its attempt.
+            version: Version of its kernel.
+        """
+        seen = self.seen(session, attempt)
+        due = due_looks(seen, self._clock.now(), self._settings.poll_every_s, f"{self._run} {attempt_name(session, attempt)}")
+        was_over = seen.ended is not None
+        for look in due:
+            seen = self._look(look, seen, session, attempt, version)
+        if seen.ended is not None and not was_over and due[-1:] != (Look.DATASET,):
+            seen = self._look(Look.DATASET, seen, session, attempt, version)  # what it has delivered at its end
+        return self.put(session, attempt, seen) if due else seen
+
+    def look(self, look: Look, session: int, attempt: int, version: int = 1) -> Seen:
+        """Ask for one thing now, whatever was asked before."""
+        return self.put(session, attempt, self._look(look, self.seen(session, attempt), session, attempt, version))
+
+    def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> Seen:
+        """Remember what somebody else has asked of an attempt's dataset."""
+        return self.put(session, attempt, with_dataset(self.seen(session, attempt), info, self._clock.now()))
+
+    def _look(self, look: Look, seen: Seen, session: int, attempt: int, version: int) -> Seen:
+        now = self._clock.now()
+        seen = seen.model_copy(update={"looks": seen.looks + 1, "looked_at": now, "last": look})
+        slug = attempt_slug(self._run, session, attempt)
+        try:
+            match look:
+                case Look.STATUS:
+                    return self._status(seen, slug, version, now)
+                case Look.DATASET:
+                    return with_dataset(seen, self._api().dataset(slug), now)
+                case Look.KERNEL:
+                    kernel = self._api().kernel(slug)
+                    return seen.model_copy(update={"shape_asked": True, "shape": kernel.machine_shape if kernel else None})
+        except GemmaOrchError as error:
+            return seen.model_copy(update={"failure": error.what}) if look is Look.STATUS else seen
+
+    def _status(self, seen: Seen, slug: str, version: int, now: datetime) -> Seen:
+        status = self._api().session_status(slug, version)
+        if status is not None:
+            return with_status(seen, status, now)
+        if self._api().kernel(slug) is not None:
+            return seen.model_copy(update={"failure": "its kernel is there, its session is not shown", "missing_since": None})
+        return seen.model_copy(update={"status": None, "failure": None, "missing_since": seen.missing_since or now})
+
+    def _path(self, session: int, attempt: int) -> Path:
+        return self._folder / f"{attempt_name(session, attempt)}.json"

@@ -1,0 +1,162 @@
+"""The chain on Kaggle: the real command line, the unmodified client library, and kernels that an emulator really runs."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.watch import observe_run
+from orchestrator.wiring import wire
+from state.kaggle.names import attempt_slug
+from state.ledger import CheckpointState
+from state.report import Heartbeat, Outcome, Phase
+from tests.kaggle_chain import RUN, KaggleRun, kill, wait_for
+from tests.kaggle_emulator.emulator import KaggleEmulator
+from tests.kaggle_emulator.faults import Fault
+from tests.kaggle_emulator.session_model import Session
+from tests.kaggle_emulator.settings import Settings
+
+STEPS, STEPS_A_SESSION = 900, 150
+LIMIT_S = 20.0
+"""Of a session: long enough for one on a busy machine, short enough to wait for its end."""
+
+
+OUTAGE_S = 4.0
+"""Of all status calls: twenty polls, as twenty minutes are of one poll a minute."""
+
+
+def slug(session: int, attempt: int = 1) -> str:
+    return attempt_slug(RUN, session, attempt)
+
+
+@contextmanager
+def emulated(folder: Path, **settings: Any) -> Iterator[KaggleEmulator]:
+    """Emulate Kaggle; at the end nothing may have got out, or run beside something else, or told a secret."""
+    with KaggleEmulator(folder, Settings(start_at=datetime.now(UTC), processing_s=0.5, queue_s=0.2, **settings)) as emulator:
+        yield emulator
+        assert emulator.errors == []
+        assert emulator.journal.escapes == []
+        assert emulator.leaks() == []
+        assert emulator.sessions.max_live(f"gemma-orch-{RUN}-") <= 1
+
+
+def is_training(session: Session) -> bool:
+    try:
+        heartbeat = Heartbeat.from_json((session.working / "heartbeat.json").read_bytes(), "the heartbeat")
+    except OSError:
+        return False
+    return heartbeat.phase is Phase.TRAINING
+
+
+def spoil(emulator: KaggleEmulator) -> dict[str, Fault]:
+    """Plan what goes wrong; each mishap by the session that it meets."""
+    refreshed_at = (datetime.now(UTC) + timedelta(seconds=2)).isoformat().replace("+00:00", "Z")
+    faults = {
+        "the answer to the push of session 3 is lost": Fault(
+            "SaveKernel", "drop_after", calls=[1], match={"slug": f"*/{slug(3)}"}
+        ),
+        "the weekly quota refuses session 4": Fault(
+            "SaveKernel",
+            "refuse",
+            calls=[1],
+            match={"slug": f"*/{slug(4)}"},
+            value="Maximum weekly GPU quota of 30.00 hours reached.",
+        ),
+        "the quota is refreshed soon": Fault("GetAcceleratorQuotaStatistics", "rewrite", body={"quotaRefreshTime": refreshed_at}),
+        "a version of session 5 loses its state": Fault(
+            "CreateDatasetVersion", "lose_file", calls=[1], match={"datasetSlug": slug(5)}, files="*.safetensors"
+        ),
+        "session 6 sees an old mount": Fault("SessionStart", "stale_mount", match={"kernelSlug": slug(6)}, files="*-s0*"),
+    }
+    emulator.faults.add(*faults.values())
+    return faults
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[KaggleEmulator]:
+    with emulated(tmp_path) as emulator:
+        yield emulator
+
+
+def test_a_chain_with_every_mishap_equals_one_uninterrupted_local_run(tmp_path: Path, emulator: KaggleEmulator) -> None:
+    run = KaggleRun(tmp_path / "machine", emulator, total_steps=STEPS, session_steps=STEPS_A_SESSION, limit=f"{LIMIT_S:g}s")
+    run.prepare()
+    run.type("start", "--config", str(run.straight_config))
+    faults = spoil(emulator)
+    chance = random.Random(0)
+    controller = run.begin()
+
+    # Session 1 is stopped dead until Kaggle's limit ends it, and the controller is killed while it waits.
+    first = run.session(slug(1))
+    emulator.sessions.send_signal(first, signal.SIGSTOP)
+    time.sleep(chance.random())
+    kill(controller)
+    controller = run.begin()
+    assert first.done.wait(LIMIT_S + 20)
+    assert first.outcome == "CANCEL_ACKNOWLEDGED"
+
+    # Its second attempt is asked to end by a SIGTERM.
+    second = run.session(slug(1, 2))
+    wait_for(lambda: is_training(second), "the second attempt to train")
+    emulator.sessions.send_signal(second, signal.SIGTERM)
+    assert second.done.wait(30)
+    assert second.outcome == "COMPLETE"
+
+    # No status call is answered for a while, in which the controller is killed again.
+    run.session(slug(2))
+    outage = Fault("GetKernelSessionStatus", "status", for_s=OUTAGE_S)
+    emulator.faults.add(outage)
+    time.sleep(chance.random())
+    kill(controller)
+    controller = run.begin()
+
+    run.session(slug(3), real_s=90)
+    time.sleep(chance.random())
+    kill(controller)
+    controller = run.begin()
+
+    said = controller.communicate(timeout=240)[0]
+    assert controller.returncode == 0, said
+    record = run.record()
+    assert record.head_step == STEPS
+    assert run.digest(RUN) == run.digest("straight")
+    assert record.attempts[1].outcome is Outcome.STOPPED
+    assert emulator.faults.hits(outage)
+    sessions = {attempt.session for attempt in record.attempts if attempt.saved_step is not None}
+    assert len(sessions) >= 6
+    assert not [name for name, fault in faults.items() if not emulator.faults.hits(fault)]
+    assert record.attempts[0].outcome is Outcome.LOST
+    assert all(checkpoint.state is not CheckpointState.QUARANTINED for checkpoint in record.checkpoints.values())
+    assert observe_run(wire(run.environment), RUN).state == "finished"
+    last = emulator.sessions.all()[-1]
+    since, until = last.started_at + 1.0, last.ended_at
+    calls = emulator.journal.of(where=lambda call: call.is_rpc and call.session is None and since <= call.at < until)
+    assert len(calls) <= (until - since) / run.poll_every_s + 1, "one call a poll interval while a session runs"
+
+
+def test_sessions_that_may_not_write_hand_over_in_kernel_outputs_and_another_machine_goes_on_by_ticks_alone(
+    tmp_path: Path,
+) -> None:
+    with emulated(tmp_path, session_token_can_write=False) as emulator:
+        run = KaggleRun(tmp_path / "machine", emulator, total_steps=8, session_steps=4)
+        run.prepare()
+        run.type("start", "--config", str(run.straight_config))
+        controller = run.begin()
+        run.session(slug(1))
+        kill(controller)
+
+        other = KaggleRun(tmp_path / "other", emulator, total_steps=8, session_steps=4)
+        other.type("adopt", f"{emulator.settings.user}/{RUN}")
+        wait_for(lambda: f"{RUN}: step 8 of 8, finished" in other.type("tick", RUN), "the run to end", 120)
+        assert other.digest(RUN) == run.digest("straight")
+        assert [session.slug for session in emulator.sessions.all()] == [slug(1), slug(2)]
+        assert emulator.sessions.all()[1].mounted[f"{emulator.settings.user}/{slug(1)}"] == 1
+        assert not [made for made in emulator.datasets.all() if made.slug == slug(1) and len(made.versions) > 1]

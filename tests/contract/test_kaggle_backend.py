@@ -1,0 +1,194 @@
+"""The Kaggle backend over the official client's library against an emulator: what was pushed really runs, and really ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.backends.base import AttemptRef, Observation, Sighting
+from orchestrator.backends.kaggle import KaggleRun, open_kaggle_run
+from state.clock import SystemClock
+from state.errors import AmbiguousError, NotLaunchedError
+from state.kaggle.api import KaggleApi
+from state.kaggle.credentials import Credentials
+from state.kaggle.job import StopFlag
+from state.kaggle.names import attempt_slug, control_slug
+from state.kaggle.settings import KaggleSettings
+from state.layout import HomeLayout
+from state.spec import SessionData
+from tests.factories import RUN, run_record, run_spec, session_spec
+from tests.fake_kaggle import source_root
+from tests.kaggle_clients import USER, Sdk, connected
+from tests.kaggle_emulator import Fault
+from tests.kaggle_stage import ReadySources
+from tests.stages import wait_until
+
+SETTINGS = KaggleSettings(accelerator="cpu", poll_every_s=0.1, settle_s=1.0, processing_limit_s=20.0)
+SLUG = attempt_slug(RUN, 1, 1)
+
+
+class NoData(ReadySources):
+    """A session that is over before it looks for its data."""
+
+    def of(self, data: SessionData) -> tuple[str, ...]:
+        return ()
+
+
+class World:
+    """One emulator, and a controller of one run on it."""
+
+    def __init__(self, root: Path, sdk: Sdk) -> None:
+        self.root = root
+        self.emulator = sdk.emulator
+        self.clock = SystemClock()
+        self.api = KaggleApi(Credentials("a test", user=USER, key=sdk.emulator.settings.key))
+        self.code = source_root(root / "code")
+        self.run = self.open()
+
+    def open(self) -> KaggleRun:
+        record = run_record(spec=run_spec(backend="kaggle"))
+        home = HomeLayout(self.root / "home-of-runs")
+        return open_kaggle_run(
+            lambda: self.api,
+            RUN,
+            home,
+            self.clock,
+            SETTINGS,
+            record=lambda: record,
+            source_root=self.code,
+            sources=NoData(),
+        )
+
+    def script(self, text: str) -> None:
+        """Let kernels run this, instead of a session."""
+        (self.code / "worker" / "kaggle" / "bootstrap.py").write_text(
+            f"import os, sys, time\n{text}\nrun = lambda *_: 0\nleave = lambda _: None\n"
+        )
+
+    def launch(self) -> AttemptRef:
+        wait_until(lambda: self.run.backend.make_ready(session_spec()) is None)
+        launched_at = self.clock.now()
+        return AttemptRef(RUN, 1, 1, self.run.backend.launch(session_spec()), launched_at)
+
+    def until(self, sighting: Sighting, ref: AttemptRef) -> Observation:
+        seen: list[Observation] = []
+
+        def is_so() -> bool:
+            seen.append(self.run.backend.observe(ref))
+            return seen[-1].sighting is sighting
+
+        wait_until(is_so)
+        return seen[-1]
+
+
+@pytest.fixture
+def world_of(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    with ExitStack() as stack:
+        worlds: list[World] = []
+
+        def make(**settings: Any) -> World:
+            sdk = stack.enter_context(connected(tmp_path, **{"processing_s": 0.2, "queue_s": 0.2, **settings}))
+            worlds.append(World(tmp_path, sdk))
+            return worlds[-1]
+
+        yield make
+        for world in worlds:
+            assert world.emulator.sessions.max_live("gemma-orch-") <= 1
+            assert world.emulator.leaks() == []
+
+
+def test_a_session_is_queued_runs_and_ends_and_leaves_its_log(world_of: Callable[..., World]) -> None:
+    world = world_of(queue_s=1.5)
+    world.script("print('hello from a kernel', flush=True); time.sleep(2.0)")
+    ref = world.launch()
+    world.until(Sighting.QUEUED, ref)
+    world.until(Sighting.RUNNING, ref)
+    wait_until(lambda: "hello from a kernel" in world.run.backend.read_log(ref, 0)[0])
+    over = world.until(Sighting.ENDED, ref)
+    assert "left no report" in over.detail
+    assert "hello from a kernel" in world.run.backend.read_log(ref, 0)[0]
+    with pytest.raises(AmbiguousError):
+        world.run.backend.launch(session_spec())
+
+
+def test_a_script_that_fails_has_its_decision(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("sys.exit(3)")
+    assert "failed without a report" in world.until(Sighting.ENDED, world.launch()).detail
+
+
+def test_a_session_that_kaggle_ends_at_its_limit_has_its_decision(world_of: Callable[..., World]) -> None:
+    world = world_of(timescale=200.0)
+    world.script("time.sleep(60)")
+    assert "at its limit" in world.until(Sighting.ENDED, world.launch()).detail
+
+
+def test_a_session_is_found_by_its_name_when_the_answer_to_its_push_was_lost(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("time.sleep(60)")
+    world.emulator.faults.add(Fault("SaveKernel", "drop_after", calls=[1]))
+    with pytest.raises(AmbiguousError):
+        world.launch()
+    ref = AttemptRef(RUN, 1, 1, None, world.clock.now())
+    world.until(Sighting.RUNNING, ref)
+
+
+def test_a_push_that_never_arrived_is_missing_after_a_while_and_is_pushed_again(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("time.sleep(60)")
+    world.emulator.faults.add(Fault("SaveKernel", "drop_before", calls=[1]))
+    with pytest.raises(AmbiguousError):
+        world.launch()
+    ref = AttemptRef(RUN, 1, 1, None, world.clock.now())
+    assert world.run.backend.observe(ref).sighting is Sighting.UNKNOWN
+    world.until(Sighting.MISSING, ref)
+    world.until(Sighting.RUNNING, world.launch())
+
+
+def test_a_full_account_takes_it_later(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("time.sleep(0.5)")
+    said = "Maximum batch CPU session count of 5 reached"
+    world.emulator.faults.add(Fault("SaveKernel", "refuse", calls=[1], value=said))
+    with pytest.raises(NotLaunchedError, match="session count of 5"):
+        world.launch()
+    world.until(Sighting.ENDED, world.launch())
+
+
+def test_a_session_is_asked_to_stop_and_then_deleted(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("time.sleep(60)")
+    ref = world.launch()
+    world.until(Sighting.RUNNING, ref)
+
+    def flag() -> StopFlag:
+        world.run.backend.ask_to_stop(ref)
+        info = world.api.dataset(control_slug(RUN))
+        assert info is not None
+        path = world.root / "stop.json"
+        path.unlink(missing_ok=True)
+        world.api.download(control_slug(RUN), info.current_version or 1, "stop.json", path)
+        return StopFlag.from_json(path.read_bytes(), "the flag")
+
+    wait_until(lambda: flag() == StopFlag(session=1, attempt=1))
+    world.run.backend.kill(ref)
+    assert world.api.kernel(SLUG) is None
+    assert world.run.backend.observe(ref).sighting is Sighting.ENDED
+    assert world.open().backend.observe(replace(ref, handle=None)).sighting is Sighting.ENDED
+
+
+def test_an_outage_of_the_status_is_unknown(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("time.sleep(60)")
+    ref = world.launch()
+    world.until(Sighting.RUNNING, ref)
+    fault = Fault("GetKernelSessionStatus", "status", status=500)
+    world.emulator.faults.add(fault)
+    assert "last seen running" in world.until(Sighting.UNKNOWN, ref).detail
+    world.emulator.faults.remove(fault)
+    world.until(Sighting.RUNNING, ref)

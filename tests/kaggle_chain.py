@@ -1,0 +1,155 @@
+"""A user's whole Kaggle run on loopback: a home, a config, the real commands, and an emulator that runs the pushed kernels."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.watch import observe_run
+from orchestrator.wiring import wire
+from state.ledger import RunRecord
+from tests.kaggle_emulator.emulator import KaggleEmulator
+from tests.kaggle_emulator.session_model import Session
+
+RUN = "chain"
+
+CONFIG = """
+[run]
+name = "{name}"
+total_steps = {total_steps}
+backend = "{backend}"
+
+[model]
+num_layers = 2
+hidden_size = 32
+intermediate_size = 64
+num_heads = 2
+num_kv_heads = 1
+head_dim = 16
+sliding_window = 8
+local_layers_per_global = 1
+
+[data]
+prepared = "data"
+sequence_length = 16
+
+[training]
+batch_size = 2
+threads = 1
+
+[session]
+steps = {session_steps}
+limit = "{limit}"
+checkpoint_every = "1h"
+
+[kaggle]
+accelerator = "cpu"
+poll_every = "{poll_every}"
+stop_poll_every = "{poll_every}"
+settle = "{settle}"
+processing_limit = "60s"
+"""
+
+
+class KaggleRun:
+    """One user's machine, pointed at an emulator."""
+
+    def __init__(
+        self,
+        root: Path,
+        emulator: KaggleEmulator,
+        *,
+        total_steps: int,
+        session_steps: int,
+        limit: str = "60s",
+        poll_every_s: float = 0.3,
+        settle: str = "1.5s",
+    ) -> None:
+        self.root = root
+        self.emulator = emulator
+        self.poll_every_s = poll_every_s
+        root.mkdir(exist_ok=True)
+        user = root / "user"
+        user.mkdir(exist_ok=True)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.upper().startswith(("KAGGLE", "HTTP", "NO_PROXY"))},
+            **emulator.client_environment(user),
+            "GEMMA_ORCH_HOME": str(root / "home"),
+            "COLUMNS": "200",
+        }
+        values = {"total_steps": total_steps, "limit": limit, "poll_every": f"{poll_every_s}s", "settle": settle}
+        self.config = self._write("kaggle.toml", name=RUN, backend="kaggle", session_steps=session_steps, **values)
+        self.straight_config = self._write("straight.toml", name="straight", backend="local", session_steps=total_steps, **values)
+
+    def _write(self, file: str, **values: object) -> Path:
+        path = self.root / file
+        path.write_text(CONFIG.format(**values), encoding="utf-8")
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "orchestrator", *arguments]
+
+    def type(self, *arguments: str, expect: int = 0, timeout_s: float = 180.0) -> str:
+        """Type a command, check its exit code, and return all that it said."""
+        result = subprocess.run(
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+        said = result.stdout + result.stderr
+        assert result.returncode == expect, f"{arguments}: {result.returncode}\n{said}"
+        assert "Traceback" not in said, said
+        return said
+
+    def prepare(self) -> None:
+        """Prepare the sample, and bring it to the account."""
+        self.type("prepare", "--out", str(self.root / "data"))
+        self.type("upload", str(self.root / "data"))
+
+    def begin(self) -> subprocess.Popen[str]:
+        """Start a controller that goes on while the test does other things."""
+        return subprocess.Popen(
+            self.command("start", "--config", str(self.config)),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def record(self) -> RunRecord:
+        """What the ledger says."""
+        return wire(self.environment).runs.load(RUN)
+
+    def digest(self, name: str) -> str:
+        """The state digest of a run's head."""
+        sha256 = observe_run(wire(self.environment), name).state_sha256
+        assert sha256 is not None
+        return sha256
+
+    def session(self, slug: str, *, real_s: float = 60.0) -> Session:
+        """Wait until a kernel's session runs, and return it."""
+        found: list[Session] = []
+
+        def is_running() -> bool:
+            found[:] = [one for one in self.emulator.sessions.all() if one.slug == slug and one.process_id is not None]
+            return bool(found)
+
+        wait_for(is_running, f"{slug} to run", real_s)
+        return found[-1]
+
+
+def wait_for(condition: Callable[[], object], what: str, real_s: float = 60.0) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + real_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {real_s} s: {what}"
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a controller as a power cut does."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
