@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands import checkpoints, corpus, runs, tools
+from orchestrator.commands import checkpoints, corpus, kaggle, kaggle_account, runs, tools
 from orchestrator.commands.start import start
 from orchestrator.commands.terminal import INTERRUPTED, Terminal, say
 
@@ -49,6 +49,8 @@ app.command(rich_help_panel="Data", context_settings=corpus.VERBATIM, add_help_o
 app.add_typer(corpus.tokenizer, rich_help_panel="Data")
 app.add_typer(corpus.data, rich_help_panel="Data")
 _add("Checkpoints", checkpoints.checkpoints, checkpoints.verify, checkpoints.export)
+_add("Kaggle", kaggle_account.adopt, kaggle_account.publish)
+_add("Kaggle", kaggle.upload)
 _add("Tools", tools.init, tools.doctor, tools.prove, tools.demo)
 
 

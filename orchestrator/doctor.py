@@ -39,8 +39,8 @@ def examine(home: HomeLayout, num_cores: int) -> tuple[Finding, ...]:
     return (_python(), *_packages(), *_home(home), Finding(subject="cores", found=str(num_cores), ok=True))
 
 
-def report(findings: Sequence[Finding]) -> RenderableType:
-    """Return the findings as a table, with the next command below it."""
+def report(findings: Sequence[Finding], following: str) -> RenderableType:
+    """Return the findings as a table, with the next command below it: what the first one that is missing needs, else this one."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
     for name in ("", "what", "found", "what to do"):
         table.add_column(name, overflow="fold")
@@ -48,8 +48,7 @@ def report(findings: Sequence[Finding]) -> RenderableType:
         mark = Text("ok", style="green") if finding.ok else Text("missing", style="red")
         table.add_row(mark, finding.subject, Text(finding.found), Text(finding.remedy or ""))
     missing = [finding for finding in findings if not finding.ok]
-    following = missing[0].remedy if missing else "gemma-orch start --total-steps 200"
-    return Group(table, "", Text(f"next: {following}", style="bold"))
+    return Group(table, "", Text(f"next: {missing[0].remedy if missing else following}", style="bold"))
 
 
 def _python() -> Finding:

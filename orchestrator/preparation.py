@@ -98,7 +98,7 @@ class WorkerPreparer:
         """
         if spec.data.prepared is not None:
             folder, name = Path(spec.data.prepared), spec.data.prepared
-            manifest = _made_already(folder)
+            manifest = made_already(folder)
         else:
             require_training_extra()
             name = data_folder_name(version)
@@ -199,7 +199,7 @@ def _read_lines(stream: IO[str] | None, lines: queue.SimpleQueue[str | None]) ->
     lines.put(None)
 
 
-def _made_already(folder: Path) -> DataManifest:
+def made_already(folder: Path) -> DataManifest:
     """Return the manifest of a data folder that somebody has prepared.
 
     Raises:
@@ -212,7 +212,7 @@ def _made_already(folder: Path) -> DataManifest:
         raise UserError(
             f"{folder} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
             expected="a folder that gemma-orch prepare has finished",
-            remedy=f"gemma-orch prepare --corpus DIR --out {folder}; or say with --data where it lies now",
+            remedy=f"gemma-orch prepare --corpus DIR --out {folder}; or say where it lies now",
         ) from error
     if (wrong := _wrong_file(folder, manifest)) is not None:
         raise DataError(

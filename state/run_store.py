@@ -51,8 +51,8 @@ class RunStore(Protocol):
         """Return all that is remembered of a run."""
         ...
 
-    def create(self, header: RunHeader, wishes: RunWishes) -> bool:
-        """Add a run; return False, and change nothing, when its name is taken."""
+    def create(self, header: RunHeader, wishes: RunWishes, changes: Sequence[Change] = ()) -> bool:
+        """Add a run, with what is known of it already; return False, and change nothing, when its name is taken."""
         ...
 
     def set_spec(self, run: str, spec: RunSpec) -> None:
@@ -253,13 +253,22 @@ class SqliteRunStore:
         header, wishes = rows[0]
         return header, wishes
 
-    def create(self, header: RunHeader, wishes: RunWishes) -> bool:
-        """Add a run; return False, and change nothing, when its name is taken."""
+    def create(self, header: RunHeader, wishes: RunWishes, changes: Sequence[Change] = ()) -> bool:
+        """Add a run, with what is known of it already; return False, and change nothing, when its name is taken.
+
+        Nobody ever sees the run without the changes: a controller would begin from step 0 what has sessions elsewhere.
+
+        Raises:
+            IllegalMoveError: a change breaks the state tables; nothing was added.
+        """
         with self._transaction(f"create {header.name}"):
             cursor = self._connection.execute(
                 "INSERT INTO runs(name, header, wishes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 (header.name, header.model_dump_json(), wishes.model_dump_json()),
             )
+            if cursor.rowcount == 1:
+                for change in changes:
+                    self._apply_one(header.name, change)
         return cursor.rowcount == 1
 
     def set_spec(self, run: str, spec: RunSpec) -> None:

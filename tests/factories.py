@@ -234,6 +234,35 @@ def stage_checkpoint(
     return staged, manifest
 
 
+def manifest(step: int, session: int = 1, number: int = 1, **values: Any) -> tuple[Manifest, str]:
+    """A checkpoint's manifest that does not contradict itself, with one file of 10 bytes, and its sha256."""
+    position = DataPosition(samples=step * 8, samples_by_language={"en": step * 8})
+    made = Manifest.model_validate(
+        {
+            "id": checkpoint_id(step, session, number),
+            "run": RUN,
+            "session": session,
+            "attempt": number,
+            "fence": session,
+            "branch": None,
+            "step": step,
+            "parent": None,
+            "created_at": START,
+            "trajectory_sha256": "t",
+            "data_sha256": DATA.sha256,
+            "data_position": position,
+            "next_loss": 1.0,
+            "train_s": 1.0,
+            "environment": Environment(torch="2", python="3", device="cpu", threads=1, compiled=False, code_sha256=""),
+            "state_sha256": state_sha256((), step, position),
+            "tensors": (),
+            "files": (FileEntry(name="state.safetensors", size_bytes=10, sha256=hashlib.sha256(bytes(10)).hexdigest()),),
+            **values,
+        }
+    )
+    return made, hashlib.sha256(made.to_json()).hexdigest()
+
+
 def commit_checkpoint(store: CheckpointStore, step: int, **values: Any) -> Manifest:
     """Stage a checkpoint and commit it."""
     return store.commit(*stage_checkpoint(store, step, **values))

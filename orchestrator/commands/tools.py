@@ -7,35 +7,79 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.terminal import JsonOption, Terminal, num_cores, show, write_json
+from orchestrator.commands.terminal import JsonOption, Terminal, num_cores, say, show, write_json
 
 
 def init(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("gemma-orch.toml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    backend: Annotated[str, typer.Option(help="Where sessions shall run: local or kaggle.")] = "local",
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    owner: Annotated[str | None, typer.Option(help="kaggle: your user name; that of the credentials when left out.")] = None,
 ) -> None:
-    """Write a commented config file."""
-    from orchestrator.config import TEMPLATE
+    """Write a commented config file.
+
+    With --backend kaggle it has the names that the run will have on the account, which are asked for on a terminal.
+    """
+    from orchestrator.wiring import check_backend
     from state.errors import UserError
     from state.files import write_atomically
 
+    check_backend(backend)
     if path.exists() and not force:
         raise UserError(f"{path} exists already", remedy="gemma-orch init --force writes over it, or name another file")
     if not path.absolute().parent.is_dir():
         raise UserError(f"the folder {path.absolute().parent} does not exist", remedy="make it, or name another file")
-    write_atomically(path.absolute(), TEMPLATE.encode())
+    if backend == "kaggle":
+        from orchestrator.commands.kaggle import config_for_kaggle
+
+        text = config_for_kaggle(Terminal.of(context).environment, name, owner)
+    else:
+        text = _local_config(name, owner)
+    write_atomically(path.absolute(), text.encode())
     typer.echo(f"{path} is written; edit it, then: gemma-orch start --config {path}")
 
 
-def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
+def _local_config(name: str | None, owner: str | None) -> str:
+    from orchestrator.config import TEMPLATE
+    from state.errors import UserError
+    from state.layout import check_run_name
+
+    if owner is not None:
+        raise UserError(f"--owner {owner} is given without --backend kaggle", remedy="add --backend kaggle, or leave --owner out")
+    return TEMPLATE if name is None else TEMPLATE.replace('name = "my-gemma"', f'name = "{check_run_name(name)}"')
+
+
+def doctor(
+    context: typer.Context,
+    backend: Annotated[str, typer.Option(help="Also look at what this backend needs: local or kaggle.")] = "local",
+    live_check: Annotated[
+        bool,
+        typer.Option("--live-check", help="kaggle: run two short CPU kernels that measure what only Kaggle itself can show."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Say what is installed, what was found, what is missing, and the next command."""
     from orchestrator.doctor import examine, report
+    from orchestrator.wiring import check_backend
+    from state.errors import UserError
 
-    findings = examine(Terminal.of(context).home(), num_cores())
+    check_backend(backend)
+    if live_check and backend != "kaggle":
+        raise UserError("--live-check is given without --backend kaggle", remedy="add --backend kaggle")
+    terminal = Terminal.of(context)
+    findings = examine(terminal.home(), num_cores())
+    following = "gemma-orch start --total-steps 200"
+    if backend == "kaggle":
+        from orchestrator.kaggle.doctor import examine_kaggle
+
+        findings += examine_kaggle(terminal.environment, terminal.home(), say, live_check=live_check)
+        following = "gemma-orch init --backend kaggle"
     if as_json:
         write_json(findings)
     else:
-        show(report(findings))
+        show(report(findings, following))
     raise typer.Exit(2 if any(not finding.ok for finding in findings) else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -114,3 +115,12 @@ def test_a_large_upload_lies_on_disk_and_never_in_memory(kaggle: Sdk) -> None:
     blob = kaggle.emulator.blobs.find(token)
     assert blob is not None
     assert blob.path.stat().st_size == size
+
+
+def test_a_slow_line_takes_an_upload_at_its_own_speed(ram_path: Path) -> None:
+    with connected(ram_path, upload_bytes_per_real_s=5e6) as kaggle:
+        token, url = kaggle.start_upload("a.bin", len(DATA))
+        begun_s = time.monotonic()
+        assert put(url, DATA).status_code == 200
+        assert time.monotonic() - begun_s >= len(DATA) / 5e6
+        assert stored(kaggle, token) == DATA

@@ -1,0 +1,86 @@
+"""Commands for what lies on a Kaggle account: bring a run from it, publish weights to it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.named import checkpoint_named, run_named
+from orchestrator.commands.terminal import RunArgument, Terminal, say
+
+
+def adopt(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="OWNER/RUN", help="The run, as it is named on the Kaggle account OWNER.")],
+) -> None:
+    """Go on, on this machine, with a run that another one began: all that is needed is on the Kaggle account.
+
+    Nothing is brought twice, so it may stand before every tick of a scheduled job. Checkpoints stay where they are.
+    """
+    from orchestrator.kaggle import adopt as adoption
+    from orchestrator.kaggle.account import open_account
+
+    terminal = Terminal.of(context)
+    ports = terminal.ports()
+    adopted = adoption.adopt(open_account(terminal.environment), ports, run, say=say)
+    record, name = adopted.record, adopted.run
+    if not adopted.is_new and not adopted.num_attempts:
+        typer.echo(f"run {name} is known here already, and the account shows no attempt that is not: nothing was brought")
+        return
+    brought = f"{adopted.num_attempts} attempt{'' if adopted.num_attempts == 1 else 's'}"
+    if adopted.is_new:
+        typer.echo(f"run {name} is adopted: {brought}, head at step {record.head_step} of {record.spec.total_steps}")
+    else:
+        typer.echo(f"run {name} was known here already; new are {brought}, and the head is at step {record.head_step}")
+    live = record.live_attempt
+    if live is not None:
+        say(f"session {live.session} attempt {live.attempt} is {live.state}: no other one begins before it has ended")
+    if record.header.message is not None:
+        say(f"the run is {record.header.state}: {record.header.message}")
+    say(f"gemma-orch status {name} shows it, gemma-orch start --name {name} goes on with it; one machine at a time")
+
+
+def publish(
+    context: typer.Context,
+    run: RunArgument = None,
+    dataset_slug: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="The dataset's slug; gemma-orch-RUN-weights when left out.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint, by id or unique prefix; the head when left out.")] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Read every byte back; when left out, unless there are more than 2 GiB."),
+    ] = None,
+    model: Annotated[bool, typer.Option("--model", help="Make a Kaggle model as well; not available yet.")] = False,
+) -> None:
+    """Put a run's weights into a private Kaggle dataset: both export formats, the tokenizer, and a card.
+
+    The same command again sends nothing twice. Sharing it is done on kaggle.com, when the card says what you want it to.
+    """
+    from orchestrator.kaggle.account import open_account
+    from orchestrator.kaggle.publish import Wanted
+    from orchestrator.kaggle.publish import publish as publish_weights
+    from state.errors import UserError
+    from state.size import format_size
+
+    if model:
+        raise UserError(
+            "--model is not available: making Kaggle models could not be tried out yet, so gemma-orch does not do it",
+            expected="a dataset, which any notebook can use as well",
+            remedy="leave --model out; then, on kaggle.com, a model can be made from the dataset's files by hand",
+        )
+    terminal = Terminal.of(context)
+    ports = terminal.ports()
+    record = ports.runs.load(run_named(ports, run))
+    wanted = Wanted(checkpoint_named(record, checkpoint), dataset_slug, verify)
+    step = record.checkpoints[wanted.checkpoint_id].step
+    if step < record.spec.total_steps:
+        say(f"these are the weights of step {step} of {record.spec.total_steps}: the run is not at its end")
+    api = open_account(terminal.environment)
+    published = publish_weights(api, ports, record, wanted, say=say)
+    how = "published" if published.is_new else "published already"
+    read_back = "every byte read back" if published.is_verified else "names and sizes read back; --verify reads every byte"
+    size = f"{len(published.publication.files)} files, {format_size(published.total_bytes)}"
+    typer.echo(f"{wanted.checkpoint_id} is {how}: {size}, {read_back}")
+    typer.echo(f"https://www.kaggle.com/datasets/{api.user}/{published.slug} (version {published.version}, private)")
