@@ -17,6 +17,12 @@ MEASUREMENTS = (
     "prepare_speed",
     "command_line",
     "goodput",
+    "kaggle_bundle",
+    "kaggle_upload",
+    "kaggle_upload_stall",
+    "kaggle_seam",
+    "kaggle_goodput",
+    "kaggle_controller",
 )
 
 
