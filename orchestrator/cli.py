@@ -49,7 +49,7 @@ app.command(rich_help_panel="Data", context_settings=corpus.VERBATIM, add_help_o
 app.add_typer(corpus.tokenizer, rich_help_panel="Data")
 app.add_typer(corpus.data, rich_help_panel="Data")
 _add("Checkpoints", checkpoints.checkpoints, checkpoints.verify, checkpoints.export)
-_add("Kaggle", kaggle_account.adopt, kaggle_account.publish)
+_add("Kaggle", kaggle_account.adopt, kaggle_account.promote, kaggle_account.publish)
 _add("Kaggle", kaggle.upload)
 _add("Tools", tools.init, tools.doctor, tools.prove, tools.demo)
 
@@ -62,6 +62,8 @@ def main() -> None:
         app()
     except GemmaOrchError as error:
         say(f"error: {error}")
+        if error.retryable and not error.remedy:
+            say("Next: the same command again, in a while")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

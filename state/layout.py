@@ -18,6 +18,8 @@ from state.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 DATA_MANIFEST_NAME = "data.json"
+SPEC_NAME = "session.json"
+REPORT_NAME = "report.json"
 
 _RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _ATTEMPT_NAME = re.compile(r"s(\d{3,})a(\d+)")
@@ -127,7 +129,7 @@ class AttemptLayout:
     @property
     def spec(self) -> Path:
         """The SessionSpec, written before the launch."""
-        return self.root / "session.json"
+        return self.root / SPEC_NAME
 
     @property
     def lock(self) -> Path:
@@ -162,4 +164,4 @@ class AttemptLayout:
     @property
     def report(self) -> Path:
         """The SessionReport, the worker's last act."""
-        return self.root / "report.json"
+        return self.root / REPORT_NAME

@@ -1,4 +1,4 @@
-"""Commands for what lies on a Kaggle account: bring a run from it, publish weights to it."""
+"""Commands for what lies on a Kaggle account: bring a run from it, make its checkpoints safe there, publish weights to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.commands.named import checkpoint_named, run_named
-from orchestrator.commands.terminal import RunArgument, Terminal, say
+from orchestrator.commands.terminal import RunArgument, RunOption, Terminal, say
 
 
 def adopt(
@@ -39,6 +39,38 @@ def adopt(
     if record.header.message is not None:
         say(f"the run is {record.header.state}: {record.header.message}")
     say(f"gemma-orch status {name} shows it, gemma-orch start --name {name} goes on with it; one machine at a time")
+
+
+def promote(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint, by id or unique prefix; all that lie in outputs of kernels only when left out."),
+    ] = None,
+    run: RunOption = None,
+) -> None:
+    """Bring checkpoints that kernels could only leave in their outputs into the datasets of the run.
+
+    An output is gone when its kernel is. The bytes pass through this machine. Ended at any moment, the same command goes on.
+    """
+    from rich.console import Console
+
+    from orchestrator.kaggle.account import open_account
+    from orchestrator.kaggle.progress import talk_on
+    from orchestrator.kaggle.promote import checkpoints_of, promote_all, to_promote
+
+    terminal = Terminal.of(context)
+    ports = terminal.ports()
+    record = ports.runs.load(run_named(ports, run))
+    store = checkpoints_of(ports, record)
+    wanted = to_promote(record, store, checkpoint_named(record, checkpoint) if checkpoint is not None else None)
+    if not wanted:
+        typer.echo(f"nothing is to be done: no checkpoint of run {record.name} lies in the output of a kernel only")
+        return
+    api = open_account(terminal.environment)
+    for promoted in promote_all(lambda: api, ports, record, store, wanted, talk_on(Console(stderr=True), say)):
+        how = "stands already" if promoted.stood_already else "stands now"
+        typer.echo(f"{promoted.id} {how} in version {promoted.place.version} of {promoted.place.owner}/{promoted.place.slug}")
 
 
 def publish(

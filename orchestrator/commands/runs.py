@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.commands.named import attempt_named, run_named
 from orchestrator.commands.terminal import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
-from orchestrator.commands.watching import exit_like, watching
+from orchestrator.commands.watching import exit_like, only_in_an_output, watching
 
 
 def status(
@@ -98,6 +98,7 @@ def stop(
     record = ports.runs.load(name)
     if record.header.state is not RunState.ACTIVE and record.live_attempt is None:
         typer.echo(f"run {name} is {record.header.state} already, at step {record.head_step}")
+        say(only_in_an_output(ports, name))
         return
     check_order(record)
     ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
@@ -106,6 +107,7 @@ def stop(
         say(ports.backend(record.live_attempt.backend, name).killing)
     view = drive(ports, name).view
     typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
+    say(only_in_an_output(ports, name))
 
 
 def tick(context: typer.Context, run: RunArgument = None) -> None:
@@ -128,6 +130,8 @@ def tick(context: typer.Context, run: RunArgument = None) -> None:
             controller.tick(name)
             view = observe_run(ports, name)
             typer.echo(f"{name}: step {view.step} of {view.total_steps}, {view.waiting_for or view.state}")
+            if view.state is not RunState.ACTIVE:
+                say(only_in_an_output(ports, name))
             exit_code = max(exit_code, view.exit_code)
         except LeaseHeldError as error:
             say(f"{name}: {error}")  # when every run is meant, one that is looked after is no failure
@@ -153,4 +157,12 @@ def logs(
 
     ports = Terminal.of(context).ports()
     name = run_named(ports, run)
-    print_log(ports, name, attempt_named(ports.runs.load(name), session), sys.stdout.write, follow=follow)
+    attempt, written = attempt_named(ports.runs.load(name), session), 0
+
+    def write(text: str) -> None:
+        nonlocal written
+        written += sys.stdout.write(text)
+
+    print_log(ports, name, attempt, write, follow=follow)
+    if not written:
+        say(f"session {attempt.session} attempt {attempt.attempt} of {name} has printed nothing that is shown")

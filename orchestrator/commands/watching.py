@@ -22,32 +22,48 @@ def drive_to_the_end(ports: Ports, run: str) -> NoReturn:
 
     with watching(ports, run):
         verdict = drive(ports, run)
-    _conclude(verdict)
+    _conclude(verdict, only_in_an_output(ports, run))
+
+
+def only_in_an_output(ports: Ports, run: str) -> str:
+    """Return what to do about a head that lies in the output of a kernel only; empty when it does not."""
+    record = ports.runs.load(run)
+    if record.header.head is None or all(attempt.backend != "kaggle" for attempt in record.attempts):
+        return ""
+    from orchestrator.kaggle.promote import advice
+
+    return advice(ports, record)
 
 
 @contextlib.contextmanager
 def watching(ports: Ports, run: str) -> Iterator[None]:
     """Let Ctrl-C end the watching, not the session, and say how to come back."""
+    from state.session import AttemptState
+
     try:
         yield
     except KeyboardInterrupt:
         live = ports.runs.load(run).live_attempt
         say("")
-        if live is not None:
+        if live is not None and live.state is AttemptState.PLANNED:
+            say(f"no longer watching; session {live.session} is not launched yet, and is not without a controller")
+        elif live is not None:
             say(f"no longer watching; session {live.session} goes on by itself until its limit, and saves what it trains")
         say(f"come back: the same command, or gemma-orch start --name {run}; look: gemma-orch status; end: gemma-orch stop")
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _conclude(verdict: Verdict) -> NoReturn:
+def _conclude(verdict: Verdict, advice: str) -> NoReturn:
     view = verdict.view
     if view.exit_code:
         say(f"run {view.run} {view.state} at step {view.step} of {view.total_steps}: {view.message}")
         say(f"look: gemma-orch status {view.run}, gemma-orch logs --run {view.run}; go on: the same start command")
+        say(advice)
         raise typer.Exit(view.exit_code)
     typer.echo(f"run {view.run} {view.state}: {view.message}")
     if view.head is not None:
         typer.echo(f"checkpoint {view.head}, state sha256 {view.state_sha256}")
+    say(advice)
     raise typer.Exit(0)
 
 

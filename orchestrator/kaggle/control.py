@@ -19,7 +19,7 @@ from state.document import Document, digest_of
 from state.errors import AmbiguousError, DataError, GemmaOrchError, TemporaryError, UserError
 from state.kaggle.errors import DeniedError
 from state.kaggle.job import StopFlag
-from state.kaggle.names import control_slug
+from state.kaggle.names import STOP_FLAG_NAME, control_slug
 from state.kaggle.settings import KaggleSettings
 from state.ledger import DataRecord, RunRecord
 from state.spec import RunSpec, compare_specs
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 RUN_NAME = "run.json"
 DATA_NAME = "data.json"
-STOP_NAME = "stop.json"
 TICK_LIMIT_S = 25.0
 """Longest time that sending something may take within a tick: the controller's lease is prolonged between ticks only."""
 LOOKS_A_POLL = 6.0  # looks at what is being processed, within a poll interval: a push waits for it
@@ -142,7 +141,7 @@ class Control:
     def _wanted(self, stop: StopFlag) -> dict[str, bytes]:
         record = self._record()
         data = DataRecords(records=record.header.data)
-        return {RUN_NAME: record.spec.to_json(), DATA_NAME: data.to_json(), STOP_NAME: stop.to_json()}
+        return {RUN_NAME: record.spec.to_json(), DATA_NAME: data.to_json(), STOP_FLAG_NAME: stop.to_json()}
 
     def _create(self, state: ControlState, wanted: Mapping[str, bytes], digest: str) -> None:
         from state.kaggle.datasets import ensure_dataset
@@ -239,7 +238,7 @@ class Control:
 
 
 class Sending(TypedDict):
-    """How something is sent to Kaggle within a tick."""
+    """How something is sent to Kaggle."""
 
     resume_dir: Path
     deadline_s: float
@@ -247,11 +246,11 @@ class Sending(TypedDict):
     settle_s: float
 
 
-def sending(folder: Path, clock: Clock, settings: KaggleSettings) -> Sending:
-    """Return how something is sent within a tick: what does not get done in it goes on in a later one."""
+def sending(folder: Path, clock: Clock, settings: KaggleSettings, *, limit_s: float = TICK_LIMIT_S) -> Sending:
+    """Return how something is sent, within a tick unless said otherwise: what does not get done goes on at a later call."""
     return Sending(
         resume_dir=folder / "uploads",
-        deadline_s=clock.monotonic() + TICK_LIMIT_S,
+        deadline_s=clock.monotonic() + limit_s,
         clock=clock,
-        settle_s=min(settings.settle_s, TICK_LIMIT_S),
+        settle_s=min(settings.settle_s, limit_s),
     )

@@ -345,7 +345,8 @@ class _Publisher:
         if dataset is None or dataset.current_version is None:
             raise UserError(
                 f"the tokenizer of run {self._record.name} is neither at {here} nor in dataset {slug}",
-                remedy=f"gemma-orch upload brings the data to the account, from where it lies; or put the tokenizer at {here}",
+                remedy=f"gemma-orch upload --run {self._record.name} brings the data to the account, from where it lies; "
+                f"or put the tokenizer at {here}",
             )
         target = folder / TOKENIZER_NAME
         sha256 = self._api.download(slug, dataset.current_version, TOKENIZER_NAME, target)
@@ -376,7 +377,7 @@ class _Publisher:
         if version is None:
             raise UserError(
                 f"checkpoint {checkpoint.id} is neither in this home nor in dataset {slug}",
-                remedy=f"gemma-orch tick {self._record.name} brings what a kernel has left in its output into the dataset",
+                remedy=f"if a kernel has it in its output: gemma-orch promote {checkpoint.id} --run {self._record.name}",
             )
         self._say(f"fetching checkpoint {checkpoint.id}, {format_size(checkpoint.total_bytes)}")
         staged = store.stage(checkpoint.id)

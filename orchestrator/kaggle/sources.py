@@ -81,7 +81,7 @@ class DataSources:
                 raise TemporaryError(f"the dataset {slug} is listed and is not shown")
             raise UserError(
                 f"the data of run {self._run} is not on Kaggle: the account has no dataset {slug}",
-                remedy=f"gemma-orch upload {self._run} brings it there",
+                remedy=f"gemma-orch upload --run {self._run} brings it there",
             )
         ready = info.current_version is not None and self._api().dataset_is_ready(slug)
         return info.current_version if ready else None
@@ -111,5 +111,5 @@ class DataSources:
     def _missing(self, data: SessionData, what: str) -> UserError:
         return UserError(
             f"the data of run {self._run} ({data.data_sha256[:12]}) is not on Kaggle: {what}",
-            remedy=f"gemma-orch upload {self._run} brings it there",
+            remedy=f"gemma-orch upload --run {self._run} brings it there",
         )

@@ -10,6 +10,11 @@ from state.layout import attempt_name, parse_attempt_name
 
 LONGEST_SLUG = 50
 PREFIX = "gemma-orch"
+STOP_FLAG_NAME = "stop.json"
+"""File of the control dataset with the StopFlag."""
+OUTPUT_FOLDER = "checkpoint"
+"""Folder of a kernel's output with the last checkpoint of a session that could not upload it."""
+
 _LONGEST_ATTEMPT = len("-s999a99")
 _LONGEST_RUN = LONGEST_SLUG - len(PREFIX) - 1 - _LONGEST_ATTEMPT
 _NOTE = re.compile(

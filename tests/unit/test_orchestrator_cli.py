@@ -14,7 +14,7 @@ COMMANDS = {
     "Runs": ("start", "status", "stop", "rerun", "tick", "logs"),
     "Data": ("prepare", "tokenizer", "data"),
     "Checkpoints": ("checkpoints", "verify", "export"),
-    "Kaggle": ("adopt", "publish", "upload"),
+    "Kaggle": ("adopt", "promote", "publish", "upload"),
     "Tools": ("init", "doctor", "prove", "demo"),
 }
 WITH_OWN_OPTIONS = [

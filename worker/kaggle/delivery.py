@@ -16,14 +16,12 @@ from state.clock import Clock
 from state.errors import GemmaOrchError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.job import KaggleJob
+from state.kaggle.names import OUTPUT_FOLDER
 from state.layout import AttemptLayout
 from worker.kaggle.outbox import Outbox, Parcel
 from worker.kaggle.pace import copy_s
 from worker.kaggle.uploads import Uploads
 from worker.process import lower_priority
-
-OUTPUT_FOLDER = "checkpoint"
-"""Folder of the kernel's output that holds the last checkpoint where it could not be uploaded."""
 
 _TEST_LIMIT_S = 60.0
 _LAST_TEST_LIMIT_S = 10.0

@@ -10,9 +10,8 @@ from state import files
 from state.errors import GemmaOrchError
 from state.kaggle.api import KaggleApi
 from state.kaggle.job import KaggleJob, StopFlag
+from state.kaggle.names import STOP_FLAG_NAME
 from worker.process import lower_priority
-
-STOP_FLAG_NAME = "stop.json"
 
 
 class StopFlagWatch:
