@@ -43,6 +43,7 @@ from state.ledger import (
     PutAttempt,
     RunRecord,
     SetHeader,
+    Waiting,
 )
 from state.process import ProcessIdentity
 from state.report import Outcome
@@ -126,8 +127,19 @@ class Controller:
         decision = decide(record, quota, now, by_hand)
         if isinstance(decision, Finish) and not self._may_finish(record, decision):
             return Tick(Wait("the next tick: the head was not what it should be"), self._ports.runs.load(run))
-        decision = self._act(record, decision) or decision
-        return Tick(decision, record if isinstance(decision, Wait) else self._ports.runs.load(run))
+        if not isinstance(decision, Wait):
+            decision = self._act(record, decision) or decision
+            record = self._ports.runs.load(run)
+        return Tick(decision, self._noted(record, decision))
+
+    def _noted(self, record: RunRecord, decision: Decision) -> RunRecord:
+        """Return the record with what the next session waits for, so that others can tell; nothing while one runs."""
+        waiting = None
+        if isinstance(decision, Wait) and (record.live_attempt is None or record.live_attempt.state is AttemptState.PLANNED):
+            waiting = Waiting(reason=decision.reason, until=decision.until)
+        if record.header.waiting == waiting:
+            return record
+        return self._changed(record, [SetHeader(record.header.model_copy(update={"waiting": waiting}))])
 
     def _take_lease(self, run: str) -> None:
         """Take the run's lease, or prolong it when half of it is gone; what was known of the run before is old now."""
@@ -392,6 +404,10 @@ class Controller:
         except GemmaOrchError as error:
             self._apply(record, [PutAttempt(attempt)])
             self._never_launched(record, attempt, error)
+            if isinstance(error, CorruptCheckpointError):  # found out when its bytes were wanted somewhere else
+                draft = Draft(self._ports.runs.load(record.name), self._ports.clock.now())
+                step_back(draft, error.checkpoint_id, error.what)
+                self._apply(record, draft.changes)
             return None
         running = attempt.model_copy(update={"state": AttemptState.RUNNING, "running_at": now, "handle": handle})
         self._apply(record, [PutAttempt(running)])

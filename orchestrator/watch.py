@@ -15,7 +15,7 @@ from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, L
 from orchestrator.render import live_line, live_panel
 from orchestrator.views import StatusView, status_view
 from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, TemporaryError
-from state.ledger import AttemptRecord, Event, RunRecord
+from state.ledger import AttemptRecord, Event, RunRecord, Waiting
 from state.process import certainly_dead
 from state.report import Heartbeat
 from state.session import AttemptState, RunState
@@ -67,7 +67,7 @@ def waiting_for(ports: Ports, record: RunRecord) -> str | None:
         return f"a controller, to collect session {live.session}, which is over; {again}"
     match decide(record, Quota(available=True), now):
         case Wait(reason, until):
-            return reason + (f", until {until.astimezone():%H:%M:%S}" if until is not None else "")
+            return _in_words(Waiting(reason=reason, until=until))
         case Finish() | GiveUp():
             return None
         case AskToStop(attempt):
@@ -75,7 +75,18 @@ def waiting_for(ports: Ports, record: RunRecord) -> str | None:
         case Kill(attempt, reason):
             return f"session {attempt.session} to end: {reason}"
         case Launch() | Resume() | Drop() as due:
-            return None if watched else f"a controller, to {_verb(due)}; {again}"
+            waiting = record.header.waiting
+            if watched:
+                return _in_words(waiting)
+            next_tick = f"a controller, to {_verb(due)}; {again}"
+            is_early = waiting is not None and waiting.until is not None and now < waiting.until
+            return f"{_in_words(waiting)}; then {next_tick}" if is_early else next_tick
+
+
+def _in_words(waiting: Waiting | None) -> str | None:
+    if waiting is None or waiting.until is None:
+        return waiting.reason if waiting is not None else None
+    return f"{waiting.reason}, until {waiting.until.astimezone():%a %H:%M:%S}"
 
 
 def _verb(decision: Launch | Resume | Drop) -> str:

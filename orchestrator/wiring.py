@@ -60,7 +60,7 @@ def wire(environment: Mapping[str, str], say: Callable[[str], None] = lambda _te
     """
     home, clock = home_layout(environment), SystemClock()
     runs = SqliteRunStore(home.ledger)
-    local = LocalBackend(home, dict(environment))
+    local = LocalBackend(home, dict(environment), bring_here=lambda run, checkpoint_id: checkpoints(run).folder(checkpoint_id))
     preparer = WorkerPreparer(home, say)
     on_kaggle = _KaggleRuns(environment, home, clock, runs)
 

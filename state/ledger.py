@@ -103,6 +103,13 @@ class CheckpointRecord(Document):
     note: str | None = None
 
 
+class Waiting(Document):
+    """What keeps a run from its next session."""
+
+    reason: str
+    until: datetime | None = Field(default=None, description="when to look again; none: soon")
+
+
 class RunHeader(Document):
     """What the controller alone writes about a run."""
 
@@ -116,6 +123,7 @@ class RunHeader(Document):
     newest_fence: int = 0
     head: str | None = None
     step_backs: int = Field(default=0, description="corrupt checkpoints since the last progress")
+    waiting: Waiting | None = Field(default=None, description="what the next session waits for, as the last tick found it")
 
     @field_validator("data", mode="before")
     @classmethod

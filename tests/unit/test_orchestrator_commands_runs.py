@@ -78,7 +78,8 @@ def test_logs_print_what_the_worker_printed(with_run: Terminal) -> None:
     folder.log.write_text("नमस्ते from the worker\n", encoding="utf-8")
     for session in ((), ("2",), ("s002a1",)):
         assert with_run.type("logs", *session, "--run", "finished").stdout == "नमस्ते from the worker\n"
-    assert with_run.type("logs", "1", "--run", "finished").stdout == ""
+    silent = with_run.type("logs", "1", "--run", "finished")
+    assert (silent.stdout, "session 1 attempt 1 of finished-run has printed nothing" in silent.stderr) == ("", True)
 
 
 def test_rerunning_a_session_that_is_not_there_names_those_that_are(with_run: Terminal) -> None:

@@ -12,10 +12,21 @@ from orchestrator.backends.base import AttemptRef, Observation, Sighting
 from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller import LEASE_S
 from orchestrator.plan import AskToStop, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait
+from orchestrator.watch import waiting_for
 from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
-from state.errors import DataError, ErrorClass, ExitCode, LeaseHeldError, LeaseLostError, QuotaError, TemporaryError, UserError
-from state.ledger import CheckpointState, DataRecord, PutAttempt, RerunWish, RunRecord, StopWish
+from state.errors import (
+    CorruptCheckpointError,
+    DataError,
+    ErrorClass,
+    ExitCode,
+    LeaseHeldError,
+    LeaseLostError,
+    QuotaError,
+    TemporaryError,
+    UserError,
+)
+from state.ledger import CheckpointState, DataRecord, PutAttempt, RerunWish, RunRecord, StopWish, Waiting
 from state.lineage import ancestors
 from state.manifest import Manifest
 from state.process import identify
@@ -100,6 +111,30 @@ def test_unknown_is_never_taken_for_an_end_however_long_it_lasts(simulate: Simul
         run.tick()
         assert attempts_of(run.record) == [(1, 1, AttemptState.RUNNING)]
     assert run.run_until_over().record.header.state is RunState.FINISHED
+
+
+class Distrustful(SimulatedBackend):
+    """Wants a checkpoint's bytes somewhere else before it launches, and finds that those of one are not what they were."""
+
+    bad: str | None = None
+
+    def make_ready(self, spec: SessionSpec) -> str | None:
+        if spec.start is not None and spec.start.id == self.bad:
+            raise CorruptCheckpointError(self.bad, f"{self.bad} has another sha256")
+        return super().make_ready(spec)
+
+
+def test_a_start_that_is_found_corrupt_while_it_is_brought_somewhere_is_stepped_back_from(simulate: Simulate) -> None:
+    run = simulate(backend=Distrustful).create(total_steps=60)
+    run.run_until_launch(2)
+    run.run_until(lambda tick: tick.record.head_step == 40)
+    head = run.record.header.head
+    assert head is not None
+    run.backend.bad = head  # type: ignore[attr-defined]
+    record = run.run_until_over().record
+    assert record.header.state is RunState.FINISHED
+    assert record.checkpoints[head].state is CheckpointState.QUARANTINED
+    assert digest_of_head(record) is not None
 
 
 def test_a_launch_that_fails_for_certain_is_another_attempt_and_three_end_the_run(simulate: Simulate) -> None:
@@ -931,3 +966,14 @@ def test_a_quota_is_not_asked_for_while_an_attempt_lives(simulate: Simulate) -> 
     asked = run.backend.asked  # type: ignore[attr-defined]
     assert run.tick().record.live_attempt is not None
     assert run.backend.asked == asked  # type: ignore[attr-defined]
+
+
+def test_what_the_next_session_waits_for_is_in_the_record_until_it_runs(simulate: Simulate) -> None:
+    run = simulate(lambda _session, _attempt: Course(unready=1)).create(total_steps=20)
+    run.tick()
+    assert run.record.header.waiting == Waiting(reason="s001a1 to be made ready")
+    assert run.record.header.newest_fence == 1
+    assert waiting_for(run.ports, run.record) == "s001a1 to be made ready"
+    run.tick()
+    assert run.record.header.waiting is None
+    assert run.run_until_over().record.header.waiting is None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from orchestrator.plan import Finish, GiveUp, Wait
 from orchestrator.watch import drive, follow, observe_run, waiting_for
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import DataError, TemporaryError
-from state.ledger import DataRecord, StopWish
+from state.ledger import DataRecord, StopWish, Waiting
 from state.process import ProcessIdentity
 from state.session import RunState
 from state.spec import RunSpec
@@ -125,6 +127,11 @@ def test_looking_at_a_run_says_what_it_waits_for_and_who_could_bring_it_on(tmp_p
         waiting_for(ports, simulation.record)
         == "a controller, to launch session 1 attempt 1; gemma-orch start --name tamil goes on"
     )
+    early = Waiting(reason="the quota is used up", until=simulation.clock.now() + timedelta(hours=1))
+    quota = dataclasses.replace(simulation.record, header=simulation.record.header.model_copy(update={"waiting": early}))
+    said = waiting_for(ports, quota) or ""
+    assert said.startswith("the quota is used up, until ")
+    assert "; then a controller, to launch session 1" in said
     simulation.run_until_launch(1)
     assert observe_run(ports, RUN).waiting_for == "session 1 attempt 1 is running on simulated"
     simulation.runs.set_stop(RUN, StopWish.CHECKPOINT)
