@@ -23,7 +23,7 @@ from state.ledger import (
     RunRecord,
     RunWishes,
 )
-from state.manifest import DataPosition, Environment, FileEntry, Manifest, state_sha256
+from state.manifest import DataPosition, Environment, FileEntry, Manifest, TensorEntry, state_sha256
 from state.process import ProcessIdentity
 from state.report import Outcome, Seconds, SessionReport
 from state.session import AttemptState
@@ -205,8 +205,29 @@ def stage_checkpoint(
     (staged / "rank-1.safetensors").write_bytes(safetensors({"model.b": ("U8", [2, 2], b"abcd")}))
     paths = sorted(staged.iterdir())
     tensors = tensor_entries(paths)
+    files = tuple(FileEntry(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of_file(path)) for path in paths)
     position = DataPosition(samples=step * 8)
-    manifest = Manifest.model_validate(
+    return staged, _manifest(step, session, number, position, tensors, files, **values)
+
+
+def manifest(step: int, session: int = 1, number: int = 1, **values: Any) -> tuple[Manifest, str]:
+    """A checkpoint's manifest that does not contradict itself, with one file of 10 bytes, and its sha256."""
+    position = DataPosition(samples=step * 8, samples_by_language={"en": step * 8})
+    file = FileEntry(name="state.safetensors", size_bytes=10, sha256=hashlib.sha256(bytes(10)).hexdigest())
+    made = _manifest(step, session, number, position, (), (file,), **values)
+    return made, hashlib.sha256(made.to_json()).hexdigest()
+
+
+def _manifest(
+    step: int,
+    session: int,
+    number: int,
+    position: DataPosition,
+    tensors: tuple[TensorEntry, ...],
+    files: tuple[FileEntry, ...],
+    **values: Any,
+) -> Manifest:
+    return Manifest.model_validate(
         {
             "id": checkpoint_id(step, session, number),
             "run": RUN,
@@ -225,42 +246,10 @@ def stage_checkpoint(
             "environment": Environment(torch="2", python="3", device="cpu", threads=1, compiled=False, code_sha256=""),
             "state_sha256": state_sha256(tensors, step, position),
             "tensors": tensors,
-            "files": tuple(
-                FileEntry(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of_file(path)) for path in paths
-            ),
+            "files": files,
             **values,
         }
     )
-    return staged, manifest
-
-
-def manifest(step: int, session: int = 1, number: int = 1, **values: Any) -> tuple[Manifest, str]:
-    """A checkpoint's manifest that does not contradict itself, with one file of 10 bytes, and its sha256."""
-    position = DataPosition(samples=step * 8, samples_by_language={"en": step * 8})
-    made = Manifest.model_validate(
-        {
-            "id": checkpoint_id(step, session, number),
-            "run": RUN,
-            "session": session,
-            "attempt": number,
-            "fence": session,
-            "branch": None,
-            "step": step,
-            "parent": None,
-            "created_at": START,
-            "trajectory_sha256": "t",
-            "data_sha256": DATA.sha256,
-            "data_position": position,
-            "next_loss": 1.0,
-            "train_s": 1.0,
-            "environment": Environment(torch="2", python="3", device="cpu", threads=1, compiled=False, code_sha256=""),
-            "state_sha256": state_sha256((), step, position),
-            "tensors": (),
-            "files": (FileEntry(name="state.safetensors", size_bytes=10, sha256=hashlib.sha256(bytes(10)).hexdigest()),),
-            **values,
-        }
-    )
-    return made, hashlib.sha256(made.to_json()).hexdigest()
 
 
 def commit_checkpoint(store: CheckpointStore, step: int, **values: Any) -> Manifest:

@@ -60,6 +60,8 @@ class FakeKaggle:
         """Slugs that reads say are missing."""
         self.broken: set[str] = set()
         """Calls that fail for as long as they are in here."""
+        self.dataset_statuses: dict[str, str] = {}
+        """What is said of datasets, instead of READY when a version is."""
         self.gpu = AcceleratorQuota(None, 0.0, 0.0, 108_000.0)
         self.on_push: Callable[[FakeKernel], None] = lambda _kernel: None
         self.processing = False
@@ -165,7 +167,16 @@ class FakeKaggle:
 
     def dataset_is_ready(self, slug: str, *, owner: str | None = None) -> bool:
         self._called("dataset_is_ready", slug)
+        if slug in self.dataset_statuses:
+            return self.dataset_statuses[slug] == "READY"
         return any(version.status == "Ready" for version in self.dataset_table.get(slug, ()))
+
+    def dataset_status(self, slug: str, *, owner: str | None = None) -> str | None:
+        self._called("dataset_status", slug)
+        versions = self.dataset_table.get(slug)
+        if versions is None or slug in self.hidden:
+            return None
+        return "READY" if any(version.status == "Ready" for version in versions) else "PENDING"
 
     def dataset_files(self, slug: str, version: int, *, owner: str | None = None) -> dict[str, int] | None:
         self._called("dataset_files", slug)

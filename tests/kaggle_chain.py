@@ -14,6 +14,7 @@ from orchestrator.watch import observe_run
 from orchestrator.wiring import wire
 from state.ledger import RunRecord
 from tests.kaggle_emulator.emulator import KaggleEmulator
+from tests.kaggle_emulator.leaks import Leak, find_leaks
 from tests.kaggle_emulator.session_model import Session
 
 RUN = "chain"
@@ -67,13 +68,14 @@ class KaggleRun:
         total_steps: int,
         session_steps: int,
         limit: str = "60s",
-        poll_every_s: float = 0.3,
+        poll_every_s: float = 0.5,
         settle: str = "1.5s",
     ) -> None:
         self.root = root
         self.emulator = emulator
         self.poll_every_s = poll_every_s
         root.mkdir(exist_ok=True)
+        self._said = root / "said.txt"
         user = root / "user"
         user.mkdir(exist_ok=True)
         self.environment = {
@@ -100,6 +102,8 @@ class KaggleRun:
             self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=timeout_s
         )
         said = result.stdout + result.stderr
+        with self._said.open("a", encoding="utf-8") as log:
+            log.write(said)
         assert result.returncode == expect, f"{arguments}: {result.returncode}\n{said}"
         assert "Traceback" not in said, said
         return said
@@ -109,15 +113,21 @@ class KaggleRun:
         self.type("prepare", "--out", str(self.root / "data"))
         self.type("upload", str(self.root / "data"))
 
-    def begin(self) -> subprocess.Popen[str]:
+    def begin(self) -> subprocess.Popen[bytes]:
         """Start a controller that goes on while the test does other things."""
-        return subprocess.Popen(
-            self.command("start", "--config", str(self.config)),
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with self._said.open("ab") as log:
+            return subprocess.Popen(
+                self.command("start", "--config", str(self.config)), env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def said(self) -> str:
+        """All that commands and controllers have printed on this machine."""
+        return self._said.read_text(encoding="utf-8")
+
+    def leaks(self) -> list[Leak]:
+        """Where a credential of the account can be read on this machine: printed, or in any file of it."""
+        files = ((str(path.relative_to(self.root)), path) for path in sorted(self.root.rglob("*")))
+        return list(find_leaks(self.emulator.accounts.secrets(), [("what was printed", self.said())], files))
 
     def record(self) -> RunRecord:
         """What the ledger says."""
@@ -149,7 +159,7 @@ def wait_for(condition: Callable[[], object], what: str, real_s: float = 60.0) -
         time.sleep(0.02)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a controller as a power cut does."""
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()

@@ -193,4 +193,4 @@ def connected(folder: Path, **settings: Any) -> Iterator[Sdk]:
     with KaggleEmulator(folder, Settings(**settings)) as emulator, sdk(emulator, home) as connection:
         yield connection
         assert emulator.errors == []
-        assert emulator.journal.escapes == []
+        assert [escape.target for escape in emulator.journal.escapes] == []

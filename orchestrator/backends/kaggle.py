@@ -7,6 +7,7 @@ session that was given up still does, it does to its own dataset.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -17,24 +18,24 @@ from typing import TYPE_CHECKING
 
 from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
 from orchestrator.bundle import bundle
-from orchestrator.kaggle.checkpoints import REPORT_NAME, KaggleCheckpoints, kaggle_folder
+from orchestrator.kaggle.checkpoints import KaggleCheckpoints, kaggle_folder
 from orchestrator.kaggle.control import LOOKS_A_POLL, Control, sending
 from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.promotion import Promotion
 from orchestrator.kaggle.seen import Look, Seen
 from orchestrator.kaggle.sources import DataSources
-from orchestrator.kaggle.storage import storage_plan
+from orchestrator.kaggle.storage import StoragePlan, storage_plan
 from orchestrator.kaggle.verdict import judge
 from state import effects, files
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock
 from state.errors import AmbiguousError, DataError, GemmaOrchError, NotLaunchedError, QuotaError, TemporaryError, UserError
 from state.kaggle.errors import BusyError, InvalidSourcesError, KaggleQuotaError
-from state.kaggle.job import CheckpointPlace, KaggleJob
+from state.kaggle.job import KaggleJob
 from state.kaggle.names import attempt_slug, check_run_fits, control_slug
 from state.kaggle.records import AcceleratorQuota, KernelPush, OutputFile
 from state.kaggle.settings import MACHINE_SHAPES, KaggleSettings
-from state.layout import AttemptLayout, HomeLayout, attempt_name
+from state.layout import REPORT_NAME, SPEC_NAME, AttemptLayout, HomeLayout, attempt_name
 from state.ledger import RunRecord
 from state.report import Heartbeat, SessionReport
 from state.spec import SessionSpec
@@ -42,9 +43,10 @@ from state.spec import SessionSpec
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
 
-SPEC_NAME = "session.json"
 _FIRST_VERSION = 1
 _LAG_POLLS = 3.0  # the look that finds it over, the one that confirms that, and jitter
+_START_SHARE = 0.03  # of a session's limit, for the machine's start: 20 minutes of 11h30m
+_LONGEST_SESSION_S = 12 * 3600
 _BUSY_POLLS = 3.0  # poll intervals to wait when as many sessions run as the account may have: minutes
 _LONGEST_TICK_S = 10.0  # the user's wishes are read at every tick, and the lease is prolonged
 _TICKS_A_POLL = 10.0
@@ -59,6 +61,14 @@ class _Refusal:
 
     reason: str
     until: datetime
+
+
+def _timeout_s(limit_s: float) -> int:
+    """Return the seconds after which Kaggle is to end a session of a limit, which the session itself counts from its start.
+
+    Kaggle may count from when it began to get the machine ready, so it is given a little more, up to the most that it allows.
+    """
+    return max(math.ceil(limit_s), min(math.ceil(limit_s * (1.0 + _START_SHARE)), _LONGEST_SESSION_S))
 
 
 class KaggleBackend:
@@ -268,7 +278,7 @@ class KaggleBackend:
         place = self._checkpoints.place(spec.start.id) if spec.start is not None else None
         if spec.start is not None and place is None:
             raise TemporaryError(f"{spec.start.id}, where {slug} is to start, is not on the account yet")
-        settings = self._settings
+        settings, storage = self._settings, self._storage(spec)
         job = KaggleJob(
             spec=spec,
             owner=self._owner(),
@@ -276,11 +286,11 @@ class KaggleBackend:
             start=place,
             dataset=slug,
             control=control_slug(spec.run),
-            upload_every_s=settings.upload_every_s,
+            upload_every_s=max(settings.upload_every_s, spec.limit_s / storage.most_uploads),
             stop_poll_every_s=settings.stop_poll_every_s,
             settle_s=settings.settle_s,
             processing_limit_s=settings.processing_limit_s,
-            most_versions=self._most_versions(spec, place),
+            most_versions=storage.most_versions,
             token_dataset=settings.token_dataset,
         )
         sources = [f"{self._owner()}/{source}" for data in spec.data for source in self._data.of(data)]
@@ -291,25 +301,24 @@ class KaggleBackend:
             source=bundle(job, self._source_root),
             machine_shape=MACHINE_SHAPES[settings.accelerator],
             internet=settings.internet,
-            timeout_s=math.ceil(spec.limit_s),
+            timeout_s=_timeout_s(spec.limit_s),
             dataset_sources=tuple(dict.fromkeys(sources)),
             kernel_sources=(f"{place.owner}/{place.slug}",) if place is not None and place.kind == "output" else (),
         )
 
-    def _most_versions(self, spec: SessionSpec, place: CheckpointPlace | None) -> int:
+    def _storage(self, spec: SessionSpec) -> StoragePlan:
         if spec.start is not None:
             checkpoint_bytes = self._checkpoints.manifest(spec.start.id)[0].total_bytes
         else:
             checkpoint_bytes = _BYTES_PER_NUMBER * spec.architecture.num_parameters()
-        plan = storage_plan(
+        return storage_plan(
             checkpoint_bytes=checkpoint_bytes,
             stored_bytes=self._checkpoints.stored_bytes,
             budget_bytes=int(self._settings.storage_quota_bytes * self._settings.storage_share),
             uploads=1 + math.ceil(spec.limit_s / self._settings.upload_every_s),
             kept_attempts=spec.retention.keep_session_starts,
-            has_start=place is not None,
+            num_elsewhere=self._checkpoints.num_sound,
         )
-        return plan.most_versions
 
     def _not_now(self, error: TemporaryError) -> NotLaunchedError:
         """Remember for how long Kaggle has said no, and return what the controller is told."""
@@ -364,6 +373,7 @@ class KaggleBackend:
             launched_at=ref.launched_at,
             report=report,
             delivered=report is not None and self._is_delivered(report),
+            salvaged=self._is_salvaged(ref, seen),
             settings=self._settings,
             now=self._clock.now(),
         )
@@ -390,7 +400,11 @@ class KaggleBackend:
         return seen
 
     def _is_delivered(self, report: SessionReport) -> bool:
-        return report.head is None or self._checkpoints.place(report.head) is not None
+        return report.head is None or self._checkpoints.is_known(report.head)
+
+    def _is_salvaged(self, ref: AttemptRef, seen: Seen) -> bool:
+        looked = seen.dataset_at is not None and seen.ended_at is not None and seen.dataset_at >= seen.ended_at
+        return seen.outputs_read and looked and self._checkpoints.has_examined(ref.session, ref.attempt)
 
     def _find_report(self, ref: AttemptRef) -> bool:
         """Fetch the report from the attempt's dataset, where it is there; return whether it is here."""
@@ -478,21 +492,25 @@ class KaggleBackend:
             return
         slug, api = attempt_slug(ref.run, ref.session, ref.attempt), self._api()
         kernel = api.kernel(slug)
-        if kernel is None and seen.alive_at is None:
-            return
+        if kernel is None:
+            return  # one look that does not show it is no proof that it is gone: observing it finds that out
+        if seen.ended is not None and not seen.ended_again:  # nor is one word that it is over
+            seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, _version(ref))
+            if seen.ended is not None and not seen.ended_again:
+                raise TemporaryError(f"whether {slug} is over cannot be told now")
+        if seen.ended is None:  # a kernel that is deleted may run on unseen: then it is to end soon
+            with contextlib.suppress(TemporaryError):  # the wish is remembered, and goes out with the next session at the latest
+                self._control.ask_to_stop(ref.session, ref.attempt)
         self._looks.take_dataset(ref.session, ref.attempt, api.dataset(slug))
         self._checkpoints.examine(ref.session, ref.attempt)
         self._find_report(ref)
-        if kernel is not None:
-            self._read_outputs(ref)
-        how = "its kernel was gone already"
-        if kernel is not None and seen.ended is None:
+        self._read_outputs(ref)
+        how = "it was over already"
+        if seen.ended is None:
             self._checkpoints.bring_home(ref.session, ref.attempt)
             api.delete_kernel(slug)
             effects.done("signal", "delete")
             how = "its kernel was deleted, after all that could be saved of it was"
-        elif kernel is not None:
-            how = "it was over already"
         self._looks.change(ref.session, ref.attempt, over=how, over_at=self._clock.now())
 
     # Its log.

@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,17 +44,25 @@ class LocalBackend:
     lag_s = 0.0
     killing = ""
 
-    def __init__(self, home: HomeLayout, environment: dict[str, str], command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        home: HomeLayout,
+        environment: dict[str, str],
+        command: Sequence[str] = (),
+        bring_here: Callable[[str, str], object] = lambda _run, _checkpoint_id: None,
+    ) -> None:
         """Use the home's attempt folders.
 
         Args:
             home: Where the runs lie.
             environment: What the workers get as their environment.
             command: What runs a session; none: the worker. The path of its spec is added.
+            bring_here: Brings a checkpoint of a run, by the run's name and its id, into the run's folder, unless it lies there.
         """
         self._home = home
         self._environment = environment
         self._command = command or command_of("worker")
+        self._bring_here = bring_here
         self._children: dict[tuple[str, int, int], subprocess.Popen[bytes]] = {}
 
     def quota(self, now: datetime) -> Quota:
@@ -62,7 +70,14 @@ class LocalBackend:
         return Quota(available=True)
 
     def make_ready(self, spec: SessionSpec) -> None:
-        """Do nothing: a process needs nothing but its spec."""
+        """Bring the checkpoint that the session starts from here, should it lie elsewhere: a run may have trained there before.
+
+        Raises:
+            CorruptCheckpointError: it is not what it should be.
+            TemporaryError: it cannot be brought now.
+        """
+        if spec.start is not None:
+            self._bring_here(spec.run, spec.start.id)
 
     def launch(self, spec: SessionSpec) -> str:
         """Start an attempt's process, unless it lives already, and return its pid.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.commands.named import run_named
-from orchestrator.commands.terminal import JsonOption, RunOption, Terminal, say, write_json
+from orchestrator.commands.terminal import INTERRUPTED, JsonOption, RunOption, Terminal, say, write_json
 
 if TYPE_CHECKING:
     from orchestrator.kaggle.upload import UploadedPart
@@ -45,7 +45,11 @@ def upload(
     place = Place(api, SystemClock(), terminal.home().cache / "kaggle", settings)
     place.resume_dir.mkdir(parents=True, exist_ok=True)
     talk = talk_on(Console(stderr=True), say)
-    parts = [part for folder in folders for part in upload_data(place, folder, talk)]
+    try:
+        parts = [part for folder in folders for part in upload_data(place, folder, talk)]
+    except KeyboardInterrupt:
+        say("ended before all was sent; the same command goes on where it was")
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         write_json(parts)
         return
@@ -70,6 +74,12 @@ def _what_to_upload(terminal: Terminal, data: Path | None, run: str | None) -> t
             raise UserError(f"the folder {data} is given together with --run {run}", expected="one of the two")
         return [data.absolute()], KaggleSettings()
     ports = terminal.ports()
+    if run is None and not ports.runs.names():
+        raise UserError(
+            f"no data is named, and there is no run in {ports.home.root} that has some",
+            expected="a folder of gemma-orch prepare, or a run",
+            remedy="gemma-orch upload DATA",
+        )
     record = ports.runs.load(run_named(ports, run))
     if not record.header.data:
         raise UserError(
@@ -88,19 +98,36 @@ def config_for_kaggle(environment: Mapping[str, str], name: str | None, owner: s
         UserError: a name on the account would not be possible.
     """
     from orchestrator.kaggle.account import find_user
-    from orchestrator.kaggle.template import check_names, kaggle_template, slugs_of
+    from orchestrator.kaggle.template import check_names, check_owner, kaggle_template, slugs_of
+    from state.kaggle.names import check_run_fits
+    from state.layout import check_run_name
 
     found, where = find_user(environment)
     if found is not None and owner not in (None, found):
         say(f"the credentials of {where} are those of {found}, not of {owner}: gemma-orch will look for {owner}'s")
     asks = sys.stdin.isatty()
     if owner is None and asks:
-        owner = typer.prompt("Kaggle user name", default=found, err=True)
+        owner = _asked("Kaggle user name", found, check_owner)
     elif owner is None and found is None:
         say(f"{where}\nuntil then the owner stays open in the config file: it will be the account of the credentials")
     if name is None:
-        name = typer.prompt("name of the run", default=_DEFAULT_NAME, err=True) if asks else _DEFAULT_NAME
+        name = _asked("name of the run", _DEFAULT_NAME, check_run_name, check_run_fits) if asks else _DEFAULT_NAME
     owner = owner or found
     check_names(name, owner)
     say("on the account it will have " + ", ".join(f"{owner or 'OWNER'}/{slug}" for slug in slugs_of(name)) + " and so on")
     return kaggle_template(name, owner)
+
+
+def _asked(question: str, default: str | None, *checks: Callable[[str], object]) -> str:
+    """Return what the user answers to a question; what cannot be is asked for again."""
+    from state.errors import UserError
+
+    while True:
+        answer = str(typer.prompt(question, default=default, err=True)).strip()
+        try:
+            for check in checks:
+                check(answer)
+        except UserError as error:
+            say(f"{error.what}\nExpected: {error.expected}")
+        else:
+            return answer

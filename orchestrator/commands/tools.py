@@ -38,7 +38,8 @@ def init(
     else:
         text = _local_config(name, owner)
     write_atomically(path.absolute(), text.encode())
-    typer.echo(f"{path} is written; edit it, then: gemma-orch start --config {path}")
+    looks = "gemma-orch doctor --backend kaggle, gemma-orch upload DATA, " if backend == "kaggle" else ""
+    typer.echo(f"{path} is written; edit it, then: {looks}gemma-orch start --config {path}")
 
 
 def _local_config(name: str | None, owner: str | None) -> str:

@@ -19,7 +19,7 @@ from orchestrator.backends.base import Sighting
 from orchestrator.controller import LEASE_S, Ports
 from orchestrator.kaggle.adoption import BACKEND, RunOnAccount, SeenAttempt, first_record, what_is_new
 from orchestrator.kaggle.checkpoints import KaggleCheckpoints, kaggle_folder
-from orchestrator.kaggle.control import DATA_NAME, RUN_NAME, STOP_NAME, ControlState, DataRecords
+from orchestrator.kaggle.control import DATA_NAME, RUN_NAME, ControlState, DataRecords
 from orchestrator.reconcile import Found
 from state import files
 from state.document import digest_of
@@ -27,6 +27,7 @@ from state.errors import CorruptCheckpointError, DataError, TemporaryError, User
 from state.kaggle.job import KaggleJob, StopFlag
 from state.kaggle.names import (
     PREFIX,
+    STOP_FLAG_NAME,
     VersionNote,
     attempt_slug,
     check_run_fits,
@@ -34,7 +35,7 @@ from state.kaggle.names import (
     control_slug,
     parse_attempt_slug,
 )
-from state.layout import MANIFEST_NAME
+from state.layout import MANIFEST_NAME, REPORT_NAME, SPEC_NAME
 from state.ledger import PutAttempt, RunRecord
 from state.manifest import Manifest, state_sha256
 from state.report import Outcome, SessionReport
@@ -44,8 +45,6 @@ from state.spec import RunSpec, SessionSpec
 if TYPE_CHECKING:
     from state.kaggle.api import DatasetInfo, DatasetVersion, KaggleApi, KernelInfo, OutputFile
 
-SPEC_NAME = "session.json"
-REPORT_NAME = "report.json"
 _JOB_LINE = "JOB = "  # as `orchestrator.bundle` writes it
 _SURELY_OVER = timedelta(hours=24)  # no session may be longer than 12 hours, and it may have been queued for some
 
@@ -157,10 +156,10 @@ class _Reader:
         if control is None or control.current_version is None:
             raise self._not_there()
         version = control.current_version
-        texts = {name: self._file(control.slug, version, name) for name in (RUN_NAME, DATA_NAME, STOP_NAME)}
+        texts = {name: self._file(control.slug, version, name) for name in (RUN_NAME, DATA_NAME, STOP_FLAG_NAME)}
         spec = RunSpec.from_json(texts[RUN_NAME], f"{RUN_NAME} on the account")
         data = DataRecords.from_json(texts[DATA_NAME], f"{DATA_NAME} on the account")
-        stop = StopFlag.from_json(texts[STOP_NAME], f"{STOP_NAME} on the account")
+        stop = StopFlag.from_json(texts[STOP_FLAG_NAME], f"{STOP_FLAG_NAME} on the account")
         stands = digest_of({name: text.decode() for name, text in texts.items()})
         self.control = ControlState(stop=stop, stands=stands)
         return RunOnAccount(
@@ -178,7 +177,7 @@ class _Reader:
         return UserError(
             f"there is no run {self._run!r} on the account {self._api.user}",
             expected=f"one of {', '.join(runs)}" if runs else "a run that was started with --backend kaggle; there is none",
-            remedy=did_you_mean(self._run, runs),
+            remedy=did_you_mean(self._run, runs) or "adopt it with the credentials of the account that it was begun on",
         )
 
     def _attempts(self, known: RunRecord | None) -> tuple[SeenAttempt, ...]:
@@ -200,7 +199,15 @@ class _Reader:
             if key in over:
                 continue
             self._say(f"{number} of {len(keys)}: {attempt_slug(self._run, *key)}")
-            seen.append(self._attempt(key, kernels.get(key), newest_push, has_dataset=key in datasets))
+            one = self._attempt(key, kernels.get(key), newest_push, has_dataset=key in datasets)
+            if key == keys[-1] and key not in here and one.is_being_made:
+                slug = attempt_slug(self._run, *key)
+                raise TemporaryError(
+                    f"another controller is about to launch session {key[0]} attempt {key[1]}: "
+                    f"Kaggle does not show yet what its dataset {slug} holds",
+                    remedy="adopt again in some minutes; if it stays so, delete that dataset on kaggle.com: it has no kernel",
+                )
+            seen.append(one)
         return tuple(seen)
 
     def _check_what_was_never_launched(self, known: RunRecord, kernels: Mapping[tuple[int, int], KernelInfo]) -> None:

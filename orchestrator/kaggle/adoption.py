@@ -89,6 +89,12 @@ class SeenAttempt:
         return self.sighting is Sighting.ENDED and delivered
 
     @property
+    def is_being_made(self) -> bool:
+        """Whether its dataset is there and nothing in it can be read, nor is there a kernel: it is not over, but to come."""
+        shows_nothing = self.fence is None and self.report is None and not self.corrupt
+        return self.has_dataset and self.sighting is Sighting.MISSING and shows_nothing
+
+    @property
     def began_at(self) -> datetime | None:
         """When it was pushed, as well as that is known."""
         return self.pushed_at or self.made_at

@@ -23,7 +23,7 @@ from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import VersionNote, attempt_slug, checkpoint_file_names
 from state.kaggle.records import DatasetInfo, DatasetVersion, OutputFile
 from state.kaggle.settings import KaggleSettings
-from state.layout import MANIFEST_NAME, RunLayout, attempt_name, parse_attempt_name
+from state.layout import MANIFEST_NAME, REPORT_NAME, RunLayout, attempt_name, parse_attempt_name
 from state.ledger import AttemptRecord
 from state.manifest import Manifest, state_sha256
 from state.session import AttemptState
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
 
 BACKEND = "kaggle"
-REPORT_NAME = "report.json"
 _WHOLE_DATASET = 0  # in place of a version's number
 _LOOKS_A_CALL = 4  # attempts of which nothing is known that are looked at in one go, newest first: after the index was lost
 
@@ -144,13 +143,46 @@ class KaggleCheckpoints:
         """
         entry = self._index.read().checkpoints.get(checkpoint_id)
         if checkpoint_id not in self._local.ids() and entry is not None and entry.state is EntryState.SOUND:
-            self._fetch(entry)
+            self._fetch(entry, self._local)
         return self._local.folder(checkpoint_id)
+
+    def copy_into(self, checkpoint_id: str, store: DirectoryCheckpointStore) -> None:
+        """Bring a checkpoint into another folder, from here when it is here, else from the account; every byte is verified.
+
+        Raises:
+            CorruptCheckpointError: what was found is not what the manifest says.
+            TemporaryError: it cannot be fetched now.
+        """
+        entry = self._index.read().checkpoints.get(checkpoint_id)
+        if checkpoint_id not in self._local.ids() and entry is not None and entry.state is EntryState.SOUND:
+            self._fetch(entry, store)
+            return
+        manifest, folder = self._local.verify(checkpoint_id), self._local.folder(checkpoint_id)
+        staged = store.stage(checkpoint_id)
+        for file in manifest.files:
+            files.link_or_copy(folder / file.name, staged / file.name)
+        _commit(store, staged, manifest, (folder / MANIFEST_NAME).read_bytes())
 
     def place(self, checkpoint_id: str) -> CheckpointPlace | None:
         """Return where on the account a checkpoint lies, or None when it is only here."""
         entry = self._index.read().checkpoints.get(checkpoint_id)
         return entry.place if entry is not None and entry.state is EntryState.SOUND else None
+
+    def has_examined(self, session: int, attempt: int) -> bool:
+        """Return whether every version of an attempt's dataset that the last look showed to be readable was looked into."""
+        dataset = self._looks.seen(session, attempt).dataset
+        shown = {version.number for version in dataset.readable} if dataset is not None else set()
+        return shown <= set(self._attempt(attempt_name(session, attempt)).examined)
+
+    def is_known(self, checkpoint_id: str) -> bool:
+        """Return whether a checkpoint was found on the account, whole or not: then none of its name is waited for."""
+        return checkpoint_id in self._index.read().checkpoints
+
+    @property
+    def num_sound(self) -> int:
+        """How many checkpoints stand whole in datasets."""
+        known = self._index.read().checkpoints.values()
+        return sum(entry.state is EntryState.SOUND and entry.place.kind == "dataset" for entry in known)
 
     @property
     def stored_bytes(self) -> int:
@@ -202,15 +234,15 @@ class KaggleCheckpoints:
         new = [version for version in dataset.readable if version.number not in known.examined]
         if not new and known.current == dataset.current:
             return
-        now = self._clock.now()
-        if now < self._not_before.get(name, now):
+        now, examining = self._clock.now(), f"examine {name}"
+        if now < self._not_before.get(examining, now):
             return
-        self._pause(name)
+        self._pause(examining)
         for version in new:
             self._examine(session, attempt, version, is_current=version.number == dataset.current)
         self._forget_what_is_gone(session, attempt, dataset)
         if {version.number for version in dataset.readable} <= set(self._attempt(name).examined):
-            self._not_before.pop(name, None)
+            self._not_before.pop(examining, None)
 
     def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> None:
         """Take in a look at an attempt's dataset that was made for another reason.
@@ -220,6 +252,11 @@ class KaggleCheckpoints:
         """
         self._looks.take_dataset(session, attempt, info)
         self.examine(session, attempt)
+
+    def forget_dataset(self, session: int, attempt: int) -> None:
+        """Forget what was seen of a dataset that is gone: one of its name, made anew, counts its versions from 1."""
+        self._looks.change(session, attempt, dataset=None, dataset_at=None)
+        self._put_attempt(attempt_name(session, attempt), current=0, examined=(), wrong={}, is_gone=False)
 
     def take_outputs(self, session: int, attempt: int, version: int, outputs: Sequence[OutputFile]) -> None:
         """Take in the checkpoint that a kernel left in its output because it could not upload it.
@@ -273,19 +310,23 @@ class KaggleCheckpoints:
             and not attempt.is_live  # the backend looks at that one
             and not index.attempts.get(_name(attempt), AttemptIndex()).is_closed
         ]
-        for attempt in candidates[:_LOOKS_A_CALL]:
+        looks = 0
+        for attempt in candidates:
             seen = self._looks.seen(attempt.session, attempt.attempt)
             if seen.dataset_at is not None and now < seen.dataset_at + timedelta(seconds=self._settings.poll_every_s):
                 continue
             if now < self._not_before.get(_name(attempt), now):
                 continue
+            if looks == _LOOKS_A_CALL:
+                return
+            looks += 1
             self._pause(_name(attempt))
             self._look_at_what_is_over(attempt, now)
 
     def _look_at_what_is_over(self, attempt: AttemptRecord, now: datetime) -> None:
         try:
             info = self._api().dataset(attempt_slug(self._run, attempt.session, attempt.attempt))
-            self._not_before.pop(_name(attempt), None)
+            self._not_before.pop(f"examine {_name(attempt)}", None)
             self.take_dataset(attempt.session, attempt.attempt, info)
         except GemmaOrchError:
             return  # it is looked at again
@@ -293,18 +334,28 @@ class KaggleCheckpoints:
             self._pause(_name(attempt))
         over_at = attempt.ended_at or attempt.launched_at or attempt.planned_at
         known = self._attempt(_name(attempt))
+        if known.looked_since is None:  # one look may lag, however long the attempt is over
+            self._put_attempt(_name(attempt), looked_since=now)
         if info is None and self._may_still_come(_name(attempt), _WHOLE_DATASET):
             return
+        over_at = max(over_at, known.looked_since or now)
         pending = info is not None and info.versions and max(version.number for version in info.versions) > known.current
         settled = now >= over_at + timedelta(seconds=self._settings.settle_s)
         late = now >= over_at + timedelta(seconds=self._settings.settle_s + self._settings.processing_limit_s)
-        if settled and (not pending or late) and not known.wrong.keys() - {str(_WHOLE_DATASET)}:
+        wrong = known.wrong.keys() - {str(_WHOLE_DATASET)}
+        is_last_seen = known.report_version is not None and not pending  # after its report a session uploads nothing
+        if settled and (is_last_seen or late) and not wrong:
             self._put_attempt(_name(attempt), is_closed=True)
+        elif settled and not pending and not wrong:  # Kaggle may show a version only once it is processed
+            self._not_before[_name(attempt)] = over_at + timedelta(
+                seconds=self._settings.settle_s + self._settings.processing_limit_s
+            )
 
     def _examine(self, session: int, attempt: int, version: VersionSeen, *, is_current: bool) -> None:
         slug, name = attempt_slug(self._run, session, attempt), attempt_name(session, attempt)
         api = self._api()
-        if is_current and not api.dataset_is_ready(slug):
+        is_said_to_be_ready = version.status.lower() == "ready"  # the dataset's own word may be about a newer version
+        if is_current and not is_said_to_be_ready and not api.dataset_is_ready(slug):
             return
         listed = api.dataset_files(slug, version.number)
         if listed is None:
@@ -317,7 +368,9 @@ class KaggleCheckpoints:
         if note is None or (note.session, note.attempt) != (session, attempt):
             self._put_attempt(name, examined=(*known.examined, version.number))
             return
-        if standing is not None and standing.place.version >= version.number and standing.state is not EntryState.CORRUPT:
+        in_output = standing if standing is not None and standing.place.kind == "output" else None
+        in_dataset = standing if in_output is None else None
+        if in_dataset is not None and in_dataset.place.version >= version.number and in_dataset.state is not EntryState.CORRUPT:
             self._put_attempt(name, examined=(*known.examined, version.number))  # a later version holds the same one
             return
         place = CheckpointPlace(kind="dataset", owner=self._owner(), slug=slug, version=version.number)
@@ -325,7 +378,7 @@ class KaggleCheckpoints:
         judged = self._judged(entry, self._fetched_sha256(entry, listed), listed)
         if judged.state is EntryState.CORRUPT and self._may_still_come(name, version.number):
             return
-        self._put(judged)
+        self._put(_promoted(in_output, judged) if in_output is not None else judged)
         wrong = {number: since for number, since in known.wrong.items() if number != str(version.number)}
         self._put_attempt(name, examined=(*known.examined, version.number), wrong=wrong)
 
@@ -419,16 +472,18 @@ class KaggleCheckpoints:
         place, api = entry.place, self._api()
         if place.kind == "output":
             outputs = api.session_outputs(place.slug, place.version)
-            listed: Mapping[str, int | None] = {
-                output.name.rpartition("/")[2]: None for output in (outputs[0] if outputs is not None else ())
-            }
+            if outputs is None:
+                return f"the kernel {place.slug} with checkpoint {entry.id} in its output is gone"
+            listed: Mapping[str, int | None] = {output.name.rpartition("/")[2]: None for output in outputs[0]}
         else:
             info = api.dataset(place.slug, owner=place.owner)
             if info is None:
                 return f"the dataset {place.slug} with checkpoint {entry.id} is gone"
-            if (info.current_version or 0) < place.version or not api.dataset_is_ready(place.slug, owner=place.owner):
+            # Whether the dataset is READY is no matter: that may be about a newer version that is processed, or has failed.
+            found = api.dataset_files(place.slug, place.version, owner=place.owner)
+            if found is None:
                 return f"{_where(place)} with checkpoint {entry.id} is not readable"
-            listed = api.dataset_files(place.slug, place.version, owner=place.owner) or {}
+            listed = found
         try:
             _check_list(entry, manifest, listed)
         except CorruptCheckpointError as error:
@@ -437,22 +492,18 @@ class KaggleCheckpoints:
 
     # Fetching.
 
-    def _fetch(self, entry: Entry) -> None:
+    def _fetch(self, entry: Entry, store: DirectoryCheckpointStore) -> None:
         manifest, _ = self._manifest_of(entry)
-        staged = self._local.stage(entry.id)
+        staged = store.stage(entry.id)
         whole = False
         try:
             for file in manifest.files:
                 self._fetch_file(entry, file.name, file.sha256, staged / file.name)
-            self._local.commit(staged, manifest)
+            _commit(store, staged, manifest, self._manifest_path(entry.id).read_bytes())
             whole = True
         finally:
             if not whole:
                 files.remove_tree(staged)
-        original = self._manifest_path(entry.id).read_bytes()
-        placed = self._local.folder(entry.id) / MANIFEST_NAME
-        if placed.read_bytes() != original:  # one of another gemma-orch, which may say less
-            files.write_atomically(placed, original)
 
     def _fetch_file(self, entry: Entry, name: str, sha256: str, target: Path) -> None:
         place, flat = entry.place, _flat(entry.id, name)
@@ -467,7 +518,12 @@ class KaggleCheckpoints:
 
     def _output(self, entry: Entry, flat: str) -> OutputFile:
         outputs = self._api().session_outputs(entry.place.slug, entry.place.version)
-        for output in outputs[0] if outputs is not None else ():
+        if outputs is None:
+            raise TemporaryError(
+                f"the kernel {entry.place.slug}, in whose output {entry.id} lies, is not shown",
+                remedy="look for it on kaggle.com: when it was deleted, that checkpoint is gone with it",
+            )
+        for output in outputs[0]:
             if output.name.rpartition("/")[2] == flat:
                 return output
         raise TemporaryError(f"{_where(entry.place)} does not show {flat}")
@@ -489,8 +545,8 @@ class KaggleCheckpoints:
         known = self._attempt(name)
         if parse_attempt_name(name) is None or not on_kaggle:
             return None
-        if not known.is_closed and not known.examined:
-            raise TemporaryError(f"the dataset of {name}, where {checkpoint_id} may lie, was not looked at yet")
+        if not known.is_closed:
+            raise TemporaryError(f"the dataset of {name}, where {checkpoint_id} may lie, was not looked at for long enough yet")
         raise CorruptCheckpointError(checkpoint_id, f"{checkpoint_id} is in no version of the dataset of {name}, nor is it here")
 
     def _manifest_of(self, entry: Entry) -> tuple[Manifest, str]:
@@ -560,7 +616,8 @@ class KaggleCheckpoints:
         index = self._index.read()
         states: dict[str, set[EntryState]] = {}
         for entry in index.checkpoints.values():
-            if entry.place.kind == "dataset":
+            # One that is needed and lies in the output may be on its way into the dataset.
+            if entry.place.kind == "dataset" or entry.state is EntryState.SOUND:
                 states.setdefault(attempt_name(entry.session, entry.attempt), set()).add(entry.state)
         unneeded = {EntryState.DELETED, EntryState.QUARANTINED}
         return tuple(
@@ -622,6 +679,26 @@ def _check_list(entry: Entry, manifest: Manifest, listed: Mapping[str, int | Non
             raise CorruptCheckpointError(
                 entry.id, f"{name} in {_where(entry.place)} has {size} bytes", expected=f"{file.size_bytes} bytes"
             )
+
+
+def _commit(store: DirectoryCheckpointStore, staged: Path, manifest: Manifest, original: bytes) -> None:
+    """Commit a checkpoint whose manifest stays byte for byte what it was: that of another gemma-orch may say less."""
+    store.commit(staged, manifest)
+    placed = store.folder(manifest.id) / MANIFEST_NAME
+    if placed.read_bytes() != original:
+        files.write_atomically(placed, original)
+
+
+def _promoted(in_output: Entry, in_dataset: Entry) -> Entry:
+    """Return what counts of a checkpoint in an output that a version of the dataset holds as well: the dataset, if whole there.
+
+    One that was given up while it was on its way stays given up.
+    """
+    if in_output.state is EntryState.CORRUPT:
+        return in_dataset
+    if in_dataset.state is EntryState.CORRUPT:
+        return in_output
+    return in_dataset.model_copy(update={"state": in_output.state, "why": in_output.why})
 
 
 def _flat(checkpoint_id: str, name: str) -> str:

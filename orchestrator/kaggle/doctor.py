@@ -48,6 +48,7 @@ def examine_kaggle(
     account = _account(api)
     if not account.ok:
         return (*versions, credentials, account)
+    credentials = _credentials(environment, api.source)
     return (*versions, credentials, account, *_Examination(api, home, say, clock or SystemClock()).run(live_check=live_check))
 
 
@@ -65,7 +66,8 @@ def _version(name: str, *, is_needed: bool) -> Finding:
     return Finding(subject=name, found="not installed; gemma-orch does not need it", ok=True)
 
 
-def _credentials(environment: Mapping[str, str]) -> Finding:
+def _credentials(environment: Mapping[str, str], used: str | None = None) -> Finding:
+    """Name all credentials that are there, and which one is used: the first one until Kaggle has said that it is none."""
     from state.kaggle.credentials import describe_sources, find_credentials
 
     subject = "kaggle credentials"
@@ -74,11 +76,15 @@ def _credentials(environment: Mapping[str, str]) -> Finding:
         sources = describe_sources(environment, user_home(environment))
     except UserError as error:
         return Finding(subject=subject, found=error.what, ok=False, remedy=error.remedy)
-    named = [
-        f"{source.name}{f' of {source.user}' if source.user else ''}{' (used)' if source.is_chosen else ' (not used)'}"
-        for source in sources
-    ]
-    return Finding(subject=subject, found=", ".join(named), ok=True)
+    used = used or sources[0].name
+    named, spoiled = [], None
+    for source in sources:
+        note = "used" if source.name == used else "not used"
+        if source.is_chosen and source.name != used:
+            note, spoiled = "not used: Kaggle does not accept it", source.name
+        named.append(f"{source.name}{f' of {source.user}' if source.user else ''} ({note})")
+    remedy = f"renew or remove {spoiled}: the official client would send it all the same" if spoiled is not None else None
+    return Finding(subject=subject, found=", ".join(named), ok=True, remedy=remedy)
 
 
 def _account(api: KaggleApi) -> Finding:

@@ -54,6 +54,7 @@ class AttemptIndex(Document):
     wrong: dict[str, datetime] = Field(default_factory=dict, description="since when a version is not what its note says")
     report_version: int | None = Field(default=None, description="the newest version that holds a report")
     total_bytes: int = 0
+    looked_since: datetime | None = Field(default=None, description="when it was first looked at, as far as this index goes")
     is_closed: bool = Field(default=False, description="nothing more can come from it")
     is_gone: bool = Field(default=False, description="the dataset was deleted")
 

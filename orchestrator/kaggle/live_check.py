@@ -162,9 +162,10 @@ def _machine(evidence: Evidence) -> Result:
     if session is None:
         return _missing(evidence, "session")
     shape = evidence.kernel.machine_shape if evidence.kernel is not None else None
+    told = "no accelerator" if shape in (None, "", "None") else shape
     packages = ", ".join(f"{name} {version}" for name, version in session["packages"].items())
     found = (
-        f"CPU asked for; Kaggle says {shape or 'nothing'}, the session has {session['cores']} cores, "
+        f"CPU asked for; Kaggle says {told}, the session has {session['cores']} cores, "
         f"{format_size(int(session['memory_bytes']))}, {len(session['devices'])} GPUs, Python {session['python']}, {packages}; "
         "t4x2 costs quota: every session checks it by itself"
     )

@@ -90,7 +90,9 @@ class Looks:
 
     def _look(self, look: Look, seen: Seen, session: int, attempt: int, version: int) -> Seen:
         now = self._clock.now()
-        seen = seen.model_copy(update={"looks": seen.looks + 1, "looked_at": now, "last": look})
+        after_end = seen.looks_after_end + (seen.ended is not None)
+        noted = {"looks": seen.looks + 1, "looked_at": now, "last": look, "looks_after_end": after_end}
+        seen = seen.model_copy(update=noted)
         slug = attempt_slug(self._run, session, attempt)
         try:
             match look:
@@ -109,8 +111,10 @@ class Looks:
         if status is not None:
             return with_status(seen, status, now)
         if self._api().kernel(slug) is not None:
-            return seen.model_copy(update={"failure": "its kernel is there, its session is not shown", "missing_since": None})
-        return seen.model_copy(update={"status": None, "failure": None, "missing_since": seen.missing_since or now})
+            shown = {"failure": "its kernel is there, its session is not shown", "missing_since": None, "missing_at": None}
+            return seen.model_copy(update=shown)
+        missing = {"missing_since": seen.missing_since or now, "missing_at": now}
+        return seen.model_copy(update={"status": None, "failure": None, **missing})
 
     def _path(self, session: int, attempt: int) -> Path:
         return self._folder / f"{attempt_name(session, attempt)}.json"

@@ -54,6 +54,11 @@ class DatasetSeen(Document):
         ready = (version for version in self.versions if version.number <= self.current and version.is_ready)
         return tuple(sorted(ready, key=lambda version: version.number, reverse=True))
 
+    @property
+    def is_processing(self) -> bool:
+        """Whether a version is shown that may still come to be the current one."""
+        return any(v.number > self.current and v.status.lower() not in ("failed", "deleted") for v in self.versions)
+
 
 class Seen(Document):
     """What is known of an attempt from looking."""
@@ -66,9 +71,11 @@ class Seen(Document):
     failure: str | None = Field(default=None, description="why the last look at the status told nothing")
     alive_at: datetime | None = Field(default=None, description="when it was last seen queued or running")
     missing_since: datetime | None = Field(default=None, description="neither the session nor its kernel is shown since then")
+    missing_at: datetime | None = Field(default=None, description="when a look did not show it, the last time")
     ended: SessionStatus | None = Field(default=None, description="with what word it was first said to be over")
     ended_at: datetime | None = None
     ended_again: bool = Field(default=False, description="a later look said so as well")
+    looks_after_end: int = Field(default=0, description="looks since it was first said to be over")
     shape: str | None = Field(default=None, description="the machine that it got")
     shape_asked: bool = False
     dataset: DatasetSeen | None = None
@@ -110,9 +117,10 @@ def _share(seed: str) -> float:
 
 def with_status(seen: Seen, status: SessionStatus, now: datetime) -> Seen:
     """Return what is known after the status was answered."""
-    known: dict[str, object] = {"status": status, "failure": None, "missing_since": None}
+    known: dict[str, object] = {"status": status, "failure": None, "missing_since": None, "missing_at": None}
     if status in (SessionStatus.QUEUED, SessionStatus.RUNNING):  # whoever said that it was over was wrong
         known |= {"alive_at": now, "ended": None, "ended_at": None, "ended_again": False, "outputs_read": False}
+        known |= {"looks_after_end": 0}
     elif status.is_terminal and seen.ended is not None:
         known |= {"ended": status, "ended_again": True}
     elif status.is_terminal:

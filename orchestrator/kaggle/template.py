@@ -58,7 +58,17 @@ def check_names(name: str, owner: str | None) -> None:
     check_run_fits(name)
     for slug in slugs_of(name):
         assert slugify(slug) == slug, slug
-    if owner is not None and not _OWNER.fullmatch(owner):
+    if owner is not None:
+        check_owner(owner)
+
+
+def check_owner(owner: str) -> None:
+    """Check that an account can have this user name.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not _OWNER.fullmatch(owner):
         raise UserError(
             f"{owner!r} is no user name of Kaggle",
             expected="letters, digits and hyphens, as in https://www.kaggle.com/NAME",

@@ -43,6 +43,15 @@ class Calls:
         return self._transport.user()
 
     @property
+    def source(self) -> str:
+        """Where the credentials that are sent were found.
+
+        Raises:
+            TemporaryError: Kaggle could not be asked whether a token is one.
+        """
+        return self._transport.source()
+
+    @property
     def transport(self) -> Transport:
         """What the calls go over; for the other modules of this package."""
         return self._transport

@@ -78,6 +78,14 @@ class Transport:
             self._credentials = credentials.of(str(answer.username))
         return str(answer.username)
 
+    def source(self) -> str:
+        """Return where the credentials that are sent were found.
+
+        Raises:
+            TemporaryError: Kaggle could not be asked whether a token is one.
+        """
+        return self._choose().source
+
     def read(self, what: str, model: type[_Answer], service: str, method: str, **fields: Any) -> _Answer | None:
         """Ask for something in our own namespace.
 

@@ -29,7 +29,7 @@ def emulator(tmp_path: Path) -> Iterator[KaggleEmulator]:
     with KaggleEmulator(tmp_path, settings) as emulator:
         yield emulator
         assert emulator.errors == []
-        assert emulator.journal.escapes == []
+        assert [escape.target for escape in emulator.journal.escapes] == []
         assert emulator.leaks() == []
         assert emulator.sessions.max_live(f"gemma-orch-{RUN}-") <= 1
 
@@ -70,6 +70,8 @@ def test_a_chain_that_changes_hands_equals_one_uninterrupted_local_run(tmp_path:
     assert second.record().head_step == _STEPS
     assert [attempt.session for attempt in second.record().attempts] == [1, 2, 3]
     assert "nothing was brought" in second.type("adopt", RUN)
+
+    assert second.leaks() == []
 
     said = second.type("publish", RUN)
     assert "every byte read back" in said

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,13 @@ from state.kaggle.api import KaggleApi, KernelPush, OutputFile, SessionStatus
 from state.kaggle.credentials import Credentials
 from state.kaggle.datasets import LocalFile, ensure_dataset, publish_version
 from state.kaggle.errors import RateLimitedError
+from tests.kaggle_accounts import EmulatorTime
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
 
 _SLUGS = (f"gemma-orch-faults-{number:04d}" for number in itertools.count())
 _IMPATIENCE_S = 0.15
 """How long a call waits that is to hang. All other calls wait long enough for a busy machine."""
-
-
-class EmulatorTime:
-    """The emulator's clock, as ours: a sleep turns it on."""
-
-    def __init__(self, sdk: Sdk) -> None:
-        self._clock = sdk.emulator.clock
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.now(), UTC)
-
-    def monotonic(self) -> float:
-        return self._clock.now()
-
-    def sleep(self, seconds: float) -> None:
-        self._clock.advance(seconds)
 
 
 class World:
@@ -51,7 +35,7 @@ class World:
         self.folder = folder
         self.sdk = sdk
         self.emulator = sdk.emulator
-        self.clock = EmulatorTime(sdk)
+        self.clock = EmulatorTime(sdk.emulator)
         self.credentials = Credentials("a test", user=USER, key=self.emulator.settings.key)
         self.api = KaggleApi(self.credentials, read_timeout_s=10.0, clock=self.clock)
         self.impatient = KaggleApi(self.credentials, read_timeout_s=_IMPATIENCE_S, clock=self.clock)

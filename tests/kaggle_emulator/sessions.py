@@ -120,7 +120,7 @@ class Sessions:
     def _run(self, session: Session, source: str, struck: Sequence[Fault]) -> None:
         for name in ("working", "input", "home", "temp", "src", "bin", "secrets", "root"):
             (session.folder / name).mkdir(parents=True, exist_ok=True)
-        shape = next((fault.value for fault in struck if fault.kind == "shape"), session.shape)
+        shape = next((fault.value or "None" for fault in struck if fault.kind == "shape"), session.shape)
         session.shape = shape
         assert self.mount is not None, "the emulator says how to mount"
         self.mount(session, struck, self._clock.now())

@@ -131,7 +131,7 @@ def test_data_whose_folder_is_on_another_machine_is_found_from_the_account_alone
 @pytest.mark.parametrize("there", [(), (0,), (1,)])
 def test_data_that_is_not_on_the_account_is_the_users_to_upload(prepared: Prepared, there: tuple[int, ...]) -> None:
     prepared.upload(*there)
-    with pytest.raises(UserError, match=f"gemma-orch upload {RUN}"):
+    with pytest.raises(UserError, match=f"gemma-orch upload --run {RUN}"):
         prepared.sources.unready(prepared.data)
 
 
@@ -162,7 +162,7 @@ def test_a_push_says_everything_explicitly(tmp_path: Path) -> None:
     stage = gpu_stage(tmp_path)
     assert stage.launch(session_spec(limit_s=99.2)) == f"{SLUG}/v1"
     push = stage.kernel.push
-    assert (push.slug, push.machine_shape, push.internet, push.timeout_s) == (SLUG, "NvidiaTeslaT4", True, 100)
+    assert (push.slug, push.machine_shape, push.internet, push.timeout_s) == (SLUG, "NvidiaTeslaT4", True, 103)
     assert push.dataset_sources == (f"{OWNER}/data-p00", f"{OWNER}/data-p01")
     assert push.kernel_sources == ()
     job = stage.job
@@ -612,6 +612,69 @@ def test_nothing_is_deleted_before_everything_is_saved(stage: Stage, call: str) 
     stage.account.broken.clear()
     stage.backend.kill(ref())
     assert stage.look(0).sighting is Sighting.ENDED
+
+
+def test_a_kernel_that_one_look_does_not_show_is_not_taken_for_dead_when_it_is_killed(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.account.hidden = {SLUG}
+    stage.backend.kill(ref())
+    assert stage.look(0).sighting is Sighting.RUNNING
+    stage.account.hidden.clear()
+    stage.backend.kill(ref())
+    assert SLUG not in stage.account.kernel_table
+
+
+def test_a_lying_word_that_it_is_over_does_not_save_a_session_that_is_killed(stage: Stage) -> None:
+    stage.running(SessionStatus.COMPLETE)
+    stage.look()
+    stage.account.broken = {"session_status"}
+    with pytest.raises(TemporaryError, match="whether"):
+        stage.backend.kill(ref())
+    stage.account.broken.clear()
+    stage.kernel.status = SessionStatus.RUNNING
+    stage.backend.kill(ref())
+    assert SLUG not in stage.account.kernel_table
+
+
+def test_a_session_that_lives_on_unseen_after_its_kernel_was_deleted_is_told_to_end(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.backend.kill(ref())
+    flag = stage.account.dataset_table[control_slug(RUN)][-1].files["stop.json"]
+    assert StopFlag.from_json(flag, "") == StopFlag(session=1, attempt=1)
+
+
+def test_a_controller_that_comes_back_late_believes_no_single_look_that_shows_nothing(stage: Stage) -> None:
+    stage.account.failures_after["push_kernel"] = [AmbiguousError("lost after")]
+    with pytest.raises(AmbiguousError):
+        stage.launch()
+    launched_at = stage.clock.now()
+    stage.open()
+    stage.account.hidden = {SLUG}
+    assert stage.look(after_s=8 * HOUR_S, launched_at=launched_at).sighting is Sighting.UNKNOWN
+    stage.account.hidden.clear()
+    assert [stage.look(launched_at=launched_at) for _ in range(2)][-1].sighting is Sighting.QUEUED
+
+
+def test_a_last_checkpoint_that_takes_long_to_process_is_waited_for(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    manifest = stage.deliver(20, last=True, status="Blobs_Received")
+    stage.kernel.outputs = {"report.json": report(1, head=manifest.id).to_json()}
+    stage.kernel.status = SessionStatus.COMPLETE
+    for _ in range(30):  # half an hour
+        assert stage.look().sighting is not Sighting.ENDED
+    stage.account.process()
+    assert [stage.look() for _ in range(2)][-1].sighting is Sighting.ENDED
+    assert stage.run.checkpoints.ids() == (manifest.id,)
+
+
+def test_the_first_session_deletes_no_version_and_uploads_as_often_as_there_is_room(tmp_path: Path) -> None:
+    small = {"storage_quota_bytes": 1, "upload_every_s": 60.0}
+    stage = Stage(tmp_path, SETTINGS.model_copy(update=small))
+    stage.launch(session_spec(limit_s=3600.0))
+    assert (stage.job.most_versions, stage.job.upload_every_s) == (1 + 1 + 60, 1800.0)
 
 
 def test_a_session_that_is_over_keeps_its_kernel_when_it_is_killed(stage: Stage) -> None:

@@ -13,12 +13,13 @@ import pytest
 from orchestrator.backends.base import Sighting
 from orchestrator.backends.local import Launched, LocalBackend
 from state import effects
+from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import AmbiguousError, DataError, TemporaryError
 from state.layout import AttemptLayout, HomeLayout
 from state.process import identify
 from state.report import Heartbeat, Phase
-from tests.factories import RUN, START, session_spec
-from tests.stages import local_backend, ref, wait_until, wait_until_over
+from tests.factories import RUN, START, commit_checkpoint, session_spec
+from tests.stages import local_backend, ref, stand_in, wait_until, wait_until_over
 
 
 @pytest.fixture
@@ -167,6 +168,17 @@ def test_a_command_that_does_not_exist_was_certainly_not_launched(tmp_path: Path
         backend.launch(session_spec())
     assert not isinstance(caught.value, AmbiguousError)
     assert backend.observe(ref()).sighting is Sighting.MISSING
+
+
+def test_what_a_session_starts_from_is_brought_here_first(tmp_path: Path) -> None:
+    brought: list[tuple[str, str]] = []
+    backend = LocalBackend(
+        HomeLayout(tmp_path), {}, stand_in("finish"), bring_here=lambda run, checkpoint_id: brought.append((run, checkpoint_id))
+    )
+    start = commit_checkpoint(DirectoryCheckpointStore(tmp_path / "elsewhere"), 10).expected("0" * 64)
+    backend.make_ready(session_spec())
+    backend.make_ready(session_spec(2, start=start))
+    assert brought == [(RUN, start.id)]
 
 
 def test_a_home_that_cannot_be_written_launches_nothing(tmp_path: Path) -> None:

@@ -236,6 +236,19 @@ def test_an_attempt_whose_dataset_was_deleted_keeps_its_name(account: Account) -
     assert record.header.head == "step-00000040-s002a1"
 
 
+def test_an_attempt_that_another_controller_is_about_to_launch_is_waited_for_and_not_called_lost(account: Account) -> None:
+    """Found by adopting beside a controller: the session was called lost, and the next one launched beside it."""
+    account.control()
+    account.plan(1)
+    account.push(1)
+    account.commit(20, 1, over=True)
+    account.sdk.create_dataset(attempt_slug(RUN, 2, 1), {"session.json": session_spec(2, 1).to_json()}, ready=False)
+    home = account.home()
+    with pytest.raises(TemporaryError, match="about to launch session 2 attempt 1"):
+        account.adopt(home)
+    assert home.runs.names() == ()
+
+
 def test_a_version_that_lost_a_file_is_no_checkpoint(account: Account) -> None:
     account.control()
     account.plan(1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.local import LocalBackend
 from orchestrator.kaggle.checkpoints import KaggleCheckpoints
 from orchestrator.kaggle.index import Index, IndexFile
 from orchestrator.kaggle.storage import storage_plan
@@ -17,7 +18,7 @@ from state.layout import MANIFEST_NAME
 from state.ledger import AttemptRecord
 from state.manifest import Manifest
 from state.session import AttemptState
-from tests.factories import RUN, after, attempt, commit_checkpoint, run_record
+from tests.factories import RUN, after, attempt, commit_checkpoint, run_record, session_spec
 from tests.fake_kaggle import OWNER, FakeKaggle
 from tests.kaggle_stage import SETTINGS, SLUG, Stage, checkpoint_files, upload_checkpoint
 
@@ -51,6 +52,8 @@ class Shelf:
         for _ in range(15):
             self.store.ids()
             self.pass_by(61.0)
+        self.pass_by(SETTINGS.settle_s + SETTINGS.processing_limit_s)
+        self.store.ids()
 
 
 def over(session: int, **values: Any) -> AttemptRecord:
@@ -194,13 +197,13 @@ def test_what_is_about_to_be_used_is_looked_at_again_at_most_once_a_poll(shelf: 
     for _ in range(5):
         shelf.store.verify(manifest.id, expected)
         shelf.pass_by(1.0)
-    assert shelf.account.count() - before == 3
+    assert shelf.account.count() - before == 2
     shelf.account.broken = {"dataset"}
     shelf.pass_by(61.0)
     for _ in range(5):
         with pytest.raises(TemporaryError, match="cannot be told"):
             shelf.store.verify(manifest.id, expected)
-    assert shelf.account.count() - before == 4
+    assert shelf.account.count() - before == 3
 
 
 def test_what_is_gone_from_the_account_is_believed_to_be_gone_when_reads_cannot_lag_any_more(shelf: Shelf) -> None:
@@ -231,7 +234,7 @@ def test_what_is_gone_from_the_account_and_is_here_stands_here(shelf: Shelf) -> 
 
 def test_what_nobody_has_looked_at_yet_is_unknown_and_what_is_in_no_version_is_not_there(shelf: Shelf) -> None:
     manifest = shelf.deliver(10)
-    with pytest.raises(TemporaryError, match="was not looked at yet"):
+    with pytest.raises(TemporaryError, match="was not looked at for long enough yet"):
         shelf.store.verify(manifest.id)
     shelf.settle()
     with pytest.raises(CorruptCheckpointError):
@@ -247,6 +250,15 @@ def test_a_checkpoint_is_brought_here_when_somebody_wants_its_files(shelf: Shelf
     before = shelf.account.count()
     assert shelf.store.folder(manifest.id) == folder
     assert shelf.account.count() == before
+
+
+def test_a_run_that_goes_on_here_has_what_it_starts_from_brought_here_first(shelf: Shelf) -> None:
+    manifest = shelf.deliver(10)
+    shelf.store.ids()
+    local = LocalBackend(shelf.stage.home, {}, ["true"], lambda _run, checkpoint_id: shelf.store.folder(checkpoint_id))
+    local.make_ready(session_spec(2, start=expectation(shelf, manifest)))
+    here = DirectoryCheckpointStore(shelf.stage.home.run(RUN).checkpoints)
+    assert here.verify(manifest.id, expectation(shelf, manifest)) == manifest
 
 
 def test_what_was_fetched_wrong_or_in_part_leaves_nothing(shelf: Shelf) -> None:
@@ -330,6 +342,28 @@ def test_an_account_that_does_not_answer_leaves_what_is_known(shelf: Shelf) -> N
     assert shelf.store.verify(manifest.id) == manifest
 
 
+def test_what_kaggle_shows_only_once_it_is_processed_is_found_when_it_took_longer_than_reads_lag(shelf: Shelf) -> None:
+    for _ in range(30):
+        shelf.store.ids()
+        shelf.pass_by(61.0)
+    seen_at = shelf.account.count()
+    assert seen_at < 15, "it is looked at often only as long as reads may lag"
+    late = shelf.deliver(20)
+    shelf.pass_by(SETTINGS.processing_limit_s)
+    assert shelf.store.ids() == (late.id,)
+
+
+def test_a_newer_version_that_failed_says_nothing_about_an_older_one(shelf: Shelf) -> None:
+    manifest = shelf.deliver(10)
+    shelf.deliver(20, status="Failed")
+    shelf.account.dataset_statuses[SLUG] = "FAILED"
+    assert shelf.store.ids() == (manifest.id,)
+    expected = expectation(shelf, manifest)
+    for _ in range(20):
+        shelf.pass_by(61.0)
+        assert shelf.store.verify(manifest.id, expected) == manifest
+
+
 def test_a_dataset_goes_when_none_of_its_checkpoints_is_needed(shelf: Shelf) -> None:
     first, second = shelf.deliver(10), shelf.deliver(20)
     shelf.settle()
@@ -406,15 +440,16 @@ def plan(**values: Any) -> Any:
             "budget_bytes": 120 * GIB,
             "uploads": 13,
             "kept_attempts": 3,
-            "has_start": True,
+            "num_elsewhere": 2,
             **values,
         }
     )
 
 
 def test_nothing_is_deleted_while_all_of_a_session_fits() -> None:
-    assert (plan().most_versions, plan().is_over_budget) == (14, False)
+    assert (plan().most_versions, plan().most_uploads, plan().is_over_budget) == (14, 13, False)
     assert plan(checkpoint_bytes=0).most_versions == 14
+    assert plan(num_elsewhere=0).most_uploads == 13
 
 
 def test_large_checkpoints_leave_fewer_versions_for_each_attempt() -> None:
@@ -424,5 +459,12 @@ def test_large_checkpoints_leave_fewer_versions_for_each_attempt() -> None:
 
 def test_never_fewer_than_two_verified_checkpoints_stand_however_small_the_budget() -> None:
     assert plan(checkpoint_bytes=50 * GIB, stored_bytes=115 * GIB).most_versions == 1 + 1
-    assert plan(checkpoint_bytes=50 * GIB, stored_bytes=115 * GIB, has_start=False).most_versions == 1 + 2
     assert plan(checkpoint_bytes=50 * GIB, stored_bytes=115 * GIB).is_over_budget
+
+
+@pytest.mark.parametrize("num_elsewhere", [0, 1])
+def test_where_fewer_than_two_stand_elsewhere_nothing_is_deleted_and_uploads_are_fewer(num_elsewhere: int) -> None:
+    large = plan(checkpoint_bytes=12 * GIB, num_elsewhere=num_elsewhere)
+    assert (large.most_versions, large.most_uploads, large.is_over_budget) == (14, 5, False)
+    too_large = plan(checkpoint_bytes=70 * GIB, num_elsewhere=num_elsewhere)
+    assert (too_large.most_versions, too_large.most_uploads, too_large.is_over_budget) == (14, 2, True)

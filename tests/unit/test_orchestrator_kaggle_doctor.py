@@ -56,6 +56,15 @@ def test_credentials_are_named_with_the_one_that_wins_and_never_shown(user: Acco
         assert secret not in everything
 
 
+def test_a_token_that_kaggle_does_not_accept_is_said_to_be_left_for_the_key_beside_it(user: Account) -> None:
+    said = examined(user, KAGGLE_API_TOKEN="KGAT_stale")["kaggle credentials"]
+    assert said.ok
+    assert said.found.startswith("KAGGLE_API_TOKEN (not used: Kaggle does not accept it), KAGGLE_USERNAME")
+    assert said.found.endswith("of tester (used)")
+    assert said.remedy is not None
+    assert "remove KAGGLE_API_TOKEN" in said.remedy
+
+
 def test_without_credentials_or_with_wrong_ones_the_rest_is_left_out(user: Account) -> None:
     nothing = examined(user, credentials="none")
     assert not nothing["kaggle credentials"].ok

@@ -86,6 +86,21 @@ def test_the_owner_is_found_in_the_credentials_or_stays_open(tmp_path: Path) -> 
         assert "owner" not in tomllib.loads(path.read_text())["kaggle"]
 
 
+def test_on_a_terminal_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
+    with account(tmp_path) as user:
+        ours, theirs = os.openpty()
+        os.write(ours, b"no name!\n\nUpper\na--b\nkonkani\n")
+        path = user.home / "gemma-orch.toml"
+        asked = user.type("init", str(path), "--backend", "kaggle", stdin=theirs)
+        os.close(ours)
+        os.close(theirs)
+        assert asked.returncode == 0, asked.stderr
+        for said in ("'no name!' is no user name", "'Upper' cannot name a run", "'a--b' cannot have kernels"):
+            assert said in asked.stderr
+        assert "gemma-orch doctor --backend kaggle" in asked.stdout
+        assert tomllib.loads(path.read_text())["run"]["name"] == "konkani"
+
+
 def test_on_a_terminal_it_asks_and_proposes_what_it_found(tmp_path: Path) -> None:
     with account(tmp_path) as user:
         ours, theirs = os.openpty()

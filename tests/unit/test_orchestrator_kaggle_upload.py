@@ -392,7 +392,8 @@ def test_what_was_typed_wrongly_is_said_before_kaggle_is_asked(user: Account, tm
     assert user.emulator.journal.of() == []
 
 
-def test_an_upload_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_upload_that_is_killed_goes_on_where_it_was(tmp_path: Path, how: signal.Signals) -> None:
     make_data(tmp_path / "data")
     with account(tmp_path, processing_s=0.2) as user:
         hang = Fault("BlobPut", "hang_before", calls={6})
@@ -402,13 +403,15 @@ def test_an_upload_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
             **user.emulator.client_environment(user.home),
             "GEMMA_ORCH_HOME": str(user.home / "gemma-orch"),
         }
-        command = [sys.executable, "-m", "orchestrator", "upload", str(tmp_path / "data")]
-        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        ours = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # the tests' may be ignored
+        command = [sys.executable, "-c", f"{ours}; from orchestrator.cli import main; main()", "upload", str(tmp_path / "data")]
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 20
         while user.emulator.faults.hits(hang) == 0 and time.monotonic() < deadline:
             time.sleep(0.02)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.send_signal(how)
+        said = child.communicate()[1]
+        assert ("the same command goes on where it was" in said, "Traceback" in said) == (how is signal.SIGINT, False)
         user.emulator.faults.remove()
         assert user.emulator.datasets.all() == []
         done = user.type("upload", str(tmp_path / "data"), "--json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -189,16 +189,26 @@ def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
         "assert opened == [], opened\n"
         "assert threading.active_count() == before\n"
     )
-    answer = subprocess.run(
+    answer = _run(program, modules, tmp_path)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_module_imports_the_clients_that_print_prompt_end_the_process_or_wait_for_ever() -> None:
+    roots = {(name, module.partition(".")[0]) for name in _SOURCES for module in imports_of(tree_of(name))}
+    assert [name for name, root in roots if root in ("kaggle", "kagglehub")] == []
+
+
+def _run(program: str, modules: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that is told modules, in a folder that is empty, with nothing in the environment."""
+    return subprocess.run(
         [sys.executable, "-c", program, *modules],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(_ROOT), "HOME": str(tmp_path)},
+        cwd=folder,
+        env={"PYTHONPATH": str(_ROOT), "HOME": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_call_kaggle_does_not_load_its_client(tmp_path: Path) -> None:
@@ -209,12 +219,5 @@ def test_what_does_not_call_kaggle_does_not_load_its_client(tmp_path: Path) -> N
         "print(sorted({'kagglesdk', 'requests', 'urllib3'} & set(sys.modules)))\n"
     )
     modules = ["orchestrator.cli", "orchestrator.wiring", "state.kaggle.api", "state.kaggle.datasets", "worker.runner"]
-    answer = subprocess.run(
-        [sys.executable, "-c", program, *modules],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(_ROOT), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout == "[]\n"
+    answer = _run(program, modules, tmp_path)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")

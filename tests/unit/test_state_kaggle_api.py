@@ -251,6 +251,16 @@ def api(sdk: Sdk) -> KaggleApi:
     return KaggleApi(Credentials("a test", user=USER, key=sdk.emulator.settings.key), read_timeout_s=20.0, clock=ManualClock())
 
 
+def test_a_status_is_asked_for_by_the_label_of_its_version_and_never_of_the_newest(sdk: Sdk, api: KaggleApi) -> None:
+    sdk.push("two-versions", "print('first')")
+    sdk.emulator.wait_for_session("two-versions")
+    sdk.push("two-versions", "import time; time.sleep(30)")
+    assert api.session_status("two-versions", 1) is SessionStatus.COMPLETE
+    assert api.session_status("two-versions", 2) is not SessionStatus.COMPLETE
+    asked = sdk.emulator.journal.of("GetKernelSessionStatus")
+    assert [entry.body["versionLabel"] for entry in asked] == ["v1", "v2"]
+
+
 def test_a_kernel_lives_and_is_deleted(sdk: Sdk, api: KaggleApi, tmp_path: Path) -> None:
     source = "print('hello')\nopen('out.txt', 'w').write('result')"
     push = KernelPush("kernel-of-a-life", source, "NvidiaTeslaT4", internet=True, timeout_s=3600, dataset_sources=())

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,9 @@ from state.kaggle.datasets import (
     wait_until_ready,
 )
 from state.kaggle.errors import CorruptUploadError, CredentialsError, DeniedError, ProcessingFailedError, RateLimitedError
+from tests.kaggle_accounts import EmulatorTime
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
-
-
-class EmulatorTime:
-    """The emulator's clock, as ours: a sleep turns it on."""
-
-    def __init__(self, sdk: Sdk) -> None:
-        self._clock = sdk.emulator.clock
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.now(), UTC)
-
-    def monotonic(self) -> float:
-        return self._clock.now()
-
-    def sleep(self, seconds: float) -> None:
-        self._clock.advance(seconds)
 
 
 class Account:
@@ -45,7 +29,7 @@ class Account:
     def __init__(self, sdk: Sdk, folder: Path, slug: str) -> None:
         self.sdk, self.folder, self.slug = sdk, folder, slug
         self.faults = sdk.emulator.faults
-        self.clock = EmulatorTime(sdk)
+        self.clock = EmulatorTime(sdk.emulator)
         self.api = KaggleApi(Credentials("a test", user=USER, key=sdk.emulator.settings.key), clock=self.clock)
 
     def files(self, **contents: bytes) -> list[LocalFile]:
@@ -176,7 +160,7 @@ def test_a_process_that_died_after_sending_is_made_up_for(account: Account) -> N
     files = account.files(a=b"abc")
     account.faults.add(Fault("CreateDatasetVersion", "drop_after", calls=(1,)))
     with pytest.raises(KilledError):
-        account.publish(files, clock=Dying(account.sdk))
+        account.publish(files, clock=Dying(account.sdk.emulator))
     assert account.publish(files) == 2
     assert account.made() == 1
 

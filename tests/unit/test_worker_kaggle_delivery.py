@@ -175,6 +175,32 @@ def test_old_versions_go_when_there_are_many_and_the_last_one_is_known_to_be_goo
     assert bench.notes() == made[2:]
 
 
+@pytest.mark.parametrize("later", ["a2", "s002a1"])
+def test_a_session_that_was_given_up_deletes_nothing_that_a_later_one_may_start_from(bench: Bench, kaggle: Sdk, later: str):
+    slug = JOB.dataset.removesuffix("a1") + later if later == "a2" else JOB.dataset.replace("s001a1", later)
+    made = []
+    for step in (10, 20, 30, 40):
+        made.append(bench.commit(step).id)
+        bench.look_later()
+        bench.look_later(20.0)
+        if step == 20:
+            kaggle.create_dataset(slug, {"session.json": b"{}"})
+    assert bench.notes() == made
+    assert any(slug in line for line in bench.said)
+
+
+def test_nothing_is_deleted_while_nobody_can_tell_whether_a_later_session_was_begun(bench: Bench):
+    for step in (10, 20):
+        bench.commit(step)
+        bench.look_later()
+        bench.look_later(20.0)
+    bench.emulator.faults.add(Fault("GetDataset", "status", status=500, match={"datasetSlug": "*a2"}))
+    bench.commit(30)
+    bench.look_later()
+    bench.look_later(20.0)
+    assert len(bench.notes()) == 3
+
+
 def test_no_old_version_goes_before_the_last_one_is_known_to_be_good(bench: Bench):
     made = []
     bench.emulator.faults.add(Fault(CREATE, "slow_processing", seconds=10_000.0, match={"body.versionNotes": "*step 20 *"}))

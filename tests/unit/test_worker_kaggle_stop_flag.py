@@ -9,11 +9,12 @@ import pytest
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
 from state.kaggle.job import KaggleJob, StopFlag
+from state.kaggle.names import STOP_FLAG_NAME
 from tests.factories import session_spec
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
 from tests.kaggle_jobs import job_of
-from worker.kaggle.stop_flag import STOP_FLAG_NAME, StopFlagWatch
+from worker.kaggle.stop_flag import StopFlagWatch
 
 JOB = job_of(session_spec())
 NOBODY, ME, ANOTHER = StopFlag(), StopFlag(session=1, attempt=1), StopFlag(session=1, attempt=2)

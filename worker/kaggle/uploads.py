@@ -7,12 +7,14 @@ from pathlib import Path
 
 from state.clock import Clock
 from state.duration import format_duration
-from state.errors import GemmaOrchError
+from state.errors import GemmaOrchError, TemporaryError
 from state.kaggle.api import KaggleApi
 from state.kaggle.blobs import upload_file
 from state.kaggle.datasets import begin_version, published_version
 from state.kaggle.errors import CorruptUploadError, DeniedError, ProcessingFailedError
 from state.kaggle.job import KaggleJob
+from state.kaggle.names import attempt_slug
+from state.size import format_size
 from worker.kaggle.outbox import Parcel
 from worker.kaggle.pace import Pace
 
@@ -120,7 +122,7 @@ class Uploads:
             self._accepted(parcel, is_published=True, deleted_old=False)
             return
         many = self._standing + 1 > self._job.most_versions
-        delete_old = tidy and many and self._sent is not None and self._is_published
+        delete_old = tidy and many and self._sent is not None and self._is_published and not self._is_overtaken()
         begun_s = last_byte_s = self._clock.monotonic()
 
         def on_bytes(_: int) -> None:
@@ -145,7 +147,22 @@ class Uploads:
         whole_s = self._clock.monotonic() - begun_s
         self.pace = self.pace.after(parcel.size_bytes, last_byte_s - begun_s, whole_s)
         self._accepted(parcel, is_published=False, deleted_old=delete_old)
-        self._say(f"checkpoint {parcel.id} is uploaded: {parcel.size_bytes} bytes in {format_duration(whole_s)}")
+        self._say(f"checkpoint {parcel.id} is uploaded: {format_size(parcel.size_bytes)} in {format_duration(whole_s)}")
+
+    def _is_overtaken(self) -> bool:
+        """Return whether a later attempt is known on the account, or may be: an older version may be what it starts from."""
+        spec = self._job.spec
+        later = (
+            attempt_slug(spec.run, spec.session, spec.attempt + 1),
+            attempt_slug(spec.run, spec.session + 1, 1),
+        )
+        try:
+            overtaken = next((slug for slug in later if self._api.dataset(slug, owner=self._job.owner) is not None), None)
+        except TemporaryError:
+            return True
+        if overtaken is not None:
+            self._say(f"{overtaken} was begun after this attempt: no older version is deleted any more")
+        return overtaken is not None
 
     @property
     def _is_late(self) -> bool:
