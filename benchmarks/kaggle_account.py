@@ -72,12 +72,14 @@ class Account:
 def emulator(folder: Path, **settings: float) -> Iterator[Account]:
     """Run an emulator in a process of its own, so that what it computes is not the measured process's.
 
+    It has the lowest priority: it plays machines elsewhere, and must not take this one's cores from what is measured.
+
     Args:
         folder: For its files.
         settings: Of `tests/kaggle_emulator/settings.py`.
     """
     options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", f"{value:g}")]
-    command = [sys.executable, "-m", "tests.kaggle_emulator", "--state", str(folder / "kaggle"), *options]
+    command = ["nice", "-n", "19", sys.executable, "-m", "tests.kaggle_emulator", "--state", str(folder / "kaggle"), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=without_kaggle())
     try:
         assert process.stdout is not None

@@ -84,7 +84,6 @@ def publish(
         bool | None,
         typer.Option("--verify/--no-verify", help="Read every byte back; when left out, unless there are more than 2 GiB."),
     ] = None,
-    model: Annotated[bool, typer.Option("--model", help="Make a Kaggle model as well; not available yet.")] = False,
 ) -> None:
     """Put a run's weights into a private Kaggle dataset: both export formats, the tokenizer, and a card.
 
@@ -93,15 +92,8 @@ def publish(
     from orchestrator.kaggle.account import open_account
     from orchestrator.kaggle.publish import Wanted
     from orchestrator.kaggle.publish import publish as publish_weights
-    from state.errors import UserError
     from state.size import format_size
 
-    if model:
-        raise UserError(
-            "--model is not available: making Kaggle models could not be tried out yet, so gemma-orch does not do it",
-            expected="a dataset, which any notebook can use as well",
-            remedy="leave --model out; then, on kaggle.com, a model can be made from the dataset's files by hand",
-        )
     terminal = Terminal.of(context)
     ports = terminal.ports()
     record = ports.runs.load(run_named(ports, run))

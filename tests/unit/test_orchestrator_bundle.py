@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -29,7 +30,7 @@ from worker.kaggle.inputs import Mounts, find_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPT_BYTES = 300_000
-OTHERS = [path for version in ("3.12.1",) if (path := Path.home() / f".pyenv/versions/{version}/bin/python").exists()]
+PYTHON_3_12 = next(iter(sorted(Path.home().glob(".pyenv/versions/3.12.*/bin/python"))), None) or shutil.which("python3.12")
 
 
 def unpacked(script: str) -> dict[str, bytes]:
@@ -96,8 +97,16 @@ def test_a_script_that_kaggle_would_refuse_is_refused_here(tmp_path: Path):
         bundle(job_of(session_spec()), tmp_path)
 
 
-@pytest.mark.parametrize("python", OTHERS, ids=lambda path: path.parts[-3])
-def test_an_image_without_the_modules_says_which_and_reports_it(tmp_path: Path, python: Path):
+@pytest.mark.parametrize(
+    "base",
+    [
+        pytest.param(sys.executable, id="this Python"),
+        pytest.param(PYTHON_3_12, id="3.12", marks=pytest.mark.skipif(PYTHON_3_12 is None, reason="needs a Python 3.12")),
+    ],
+)
+def test_an_image_without_the_modules_says_which_and_reports_it(tmp_path: Path, base: str | Path):
+    subprocess.run([base, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    python = tmp_path / "bare" / "bin" / "python"
     script = bundle(job_of(session_spec()), ROOT)
     compiled = "import sys, pathlib\nfor path in sys.argv[1:]: compile(pathlib.Path(path).read_bytes(), path, 'exec')"
     sources = [str(path) for package in ("state", "worker") for path in sorted((ROOT / package).rglob("*.py"))]

@@ -30,7 +30,6 @@ from tests.factories import DATA, RUN, after, attempt, checkpoint, commit_checkp
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator.emulator import KaggleEmulator
 from tests.kaggle_emulator.faults import Fault
-from tests.terminal import Terminal
 
 _SLUG = "gemma-orch-tamil-weights"
 _TOKENIZER = b"a tokenizer"
@@ -248,11 +247,6 @@ def test_no_credential_is_in_what_is_published(shop: Shop) -> None:
 def test_a_slug_that_kaggle_would_change_is_refused(slug: str) -> None:
     with pytest.raises(UserError, match=r"cannot name a dataset"):
         checked_slug(RUN, slug)
-
-
-def test_a_kaggle_model_is_refused_in_plain_words(tmp_path: Path) -> None:
-    error = Terminal(tmp_path / "home").fail("publish", "--model")
-    assert "--model is not available" in str(error)
 
 
 def test_the_card_says_what_was_trained_on_what_and_for_how_long() -> None:
