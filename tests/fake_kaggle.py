@@ -216,7 +216,7 @@ class FakeKaggle:
 
     # Bytes.
 
-    def start_upload(self, name: str, size_bytes: int, modified_s: int) -> tuple[str, str]:
+    def start_upload(self, name: str, size_bytes: int, modified_s: int, *, blob_type: str = "DATASET") -> tuple[str, str]:
         self._called("start_upload", name)
         token = f"token-{len(self._blobs)}"
         self._blobs[token] = (name, b"")

@@ -84,20 +84,25 @@ def publish(
         bool | None,
         typer.Option("--verify/--no-verify", help="Read every byte back; when left out, unless there are more than 2 GiB."),
     ] = None,
+    model: Annotated[bool, typer.Option("--model", help="Put them into a private Kaggle model of the run's as well.")] = False,
+    model_licence: Annotated[
+        str, typer.Option(metavar="NAME", help="With --model: the licence that Kaggle shows, as it spells it.")
+    ] = "Other",
 ) -> None:
-    """Put a run's weights into a private Kaggle dataset: both export formats, the tokenizer, and a card.
+    """Put a run's weights into a private Kaggle dataset: both export formats, the tokenizer, and a card. A model too, if asked.
 
     The same command again sends nothing twice. Sharing it is done on kaggle.com, when the card says what you want it to.
     """
     from orchestrator.kaggle.account import open_account
     from orchestrator.kaggle.publish import Wanted
     from orchestrator.kaggle.publish import publish as publish_weights
+    from orchestrator.kaggle.publish_model import publish_model
     from state.size import format_size
 
     terminal = Terminal.of(context)
     ports = terminal.ports()
     record = ports.runs.load(run_named(ports, run))
-    wanted = Wanted(checkpoint_named(record, checkpoint), dataset_slug, verify)
+    wanted = Wanted(checkpoint_named(record, checkpoint), dataset_slug, verify, keep=model)
     step = record.checkpoints[wanted.checkpoint_id].step
     if step < record.spec.total_steps:
         say(f"these are the weights of step {step} of {record.spec.total_steps}: the run is not at its end")
@@ -108,3 +113,9 @@ def publish(
     size = f"{len(published.publication.files)} files, {format_size(published.total_bytes)}"
     typer.echo(f"{wanted.checkpoint_id} is {how}: {size}, {read_back}")
     typer.echo(f"https://www.kaggle.com/datasets/{api.user}/{published.slug} (version {published.version}, private)")
+    if not model:
+        return
+    for standing in publish_model(api, ports, record, published, licence=model_licence, say=say):
+        how = "published" if standing.is_new else "published already"
+        url = f"https://www.kaggle.com/models/{api.user}/{standing.form.model}"
+        typer.echo(f"{url} has {standing.form.slug}, {how} (version {standing.version}, names and sizes read back)")

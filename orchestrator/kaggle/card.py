@@ -44,6 +44,12 @@ def model_card(record: RunRecord, manifest: Manifest, architecture: Architecture
     )
 
 
+def card_without_files(card: str) -> str:
+    """Return a card without what it says of files that lie together with those of another form."""
+    before, _, after = card.partition("## Files\n")
+    return before + "".join(after.partition("## Licence\n")[1:])
+
+
 def _training(record: RunRecord, manifest: Manifest) -> list[str]:
     spec, environment = record.spec.training, manifest.environment
     line = list(ancestors(manifest.id, record.parents))

@@ -97,6 +97,8 @@ class Wanted:
     """Of the dataset; None: the run's own."""
     verify: bool | None = None
     """Whether to read every byte back; None: unless there are many."""
+    keep: bool = False
+    """Whether what was exported is to stay in `publication_folder`, for a model that is made of it next."""
 
 
 def publish(
@@ -123,7 +125,8 @@ def publish(
     if is_new:
         publisher = _Publisher(api, ports, record, say, export or export_with_worker)
         standing = publisher.publish(slug, checkpoint)
-    files.remove_tree(_folder(ports, record.name, checkpoint))  # also when an earlier command ended between the version and this
+    if not wanted.keep:
+        files.remove_tree(publication_folder(ports, record.name, checkpoint))  # also after an end between version and this
     assert standing is not None, "it was published just now, if it was not before"
     small = sum(file.size_bytes for file in standing.publication.files.values()) <= _SMALL_BYTES
     is_verified = wanted.verify if wanted.verify is not None else small
@@ -180,7 +183,7 @@ class _Standing:
     publication: Publication
 
 
-def _folder(ports: Ports, run: str, checkpoint: CheckpointRecord) -> Path:
+def publication_folder(ports: Ports, run: str, checkpoint: CheckpointRecord) -> Path:
     """Return where what is to be sent lies until it stands."""
     return ports.home.run(run).root / "publish" / checkpoint.id
 
@@ -250,7 +253,7 @@ class _Publisher:
         """Export, send and see it stand; what was exported stays until then, so that the same command goes on."""
         from state.kaggle.datasets import publish_version
 
-        folder = _folder(self._ports, self._record.name, checkpoint)
+        folder = publication_folder(self._ports, self._record.name, checkpoint)
         folder.mkdir(parents=True, exist_ok=True)
         publication, local = self._made(folder, checkpoint)
         self._make_dataset(slug, folder)
@@ -264,7 +267,7 @@ class _Publisher:
             f"gemma-orch weights of {self._record.name} step {checkpoint.step} {publication.digest()[:16]}",
             delete_old=False,
             resume_dir=folder / "uploads",
-            deadline_s=clock.monotonic() + _upload_limit_s(total_bytes),
+            deadline_s=clock.monotonic() + upload_limit_s(total_bytes),
             clock=clock,
             processing_limit_s=_PROCESSING_LIMIT_S,
         )
@@ -323,7 +326,7 @@ class _Publisher:
                 slug,
                 [local],
                 resume_dir=folder / "uploads",
-                deadline_s=clock.monotonic() + _upload_limit_s(local.size_bytes),
+                deadline_s=clock.monotonic() + upload_limit_s(local.size_bytes),
                 clock=clock,
             )
         wait_until_ready(self._api, slug, clock=clock, processing_limit_s=_PROCESSING_LIMIT_S)
@@ -407,6 +410,6 @@ def _version_of(dataset: DatasetInfo | None, checkpoint_id: str) -> int | None:
     return None
 
 
-def _upload_limit_s(total_bytes: int) -> float:
+def upload_limit_s(total_bytes: int) -> float:
     """Return how long an upload may take before it is given up for now: at 100 kB a second, and an hour."""
     return total_bytes / 100e3 + 3600.0

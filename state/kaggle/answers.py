@@ -193,6 +193,39 @@ class CreateDatasetAnswer(_Answer):
     error: str | None = None
 
 
+class ModelAnswer(_Answer):
+    """Of GetModel."""
+
+    slug: str
+
+
+class ModelInstanceAnswer(_Answer):
+    """Of GetModelInstance; no number: no version is ready."""
+
+    slug: str
+    version_number: int | None = None
+
+
+class ModelFile(_Answer):
+    """Of ListModelInstanceVersionFiles."""
+
+    name: str
+    size: int = 0
+
+
+class ModelFilesPage(Page):
+    """Of ListModelInstanceVersionFiles."""
+
+    files: tuple[ModelFile, ...] = ()
+
+
+class CreateModelAnswer(_Answer):
+    """Of CreateModel, CreateModelInstance and CreateModelInstanceVersion; a refusal has an error."""
+
+    ref: str | None = None
+    error: str | None = None
+
+
 class UploadAnswer(_Answer):
     """Of StartBlobUpload."""
 

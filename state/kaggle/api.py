@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from state.kaggle.dataset_calls import DatasetCalls
 from state.kaggle.kernel_calls import KernelCalls
+from state.kaggle.model_calls import ModelCalls
 from state.kaggle.records import (
     AcceleratorQuota,
     DatasetInfo,
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-class KaggleApi(KernelCalls, DatasetCalls):
+class KaggleApi(KernelCalls, DatasetCalls, ModelCalls):
     """One account on Kaggle; threads may share it.
 
     Reads return None for what Kaggle says is not there (403 as well as 404: it does not tell them apart), and raise

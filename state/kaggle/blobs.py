@@ -19,6 +19,7 @@ from state.document import Document
 from state.errors import DataError, TemporaryError
 from state.kaggle.api import KaggleApi
 from state.kaggle.failures import LostError
+from state.kaggle.records import BlobType
 
 PIECE_BYTES = 1024 * 1024
 """Large enough for a fast line; small enough that a slow one sends a piece within the time limit."""
@@ -52,6 +53,7 @@ def upload_file(
     deadline_s: float,
     clock: Clock,
     on_bytes: Callable[[int], None] = lambda _: None,
+    blob_type: BlobType = "DATASET",
 ) -> str:
     """Upload a file, or what is missing of it; return the token by which a dataset's version names it.
 
@@ -63,6 +65,7 @@ def upload_file(
         deadline_s: Monotonic seconds of the clock at which to give up; what has arrived by then is kept for the next call.
         clock: Where the time comes from.
         on_bytes: Told how many more bytes have been sent; less than 0 when they did not arrive.
+        blob_type: What it becomes a file of; uploads for one are remembered apart from those for the other, by `resume_dir`.
 
     Raises:
         TemporaryError: it is not uploaded at the deadline, or was refused over and over.
@@ -70,7 +73,7 @@ def upload_file(
         DataError: the file is not what it was.
     """
     resume_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _Uploading(api, path, name, resume_dir, deadline_s, clock, on_bytes).to_the_end()
+    return _Uploading(api, path, name, resume_dir, deadline_s, clock, on_bytes, blob_type).to_the_end()
 
 
 def forget_upload(path: Path, name: str, resume_dir: Path) -> None:
@@ -109,6 +112,7 @@ class _Uploading:
         deadline_s: float,
         clock: Clock,
         on_bytes: Callable[[int], None],
+        blob_type: BlobType,
     ) -> None:
         self._api = api
         self._path = path
@@ -116,6 +120,7 @@ class _Uploading:
         self._deadline_s = deadline_s
         self._clock = clock
         self._on_bytes = on_bytes
+        self._blob_type = blob_type
         stat = path.stat()
         self._size_bytes, self._modified_ns = stat.st_size, stat.st_mtime_ns
         self._state_path = _state_path(path, name, resume_dir)
@@ -157,7 +162,8 @@ class _Uploading:
     def _begin(self) -> _Upload:
         self._arrived = 0
         self._tell(0)
-        token, url = self._api.start_upload(self._name, self._size_bytes, self._modified_ns // 1_000_000_000)
+        modified_s = self._modified_ns // 1_000_000_000
+        token, url = self._api.start_upload(self._name, self._size_bytes, modified_s, blob_type=self._blob_type)
         upload = _Upload(name=self._name, size_bytes=self._size_bytes, modified_ns=self._modified_ns, token=token, url=url)
         files.write_atomically(self._state_path, upload.to_json(), durable=False)
         return upload

@@ -9,7 +9,7 @@ from state.errors import AmbiguousError, TemporaryError
 from state.kaggle import answers, downloads
 from state.kaggle.answers import refusal
 from state.kaggle.calls import Calls, slug_of
-from state.kaggle.records import DatasetInfo, DatasetVersion, OutputFile
+from state.kaggle.records import BlobType, DatasetInfo, DatasetVersion, OutputFile
 from state.kaggle.sdk_requests import Enumerated, Nested
 
 _FILES_A_PAGE = 200  # the server's own limits
@@ -137,8 +137,8 @@ class DatasetCalls(Calls):
         refs = [dataset.ref.rpartition("/") for page in pages for dataset in page.datasets]
         return tuple(slug for owner, _, slug in refs if slug.startswith(prefix) and owner == self.user)
 
-    def start_upload(self, name: str, size_bytes: int, modified_s: int) -> tuple[str, str]:
-        """Open an upload; return its token, and the address that takes the bytes, which is a secret.
+    def start_upload(self, name: str, size_bytes: int, modified_s: int, *, blob_type: BlobType = "DATASET") -> tuple[str, str]:
+        """Open an upload for a dataset or a model; return its token, and the address that takes the bytes, which is a secret.
 
         Raises:
             TemporaryError: it could not be opened.
@@ -151,7 +151,7 @@ class DatasetCalls(Calls):
                 answers.UploadAnswer,
                 "blobs",
                 "start_blob_upload",
-                type=Enumerated("ApiBlobType", "DATASET"),
+                type=Enumerated("ApiBlobType", blob_type),
                 name=name,
                 content_length=size_bytes,
                 last_modified_epoch_seconds=modified_s,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
+
+BlobType = Literal["DATASET", "MODEL"]
+"""What an upload becomes a file of, in the words of kagglesdk."""
 
 
 class SessionStatus(StrEnum):
@@ -72,6 +76,20 @@ class DatasetInfo:
     total_bytes: int
     is_private: bool
     versions: tuple[DatasetVersion, ...]
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """One instance of a model of this account: its weights in the form that one framework reads."""
+
+    model: str
+    """Slug of the model."""
+    framework: str
+    """A member of kagglesdk's ModelFramework."""
+    slug: str
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.slug}"
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ def build_request(service: str, method: str, fields: dict[str, Any]) -> Any:
     from kagglesdk.blobs.types import blob_api_service
     from kagglesdk.datasets.types import dataset_api_service, dataset_enums
     from kagglesdk.kernels.types import kernels_api_service, kernels_enums
+    from kagglesdk.models.types import model_api_service, model_enums
     from kagglesdk.security.types import oauth_service
 
     modules = {
         "kernels": (kernels_api_service, kernels_enums),
         "datasets": (dataset_api_service, dataset_enums),
         "blobs": (blob_api_service,),
+        "models": (model_api_service, model_enums, dataset_api_service),
         "security": (oauth_service,),
     }[service]
 

@@ -16,6 +16,7 @@ from state.errors import AmbiguousError, DataError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.blobs import forget_upload, upload_file
 from state.kaggle.errors import CredentialsError, DeniedError, ProcessingFailedError, RateLimitedError, UploadsGoneError
+from state.kaggle.records import BlobType
 
 _MOST_SENDS = 3
 _FIRST_PAUSE_S = 2.0
@@ -86,6 +87,7 @@ class Uploads:
     deadline_s: float
     clock: Clock
     on_bytes: Callable[[int], None]
+    blob_type: BlobType = "DATASET"
 
     def complete(self) -> list[str]:
         """Upload what is missing; return the tokens, in order."""
@@ -98,6 +100,7 @@ class Uploads:
                 deadline_s=self.deadline_s,
                 clock=self.clock,
                 on_bytes=self.on_bytes,
+                blob_type=self.blob_type,
             )
             for file in self.files
         ]

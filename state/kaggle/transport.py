@@ -30,6 +30,7 @@ _CLIENTS = {
     "kernels": "kernels_api_client",
     "datasets": "dataset_api_client",
     "blobs": "blob_api_client",
+    "models": "model_api_client",
     "security": "oauth_client",
 }
 _TOKEN_MARGIN = timedelta(minutes=5)
@@ -92,7 +93,7 @@ class Transport:
         Args:
             what: What is done, for messages, such as `looking at kernel a-b`.
             model: What the body must be.
-            service: `kernels`, `datasets`, `blobs` or `security`.
+            service: `kernels`, `datasets`, `blobs`, `models` or `security`.
             method: The call's name in kagglesdk, such as `get_kernel`.
             fields: Of the request.
 

@@ -46,6 +46,8 @@ class Blob:
     complete: bool = False
     in_version: bool = False
     """The bytes lie in a dataset's version now."""
+    kind: str = ""
+    """What it was opened for: DATASET or MODEL."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -78,7 +80,8 @@ class Blobs:
         token = secrets.token_urlsafe(24)
         name = Path(call.text("name")).name
         size = call.number("contentLength") or 0
-        self._blobs[token] = Blob(token, name, size, call.actor.user, self._folder / token, call.now + _SESSION_LIFE_S)
+        blob = Blob(token, name, size, call.actor.user, self._folder / token, call.now + _SESSION_LIFE_S, kind=call.text("type"))
+        self._blobs[token] = blob
         call.effect = f"opened an upload of {name}, {size} bytes"
         return {"token": token, "createUrl": f"{self._storage_url()}/upload/{token}"}
 

@@ -23,6 +23,7 @@ from tests.kaggle_emulator.faults import FaultPlan
 from tests.kaggle_emulator.journal import Journal
 from tests.kaggle_emulator.kernels import Kernels
 from tests.kaggle_emulator.leaks import Leak, find_leaks
+from tests.kaggle_emulator.models import Models
 from tests.kaggle_emulator.quota import Quota
 from tests.kaggle_emulator.server import Server
 from tests.kaggle_emulator.session_model import Session
@@ -51,6 +52,7 @@ class KaggleEmulator:
         self.storage = Storage(self.folder / "packed", self.settings, lambda: self.url)
         self.blobs = Blobs(self.folder / "blobs", self.settings, self.clock.now, lambda: self.url)
         self.datasets = Datasets(self.folder / "datasets", self.settings, self.blobs, self.storage)
+        self.models = Models(self.folder / "models", self.settings, self.blobs)
         self.sessions = Sessions(
             self.folder / "sessions", self.settings, self.clock, self.accounts, self.faults, lambda: self.url
         )
@@ -61,6 +63,7 @@ class KaggleEmulator:
             **self.blobs.routes(),
             **self.datasets.routes(),
             **self.kernels.routes(),
+            **self.models.routes(),
             **self.quota.routes(),
             "AttachDatasourceUsingJwtRequest": self._attach,
             "GetUserSecretByLabelRequest": self._user_secret,
@@ -162,6 +165,11 @@ class KaggleEmulator:
             for version in dataset.versions:
                 for file in version.files():
                     yield f"{dataset.ref} version {version.number}: {file.name}", file.path
+        for model in self.models.all():
+            for instance in model.instances:
+                for version in instance.versions:
+                    for file in version.files():
+                        yield f"{model.ref}/{instance.slug} version {version.number}: {file.name}", file.path
 
     def _attach(self, call: Call) -> Answer:
         """Answer kagglehub inside a session, which asks for a dataset to be mounted rather than downloads it."""
