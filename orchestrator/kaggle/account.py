@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from state.errors import GemmaOrchError
+from state.kaggle.settings import KaggleSettings
 
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
@@ -38,3 +39,8 @@ def find_user(environment: Mapping[str, str]) -> tuple[str | None, str]:
         return credentials.user or open_account(environment).user, credentials.source
     except GemmaOrchError as error:
         return None, str(error)
+
+
+def owner_of(settings: KaggleSettings, api: Callable[[], KaggleApi]) -> str:
+    """Return the user under whose name a run's datasets and kernels lie."""
+    return settings.owner or api().user

@@ -129,7 +129,7 @@ def _remember(ports: Ports, adopted: Adopted, reader: _Reader) -> None:
     store = ports.checkpoints(adopted.run)
     if isinstance(store, KaggleCheckpoints):
         for (session, attempt), (version, outputs) in reader.outputs.items():
-            store.take_outputs(session, attempt, version, outputs)
+            store.discovery.take_outputs(session, attempt, version, outputs)
 
 
 class _Reader:

@@ -16,6 +16,7 @@ from state import files
 from state.document import Document
 from state.errors import DataError
 from state.kaggle.job import CheckpointPlace
+from state.kaggle.names import checkpoint_file_names
 
 
 class EntryState(StrEnum):
@@ -44,6 +45,16 @@ class Entry(Document):
     why: str | None = Field(default=None, description="what is wrong with it")
     checked_at: datetime
     wrong_since: datetime | None = Field(default=None, description="since when looking again finds something wrong")
+
+    @property
+    def where(self) -> str:
+        """Where it lies, in words."""
+        place = self.place
+        return f"version {place.version} of {place.slug}" if place.kind == "dataset" else f"the output of {place.slug}"
+
+    def flat_name(self, name: str) -> str:
+        """Return the name that one of its files has on the account."""
+        return checkpoint_file_names(self.id, (name,))[name]
 
 
 class AttemptIndex(Document):
@@ -103,3 +114,28 @@ class IndexFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(self._path, index.to_json())
         self._index, self._mtime_ns = index, self._path.stat().st_mtime_ns
+
+    def entry(self, checkpoint_id: str) -> Entry | None:
+        """Return what is known of a checkpoint on the account."""
+        return self.read().checkpoints.get(checkpoint_id)
+
+    def put(self, entry: Entry) -> None:
+        """Remember what is known of a checkpoint."""
+        index = self.read()
+        self.write(index.model_copy(update={"checkpoints": {**index.checkpoints, entry.id: entry}}))
+
+    def drop(self, *checkpoint_ids: str) -> None:
+        """Forget checkpoints."""
+        index = self.read()
+        kept = {key: entry for key, entry in index.checkpoints.items() if key not in checkpoint_ids}
+        self.write(index.model_copy(update={"checkpoints": kept}))
+
+    def attempt(self, name: str) -> AttemptIndex:
+        """Return what is known of the dataset of an attempt."""
+        return self.read().attempts.get(name, AttemptIndex())
+
+    def change_attempt(self, name: str, **values: object) -> None:
+        """Remember something more of the dataset of an attempt."""
+        index = self.read()
+        known = self.attempt(name).model_copy(update=values)
+        self.write(index.model_copy(update={"attempts": {**index.attempts, name: known}}))

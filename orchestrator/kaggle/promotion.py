@@ -89,7 +89,7 @@ class Promotion:
         if info.current_version is None or not self._api().dataset_is_ready(slug):
             return waiting
         if any(version.notes == str(note) for version in info.versions):
-            self._checkpoints.take_dataset(manifest.session, manifest.attempt, info)
+            self._checkpoints.discovery.take_dataset(manifest.session, manifest.attempt, info)
             return waiting if self._checkpoints.place(checkpoint_id) is None else None
         now = self._clock.now()
         sent_at = self._sent.get(checkpoint_id)
@@ -161,7 +161,7 @@ class Promotion:
     def _seen_in_dataset(self, checkpoint: CheckpointRecord) -> CheckpointPlace | None:
         """Look at the attempt's dataset; return where the checkpoint lies in it, if it does."""
         info = self._api().dataset(attempt_slug(self._run, checkpoint.session, checkpoint.attempt))
-        self._checkpoints.take_dataset(checkpoint.session, checkpoint.attempt, info)
+        self._checkpoints.discovery.take_dataset(checkpoint.session, checkpoint.attempt, info)
         return self._in_dataset(checkpoint.id)
 
     def _fetch(self, checkpoint: CheckpointRecord, talk: Talk) -> Manifest:
@@ -198,7 +198,7 @@ class Promotion:
         files.write_atomically(origin, f"checkpoints of {slug}, trained elsewhere\n".encode())
         local = (LocalFile(path=origin, name=_ORIGIN_NAME, size_bytes=origin.stat().st_size),)
         ensure_dataset(self._api(), slug, local, **sending(self._folder, self._clock, self._settings))
-        self._checkpoints.forget_dataset(session, attempt)
+        self._checkpoints.discovery.forget_dataset(session, attempt)
 
 
 def _note(manifest: Manifest, manifest_sha256: str) -> VersionNote:

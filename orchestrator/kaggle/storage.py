@@ -9,7 +9,7 @@ from pydantic import Field
 from state.document import Document
 
 _FEWEST_VERIFIED = 2  # one may turn out corrupt: the other is what the run falls back to
-_SPEC_VERSION = 1  # the first version of an attempt's dataset holds the session's spec, and no checkpoint
+SPEC_VERSION = 1  # the first version of an attempt's dataset holds the session's spec, and no checkpoint
 
 
 class StoragePlan(Document):
@@ -37,7 +37,7 @@ def storage_plan(
         kept_attempts: Attempts whose datasets stay beside this one for a while.
         num_elsewhere: Verified checkpoints of the run that stand in other datasets.
     """
-    everything = StoragePlan(most_versions=uploads + _SPEC_VERSION, most_uploads=uploads, is_over_budget=False)
+    everything = StoragePlan(most_versions=uploads + SPEC_VERSION, most_uploads=uploads, is_over_budget=False)
     if checkpoint_bytes <= 0:
         return everything
     left = math.floor((budget_bytes - stored_bytes) / checkpoint_bytes)
@@ -50,4 +50,4 @@ def storage_plan(
     if uploads <= min(left, max(fair, 1)):
         return everything
     most = max(min(left, fair, uploads), 1)
-    return everything.model_copy(update={"most_versions": most + _SPEC_VERSION, "is_over_budget": left < 1})
+    return everything.model_copy(update={"most_versions": most + SPEC_VERSION, "is_over_budget": left < 1})

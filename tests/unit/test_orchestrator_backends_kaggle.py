@@ -1,31 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.backends.base import Sighting
-from orchestrator.backends.kaggle import weekly_quota
-from orchestrator.kaggle.sources import DataSources
-from state.data_manifest import DataManifest
-from state.errors import AmbiguousError, NotLaunchedError, TemporaryError, UserError
-from state.kaggle.errors import BusyError, InvalidSourcesError, KaggleQuotaError
+from state.errors import AmbiguousError, TemporaryError
 from state.kaggle.job import CheckpointPlace, StopFlag
-from state.kaggle.names import control_slug, data_slug
-from state.kaggle.records import AcceleratorQuota, SessionStatus
-from state.layout import attempt_name
+from state.kaggle.names import control_slug
+from state.kaggle.records import SessionStatus
 from state.report import Outcome
-from tests.factories import RUN, after, attempt, commit_checkpoint, report, run_record, session_data, session_spec
+from tests.factories import RUN, after, attempt, commit_checkpoint, report, run_record, session_spec
 from tests.fake_kaggle import OWNER
-from tests.kaggle_stage import SETTINGS, SLUG, Stage, ref, upload_checkpoint
-from tests.token_data import write_data
+from tests.kaggle_stage import SETTINGS, SLUG, Stage, ref
 
 GPU = SETTINGS.model_copy(update={"accelerator": "t4x2"})
 HOUR_S = 3600.0
-
-Make = Callable[..., Stage]
 
 
 @pytest.fixture
@@ -35,286 +26,6 @@ def stage(tmp_path: Path) -> Stage:
 
 def gpu_stage(root: Path, **values: Any) -> Stage:
     return Stage(root, GPU.model_copy(update=values))
-
-
-# Before the push.
-
-
-def test_an_attempt_gets_its_dataset_with_its_spec_and_the_control_dataset(stage: Stage) -> None:
-    spec = session_spec()
-    stage.launch(spec)
-    assert stage.account.dataset_table[SLUG][0].files == {"session.json": spec.to_json()}
-    assert stage.account.dataset_table[control_slug(RUN)][0].files.keys() == {"run.json", "data.json", "stop.json"}
-
-
-def test_nothing_is_pushed_before_its_dataset_is_processed(stage: Stage) -> None:
-    stage.account.processing = True
-    spec = session_spec()
-    for _ in range(30):
-        assert stage.backend.make_ready(spec) == f"the dataset {SLUG} to be processed by Kaggle"
-        stage.clock.advance(2.0)
-    assert stage.account.count("create_dataset") == 2
-    assert stage.account.count("dataset") < 20
-    stage.account.process()
-    stage.launch(spec)
-
-
-def test_making_ready_goes_on_after_a_controller_was_killed(stage: Stage) -> None:
-    spec = session_spec()
-    stage.account.processing = True
-    stage.backend.make_ready(spec)
-    stage.open()
-    stage.account.process()
-    stage.launch(spec)
-    assert stage.account.count("create_dataset") == 2
-
-
-def test_a_dataset_of_the_attempts_name_that_is_not_the_attempts_is_left_alone(stage: Stage) -> None:
-    stage.account.add_version(SLUG, "Initial release", {"session.json": session_spec(fence=9).to_json()})
-    with pytest.raises(UserError, match="of another run named tamil"):
-        stage.backend.make_ready(session_spec())
-
-
-def test_a_run_whose_names_do_not_fit_is_refused(stage: Stage) -> None:
-    with pytest.raises(UserError, match="cannot have kernels on Kaggle"):
-        stage.backend.make_ready(session_spec(run="a" * 40))
-
-
-def test_what_kaggle_does_not_answer_is_asked_again_a_little_later(stage: Stage) -> None:
-    stage.account.broken = {"dataset"}
-    with pytest.raises(TemporaryError):
-        stage.backend.make_ready(session_spec())
-    assert stage.backend.make_ready(session_spec()) == "dataset does not answer"
-    assert stage.account.count("dataset") == 1
-
-
-# Its data.
-
-
-class Prepared:
-    """A data folder here, and what of it is on the account."""
-
-    def __init__(self, root: Path) -> None:
-        self.stage = Stage(root)
-        self.manifest: DataManifest = write_data(root / "data", {"en": list(range(200))})
-        self.data = session_data(data_dir=str(root / "data"), data_sha256=self.manifest.data_sha256)
-        self.sources = DataSources(self.stage.account, RUN, root / "kaggle")  # type: ignore[arg-type]
-        self.first, self.second = (data_slug(self.manifest.data_sha256, number) for number in (0, 1))
-
-    def upload(self, *numbers: int) -> None:
-        content = (self.stage.root / "data" / "data.json").read_bytes()
-        if 0 in numbers:
-            self.stage.account.add_version(self.first, "", {"data.json": content, "tokenizer.model": b"t"})
-        if 1 in numbers:
-            self.stage.account.add_version(self.second, "", dict.fromkeys(self.manifest.files, b""))
-
-
-@pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
-    return Prepared(tmp_path)
-
-
-def test_the_datasets_of_the_data_are_found_by_its_digest_and_asked_for_once(prepared: Prepared) -> None:
-    prepared.upload(0, 1)
-    assert prepared.sources.unready(prepared.data) is None
-    before = prepared.stage.account.count()
-    assert prepared.sources.of(prepared.data) == (prepared.first, prepared.second)
-    assert prepared.stage.account.count() == before
-
-
-def test_data_whose_folder_is_on_another_machine_is_found_from_the_account_alone(prepared: Prepared) -> None:
-    prepared.upload(0, 1)
-    elsewhere = prepared.data.model_copy(update={"data_dir": "/not/here"})
-    assert prepared.sources.of(elsewhere) == (prepared.first, prepared.second)
-
-
-@pytest.mark.parametrize("there", [(), (0,), (1,)])
-def test_data_that_is_not_on_the_account_is_the_users_to_upload(prepared: Prepared, there: tuple[int, ...]) -> None:
-    prepared.upload(*there)
-    with pytest.raises(UserError, match=f"gemma-orch upload --run {RUN}"):
-        prepared.sources.unready(prepared.data)
-
-
-def test_data_that_is_listed_and_is_not_shown_is_waited_for(prepared: Prepared) -> None:
-    prepared.upload(0, 1)
-    prepared.stage.account.hidden = {prepared.first}
-    with pytest.raises(TemporaryError, match="is listed and is not shown"):
-        prepared.sources.unready(prepared.data)
-
-
-def test_data_that_is_being_processed_is_waited_for(prepared: Prepared) -> None:
-    prepared.upload(0, 1)
-    prepared.stage.account.dataset_table[prepared.second][0].status = "Blobs_Received"
-    assert prepared.sources.unready(prepared.data) == f"the dataset {prepared.second} to be processed by Kaggle"
-
-
-def test_a_dataset_of_the_datas_name_that_holds_other_data_is_refused(prepared: Prepared) -> None:
-    prepared.upload(1)
-    prepared.stage.account.add_version(prepared.first, "", {"data.json": b"{}", "tokenizer.model": b"t"})
-    with pytest.raises(UserError, match="is not on Kaggle"):
-        prepared.sources.unready(prepared.data)
-
-
-# The push.
-
-
-def test_a_push_says_everything_explicitly(tmp_path: Path) -> None:
-    stage = gpu_stage(tmp_path)
-    assert stage.launch(session_spec(limit_s=99.2)) == f"{SLUG}/v1"
-    push = stage.kernel.push
-    assert (push.slug, push.machine_shape, push.internet, push.timeout_s) == (SLUG, "NvidiaTeslaT4", True, 103)
-    assert push.dataset_sources == (f"{OWNER}/data-p00", f"{OWNER}/data-p01")
-    assert push.kernel_sources == ()
-    job = stage.job
-    assert (job.owner, job.dataset, job.control, job.start) == (OWNER, SLUG, control_slug(RUN), None)
-    assert job.spec == session_spec(limit_s=99.2)
-
-
-def test_a_session_that_starts_from_a_checkpoint_gets_its_dataset_as_an_input(stage: Stage) -> None:
-    stage.record = run_record([attempt(1, backend="kaggle", ended_at=after(0))])
-    manifest = upload_checkpoint(stage.account, stage.root / "worker", 10)
-    store = stage.run.checkpoints
-    assert store.ids() == (manifest.id,)
-    stage.launch(session_spec(2, start=manifest.expected(store.manifest(manifest.id)[1])))
-    second = stage.account.kernel_table["gemma-orch-tamil-s002a1"].push
-    assert second.dataset_sources[-1] == f"{OWNER}/{SLUG}"
-
-
-def test_a_kernel_that_is_there_already_is_looked_at_and_not_pushed_again(stage: Stage) -> None:
-    stage.launch()
-    with pytest.raises(AmbiguousError):
-        stage.backend.launch(session_spec())
-    assert stage.account.count("push_kernel") == 1
-
-
-def test_an_answer_that_was_lost_is_ambiguous_whether_or_not_the_push_arrived(stage: Stage) -> None:
-    stage.account.failures["push_kernel"] = [AmbiguousError("lost before")]
-    with pytest.raises(AmbiguousError):
-        stage.launch()
-    assert stage.look(launched_at=stage.clock.now()).sighting is Sighting.UNKNOWN
-    assert stage.look(after_s=700, launched_at=after(0)).sighting is Sighting.MISSING
-    stage.account.failures_after["push_kernel"] = [AmbiguousError("lost after")]
-    with pytest.raises(AmbiguousError):
-        stage.launch()
-    assert stage.look().sighting is Sighting.QUEUED
-
-
-def test_a_look_before_the_push_that_fails_launches_nothing(stage: Stage) -> None:
-    stage.account.failures["kernel"] = [TemporaryError("no answer")]
-    with pytest.raises(NotLaunchedError, match="no answer"):
-        stage.launch()
-    assert stage.account.count("push_kernel") == 0
-
-
-def test_a_full_account_is_tried_again_after_minutes_and_not_before(stage: Stage) -> None:
-    stage.account.failures["push_kernel"] = [BusyError("Maximum batch GPU session count of 2 reached.")]
-    with pytest.raises(NotLaunchedError, match="session count of 2"):
-        stage.launch()
-    before = stage.account.count()
-    stage.clock.advance(170.0)
-    assert "session count of 2" in (stage.backend.make_ready(session_spec()) or "")
-    assert not stage.backend.quota(stage.clock.now()).available
-    assert stage.account.count() == before
-    stage.clock.advance(20.0)
-    assert stage.launch() == f"{SLUG}/v1"
-
-
-def test_a_weekly_quota_that_is_used_up_is_tried_again_at_the_refresh_and_not_before(stage: Stage) -> None:
-    refusal = KaggleQuotaError("Maximum weekly GPU quota of 30.00 hours reached.", until=after(5 * HOUR_S))
-    stage.account.failures["push_kernel"] = [refusal]
-    with pytest.raises(NotLaunchedError, match="refreshed at 2026-01-01 05:00 UTC"):
-        stage.launch()
-    stage.clock.advance(4.9 * HOUR_S)
-    told = stage.backend.quota(stage.clock.now())
-    assert (told.available, told.until) == (False, after(5 * HOUR_S))
-    stage.clock.advance(0.2 * HOUR_S)
-    assert stage.launch() == f"{SLUG}/v1"
-
-
-def test_a_quota_refusal_that_names_no_moment_waits_for_what_the_quota_call_says(stage: Stage) -> None:
-    stage.account.gpu = AcceleratorQuota(after(9 * HOUR_S), 0.0, 0.0, 1.0)
-    stage.account.failures["push_kernel"] = [KaggleQuotaError("Maximum weekly GPU quota reached.")]
-    with pytest.raises(NotLaunchedError, match="09:00 UTC"):
-        stage.launch()
-
-
-def test_a_push_that_certainly_failed_is_tried_again(stage: Stage) -> None:
-    stage.account.failures["push_kernel"] = [TemporaryError("HTTP 429")]
-    with pytest.raises(NotLaunchedError, match="HTTP 429"):
-        stage.launch()
-    stage.clock.advance(61.0)
-    assert stage.launch() == f"{SLUG}/v1"
-
-
-def test_a_kernel_that_was_pushed_without_its_inputs_is_deleted(stage: Stage) -> None:
-    stage.account.failures_after["push_kernel"] = [InvalidSourcesError(SLUG, 1, ["ann/data-p00"])]
-    with pytest.raises(UserError, match="without ann/data-p00"):
-        stage.launch()
-    assert SLUG not in stage.account.kernel_table
-    assert stage.account.count("delete_kernel") == 1
-
-
-def test_a_kernel_without_its_inputs_that_cannot_be_deleted_is_watched(stage: Stage) -> None:
-    stage.account.failures_after["push_kernel"] = [InvalidSourcesError(SLUG, 1, ["ann/data-p00"])]
-    stage.account.failures["delete_kernel"] = [TemporaryError("it still is there")]
-    with pytest.raises(AmbiguousError):
-        stage.launch()
-    assert stage.look().sighting is Sighting.QUEUED
-
-
-def test_what_only_the_user_can_mend_is_the_users(stage: Stage) -> None:
-    stage.account.failures["push_kernel"] = [UserError("Permission 'kernelSessions.enableInternet' was denied")]
-    with pytest.raises(UserError, match="enableInternet"):
-        stage.launch()
-
-
-# Quota.
-
-
-@pytest.mark.parametrize(
-    ("used_h", "reserved_h", "reserve_h", "available"),
-    [(0, 0, 0, True), (29.5, 0, 0, True), (29.9, 0, 0, False), (18, 12, 0, False), (20, 0, 10, False), (19, 0, 10, True)],
-)
-def test_a_session_needs_more_quota_than_the_settling_time(
-    used_h: float, reserved_h: float, reserve_h: float, *, available: bool
-) -> None:
-    told = AcceleratorQuota(after(9), used_h * HOUR_S, reserved_h * HOUR_S, 30 * HOUR_S)
-    quota = weekly_quota(told, GPU.model_copy(update={"gpu_reserve_s": reserve_h * HOUR_S}))
-    assert quota.available is available
-    assert available or (quota.until == after(9) and f"of {30.0} h are used" in quota.reason)
-
-
-def test_a_quota_that_kaggle_does_not_tell_of_is_left_to_kaggle() -> None:
-    assert weekly_quota(AcceleratorQuota(None, None, None, None), GPU).available
-
-
-def test_the_quota_is_read_before_a_gpu_push_at_most_once_a_poll(tmp_path: Path) -> None:
-    stage = gpu_stage(tmp_path)
-    stage.launch()
-    assert stage.account.names().index("quota") < stage.account.names().index("push_kernel")
-    before = stage.account.count("quota")
-    stage.clock.advance(61.0)
-    for _ in range(9):
-        assert stage.backend.quota(stage.clock.now()).available
-    assert stage.account.count("quota") == before + 1
-
-
-def test_a_quota_that_cannot_be_read_is_waited_for(tmp_path: Path) -> None:
-    stage = gpu_stage(tmp_path)
-    stage.account.broken = {"quota"}
-    told = stage.backend.quota(stage.clock.now())
-    assert (told.available, told.until) == (False, after(60))
-    assert "cannot be asked for" in told.reason
-    assert stage.backend.make_ready(session_spec()) is not None
-
-
-def test_cpu_sessions_have_no_quota(stage: Stage) -> None:
-    assert stage.backend.quota(after(0)).available
-    stage.launch()
-    assert stage.account.count("quota") == 0
-
-
-# Watching.
 
 
 def test_a_session_is_queued_for_hours_and_then_runs(stage: Stage) -> None:
@@ -563,9 +274,6 @@ def test_what_a_session_that_is_over_left_is_not_listed_at_every_tick(stage: Sta
     assert stage.account.count() - before <= 15
 
 
-# Ending.
-
-
 def test_an_attempt_is_asked_to_stop_by_the_flag(stage: Stage) -> None:
     stage.running()
     stage.look()
@@ -670,13 +378,6 @@ def test_a_last_checkpoint_that_takes_long_to_process_is_waited_for(stage: Stage
     assert stage.run.checkpoints.ids() == (manifest.id,)
 
 
-def test_the_first_session_deletes_no_version_and_uploads_as_often_as_there_is_room(tmp_path: Path) -> None:
-    small = {"storage_quota_bytes": 1, "upload_every_s": 60.0}
-    stage = Stage(tmp_path, SETTINGS.model_copy(update=small))
-    stage.launch(session_spec(limit_s=3600.0))
-    assert (stage.job.most_versions, stage.job.upload_every_s) == (1 + 1 + 60, 1800.0)
-
-
 def test_a_session_that_is_over_keeps_its_kernel_when_it_is_killed(stage: Stage) -> None:
     stage.running(SessionStatus.CANCELLED)
     stage.look()
@@ -697,67 +398,3 @@ def test_what_a_kernel_left_in_its_output_is_brought_here_before_it_is_deleted(s
     stage.backend.kill(ref())
     assert stage.run.checkpoints.ids() == (manifest.id,)
     assert stage.run.checkpoints.verify_tensors(manifest.id) == manifest
-
-
-# Promotion.
-
-
-def test_a_checkpoint_that_is_only_here_is_brought_to_the_account_before_a_session_starts_from_it(stage: Stage) -> None:
-    store = stage.run.checkpoints
-    manifest = commit_checkpoint(store, 10)
-    start = manifest.expected(store.manifest(manifest.id)[1])
-    stage.launch(session_spec(2, start=start))
-    assert store.place(manifest.id) == CheckpointPlace(kind="dataset", owner=OWNER, slug=SLUG, version=2)
-    push = stage.account.kernel_table["gemma-orch-tamil-s002a1"].push
-    assert f"{OWNER}/{SLUG}" in push.dataset_sources
-    assert stage.account.count("create_version") == 1
-
-
-def test_a_launch_from_a_checkpoint_that_has_no_place_waits(stage: Stage) -> None:
-    store = stage.run.checkpoints
-    manifest = commit_checkpoint(store, 10)
-    with pytest.raises(NotLaunchedError, match="not on the account yet"):
-        stage.backend.launch(session_spec(2, start=manifest.expected(store.manifest(manifest.id)[1])))
-
-
-# Its log.
-
-
-def test_the_log_of_a_running_session_is_followed_not_more_often_than_people_read(stage: Stage) -> None:
-    stage.running()
-    stage.look()
-    stage.kernel.log = "step 1\n"
-    assert stage.backend.read_log(ref(), 0) == ("step 1\n", 7)
-    stage.kernel.log += "step 2\n"
-    for _ in range(4):
-        assert stage.backend.read_log(ref(), 7) == ("", 7)
-        stage.clock.advance(1.0)
-    stage.clock.advance(2.0)
-    assert stage.backend.read_log(ref(), 7) == ("step 2\n", 14)
-    assert stage.account.count("follow_log") == 2
-
-
-def test_the_log_of_a_session_that_is_over_is_kept_here(stage: Stage) -> None:
-    stage.running()
-    stage.look()
-    stage.kernel.log = "வணக்கம்\n"
-    stage.kernel.status = SessionStatus.COMPLETE
-    stage.look()
-    stage.look()
-    assert stage.backend.read_log(ref(), 0)[0] == "வணக்கம்\n"
-    stage.account.kernel_table.clear()
-    before = stage.account.count()
-    assert stage.backend.read_log(ref(), 0) == ("வணக்கம்\n", 8)
-    assert stage.account.count() == before
-    assert stage.home.run(RUN).attempt(1, 1).log.name == "worker.log"
-    assert attempt_name(1, 1) in str(stage.home.run(RUN).attempt(1, 1).log)
-
-
-def test_a_stream_that_breaks_off_does_not_take_back_what_was_printed(stage: Stage) -> None:
-    stage.running()
-    stage.look()
-    stage.kernel.log = "one two three"
-    assert stage.backend.read_log(ref(), 0) == ("one two three", 13)
-    stage.kernel.log = "one"
-    stage.clock.advance(6.0)
-    assert stage.backend.read_log(ref(), 13) == ("", 13)

@@ -98,7 +98,7 @@ class Depot:
         self.account.add_version(slug, "Initial release", {"session.json": b"{}"})
         listed = self.account.session_outputs(slug, 1)
         assert listed is not None
-        self.stage.run.checkpoints.take_outputs(session, 1, 1, listed[0])
+        self.stage.run.checkpoints.discovery.take_outputs(session, 1, 1, listed[0])
         self.know(worker, made)
         return made
 

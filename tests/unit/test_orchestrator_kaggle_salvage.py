@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from state.kaggle.records import SessionStatus
+from state.layout import attempt_name
+from tests.factories import RUN
+from tests.kaggle_stage import Stage, ref
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_the_log_of_a_running_session_is_followed_not_more_often_than_people_read(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.kernel.log = "step 1\n"
+    assert stage.backend.read_log(ref(), 0) == ("step 1\n", 7)
+    stage.kernel.log += "step 2\n"
+    for _ in range(4):
+        assert stage.backend.read_log(ref(), 7) == ("", 7)
+        stage.clock.advance(1.0)
+    stage.clock.advance(2.0)
+    assert stage.backend.read_log(ref(), 7) == ("step 2\n", 14)
+    assert stage.account.count("follow_log") == 2
+
+
+def test_the_log_of_a_session_that_is_over_is_kept_here(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.kernel.log = "வணக்கம்\n"
+    stage.kernel.status = SessionStatus.COMPLETE
+    stage.look()
+    stage.look()
+    assert stage.backend.read_log(ref(), 0)[0] == "வணக்கம்\n"
+    stage.account.kernel_table.clear()
+    before = stage.account.count()
+    assert stage.backend.read_log(ref(), 0) == ("வணக்கம்\n", 8)
+    assert stage.account.count() == before
+    assert stage.home.run(RUN).attempt(1, 1).log.name == "worker.log"
+    assert attempt_name(1, 1) in str(stage.home.run(RUN).attempt(1, 1).log)
+
+
+def test_a_stream_that_breaks_off_does_not_take_back_what_was_printed(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.kernel.log = "one two three"
+    assert stage.backend.read_log(ref(), 0) == ("one two three", 13)
+    stage.kernel.log = "one"
+    stage.clock.advance(6.0)
+    assert stage.backend.read_log(ref(), 13) == ("", 13)
