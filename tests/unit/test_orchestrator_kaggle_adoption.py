@@ -21,7 +21,7 @@ from orchestrator.plan import Launch, Resume, decide
 from orchestrator.reconcile import Found
 from state.errors import CorruptCheckpointError, DataError, ErrorClass, UserError
 from state.kaggle.job import StopFlag
-from state.ledger import CheckpointState, DataRecord, PutAttempt, RunRecord, StopWish, Tell
+from state.ledger import CheckpointState, DataRecord, PutAttempt, RerunWish, RunRecord, StopWish, Tell
 from state.run_store import SqliteRunStore
 from state.session import AttemptState, RunState
 from state.spec import ExpectedCheckpoint, RunSpec
@@ -363,6 +363,8 @@ def test_a_store_takes_the_whole_run_at_once_and_only_once(ram_path: Path) -> No
     store.close()
 
 
+_TICKS_OF_A_RERUN = 20
+
 courses = st.builds(
     Course,
     save_after=st.sampled_from([(10, 20), (5, 10), (3,), (40,), ()]),
@@ -386,7 +388,9 @@ def test_whatever_happened_an_adopted_run_goes_on_where_the_original_does(
                 original.tick()
             last = next((known.session for known in reversed(original.record.attempts) if known.saved_step), None)
             if rerun and last is not None:
-                original.rerun(last)
+                original.runs.set_rerun(RUN, RerunWish(session=last, adopt=False, requested_at=original.clock.now()))
+                for _ in range(_TICKS_OF_A_RERUN):  # not to the end: a platform may refuse for ever
+                    original.tick()
             shown, before, now = as_an_account_shows(original), original.record, original.clock.now()
     after_it = adopted(shown, now=now)
     event(f"{len(before.attempts)} attempts, live: {before.live_attempt is not None}")
