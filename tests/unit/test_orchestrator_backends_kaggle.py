@@ -78,7 +78,7 @@ def test_a_session_ends_with_its_report_and_its_last_checkpoint(stage: Stage) ->
     assert stage.account.count() == before
 
 
-def test_the_seam_is_at_most_one_poll_whatever_is_looked_at_next(tmp_path: Path) -> None:
+def test_the_next_look_finds_a_session_that_is_over_whatever_it_looks_at(tmp_path: Path) -> None:
     for looks_before in (1, 2, 3, 4):
         stage = Stage(tmp_path / str(looks_before)).running()
         for _ in range(looks_before):
