@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,6 +41,22 @@ class Document(BaseModel):
                 for problem in error.errors()[:3]
             )
             raise DataError(f"{origin} is not a valid {cls.__name__}: {problems}") from error
+
+    def digested_values(self, first_fields: Collection[str]) -> dict[str, Any]:
+        """Return the JSON values that go into a stored digest: the first fields, and later ones that are not at their default.
+
+        A run outlives upgrades, so a field that is added must leave the digest of every earlier document as it is. Its default
+        is therefore what happened before the field existed, and at its default it stays out of the digest.
+
+        Args:
+            first_fields: The fields that the document had when its digest was first stored.
+        """
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name in first_fields or getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        }
 
     def digest(self) -> str:
         """Return the sha256 of the canonical form: 64 hex digits."""

@@ -36,6 +36,9 @@ class DataPosition(Document):
     samples_by_language: dict[str, int] = Field(default_factory=dict)
 
 
+_FIRST_POSITION_FIELDS = frozenset({"samples", "samples_by_language"})
+
+
 class Environment(Document):
     """Where and with what a checkpoint was computed: within one environment, equality is bit for bit."""
 
@@ -93,7 +96,7 @@ def state_sha256(tensors: Iterable[TensorEntry], step: int, data_position: DataP
                 for tensor in sorted(tensors, key=lambda tensor: tensor.name)
             ],
             "step": step,
-            "data_position": data_position.model_dump(mode="json"),
+            "data_position": data_position.digested_values(_FIRST_POSITION_FIELDS),
         }
     )
 

@@ -16,6 +16,24 @@ ORDER_VERSION = 2
 """Which order data is read in: what a step reads is a function of (seed, step) and of this."""
 
 
+# fmt: off
+# What the digest of a trajectory was made of at first; a field that comes later is not added here: see `Document.digested_values`.
+_FIRST_ARCHITECTURE_FIELDS = frozenset(
+    {
+        "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "sliding_window",
+        "local_layers_per_global", "query_scale_dim", "rope_local_theta", "rope_global_theta", "rope_global_scaling",
+        "rms_norm_eps", "max_position", "schema_version", "vocab_size",
+    }
+)
+_FIRST_TRAINING_FIELDS = frozenset(
+    {
+        "seed", "batch_size", "micro_batch_size", "learning_rate", "warmup_steps", "schedule", "min_learning_rate", "beta1",
+        "beta2", "eps", "weight_decay", "grad_clip", "dtype", "compile", "threads",
+    }
+)
+# fmt: on
+
+
 class DataSpec(Document):
     """Which text is trained on, and how it is cut and mixed."""
 
@@ -43,6 +61,9 @@ class DataSpec(Document):
 
 class TrainingSpec(Document):
     """How a step is computed; every field changes the weights that come out.
+
+    A field that is added later has as its default what was done before it existed: with another default, every run in
+    progress would refuse its own checkpoints.
 
     Source of the defaults: AdamW with betas 0.9/0.95, eps 1e-8, clip 1.0 and decay 0.1 on matrices only is the setting that
     public recipes of this size share (OLMo 2 1B, SmolLM2, TinyLlama).
@@ -241,8 +262,8 @@ class SessionSpec(Document):
         A data version that begins later is not in it: it may be added without touching what is trained already.
         """
         values: dict[str, Any] = {
-            "architecture": self.architecture.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json"),
+            "architecture": self.architecture.digested_values(_FIRST_ARCHITECTURE_FIELDS),
+            "training": self.training.digested_values(_FIRST_TRAINING_FIELDS),
             "sequence_length": self.sequence_length,
             "order": ORDER_VERSION,
             "data": [[version.first_step, version.data_sha256, version.mixture] for version in self.data_until(step)],

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from state.architecture import ModelSpec
+from state.architecture import Architecture, ModelSpec
 from state.spec import DataSpec, Reading, Retention, RunSpec, SessionLimits, TrainingSpec, compare_specs
 from tests.factories import run_spec, session_data, session_spec
 
@@ -111,6 +111,34 @@ def test_a_trajectory_is_another_one_when_anything_that_makes_weights_differs(ch
 )
 def test_a_trajectory_is_the_same_however_it_is_cut_into_sessions(changes: dict[str, Any]) -> None:
     assert session_spec(**changes).trajectory_sha256(7) == session_spec().trajectory_sha256(7)
+
+
+class LaterTraining(TrainingSpec):
+    """What a later version may ask for, with what was done before it existed as its default."""
+
+    precision: str = "fp32"
+
+
+class LaterArchitecture(Architecture):
+    softcap: float | None = None
+
+
+def test_a_setting_that_did_not_exist_when_a_run_began_leaves_its_trajectory_alone() -> None:
+    begun = session_spec()
+    training = LaterTraining(**begun.training.model_dump())
+    architecture = LaterArchitecture(**begun.architecture.model_dump())
+    upgraded = session_spec(training=training, architecture=architecture)
+    assert upgraded.trajectory_sha256(7) == begun.trajectory_sha256(7)
+
+
+def test_a_new_setting_makes_another_trajectory_as_soon_as_it_is_used() -> None:
+    begun = session_spec()
+    training = LaterTraining(**begun.training.model_dump(), precision="fp16")
+    architecture = LaterArchitecture(**begun.architecture.model_dump(), softcap=30.0)
+    digests = {
+        session_spec(**changes).trajectory_sha256(7) for changes in ({}, {"training": training}, {"architecture": architecture})
+    }
+    assert len(digests) == 3
 
 
 def test_with_a_cosine_schedule_the_last_step_belongs_to_the_trajectory() -> None:
