@@ -11,6 +11,7 @@ import sys
 MEASUREMENTS = (
     "train_step",
     "checkpoint_stall",
+    "verified_restore",
     "data_seek",
     "scratch_stall",
     "sequence_speed",

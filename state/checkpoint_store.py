@@ -7,7 +7,7 @@ last of all. Whatever is killed on the way leaves either the checkpoint or nothi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +15,12 @@ from typing import Protocol
 from state import files
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
-from state.manifest import Manifest, first_difference, state_sha256
+from state.manifest import FileEntry, Manifest, first_difference, state_sha256
 from state.spec import ExpectedCheckpoint
 from state.tensor_files import tensor_entries
+
+Reader = Callable[[Path, Manifest], Iterable[FileEntry]]
+"""Reads the files that a manifest names from a checkpoint's folder; tells of each, in the manifest's order, what it has read."""
 
 
 class CheckpointStore(Protocol):
@@ -116,29 +119,57 @@ class DirectoryCheckpointStore:
             CorruptCheckpointError: anything differs; the message names the first file or tensor that does.
             TemporaryError: the disk does not give a file.
         """
-        manifest, manifest_sha256 = self.manifest(checkpoint_id)
-        if expected is not None and manifest_sha256 != expected.manifest_sha256:
+        return self.read(checkpoint_id, _digests, expected)
+
+    def read(self, checkpoint_id: str, reader: Reader, expected: ExpectedCheckpoint | None = None) -> Manifest:
+        """Have a checkpoint's files read, and return its manifest when what was read is what it says.
+
+        What is used is what was verified: a file that changes after a first look at it cannot come in unnoticed, since there is
+        only one look. What the reader has made of the files is worthless until this returns.
+
+        Args:
+            checkpoint_id: The checkpoint.
+            reader: Reads the files, and digests the very bytes that it takes.
+            expected: What the caller was told to find; its digests must be met exactly.
+
+        Raises:
+            CorruptCheckpointError: anything differs; the message names the first file that does.
+            DataError: the files are what the manifest says, and the reader cannot use them.
+            TemporaryError: the disk does not give a file.
+        """
+        manifest = self._consistent_manifest(checkpoint_id, expected)
+        with self._missing_is_not_unknown(checkpoint_id):
+            for entry in manifest.files:
+                _compare(checkpoint_id, entry, (self.folder(checkpoint_id) / entry.name).stat().st_size)
+            try:
+                for entry, found in zip(manifest.files, reader(self.folder(checkpoint_id), manifest), strict=True):
+                    _compare(checkpoint_id, entry, found.size_bytes, found.sha256)
+            except CorruptCheckpointError:
+                raise
+            except DataError:
+                self.verify(checkpoint_id, expected)  # damage explains more than what it has led to
+                raise
+        return manifest
+
+    def manifest_of(self, expected: ExpectedCheckpoint) -> Manifest:
+        """Return the manifest of an expected checkpoint.
+
+        Raises:
+            CorruptCheckpointError: there is none, or another one than was verified before.
+            TemporaryError: the disk does not give it.
+        """
+        manifest, manifest_sha256 = self.manifest(expected.id)
+        if manifest_sha256 != expected.manifest_sha256:
             raise CorruptCheckpointError(
-                checkpoint_id,
-                f"the manifest of {checkpoint_id} has sha256 {manifest_sha256[:12]}",
+                expected.id,
+                f"the manifest of {expected.id} has sha256 {manifest_sha256[:12]}",
                 expected=f"{expected.manifest_sha256[:12]}, which is what was verified before",
             )
-        folder = self.folder(checkpoint_id)
-        for entry in manifest.files:
-            with self._missing_is_not_unknown(checkpoint_id, entry.name):
-                size = (folder / entry.name).stat().st_size
-                sha256 = files.sha256_of_file(folder / entry.name) if size == entry.size_bytes else None
-            if sha256 is None:
-                raise CorruptCheckpointError(
-                    checkpoint_id,
-                    f"{entry.name} of checkpoint {checkpoint_id} has {size} bytes",
-                    expected=f"{entry.size_bytes} bytes",
-                )
-            if sha256 != entry.sha256:
-                raise CorruptCheckpointError(
-                    checkpoint_id,
-                    f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 is not the manifest's",
-                )
+        return manifest
+
+    def _consistent_manifest(self, checkpoint_id: str, expected: ExpectedCheckpoint | None) -> Manifest:
+        """Return a checkpoint's manifest when it is the expected one and does not contradict itself."""
+        manifest = self.manifest(checkpoint_id)[0] if expected is None else self.manifest_of(expected)
         if state_sha256(manifest.tensors, manifest.step, manifest.data_position) != manifest.state_sha256:
             raise CorruptCheckpointError(
                 checkpoint_id,
@@ -238,11 +269,12 @@ class DirectoryCheckpointStore:
                 files.remove_tree(entry)
 
     @contextmanager
-    def _missing_is_not_unknown(self, checkpoint_id: str, name: str) -> Iterator[None]:
+    def _missing_is_not_unknown(self, checkpoint_id: str, name: str | None = None) -> Iterator[None]:
         """A file that is gone makes its checkpoint corrupt; one that the disk does not give may be there and right."""
         try:
             yield
         except OSError as error:
+            name = name or Path(error.filename).name
             gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
             if gone and self._root.is_dir():
                 raise CorruptCheckpointError(checkpoint_id, f"checkpoint {checkpoint_id} has lost its file {name}") from error
@@ -250,3 +282,28 @@ class DirectoryCheckpointStore:
                 f"{name} of checkpoint {checkpoint_id} cannot be read: {error.strerror}",
                 remedy=f"check the disk of {self._root}, and that it is mounted, then try again",
             ) from error
+
+
+def _digests(folder: Path, manifest: Manifest) -> Iterator[FileEntry]:
+    """Read the files of a checkpoint for their digests alone."""
+    for entry in manifest.files:
+        sha256 = files.sha256_of_file(folder / entry.name)
+        yield FileEntry(name=entry.name, size_bytes=entry.size_bytes, sha256=sha256)
+
+
+def _compare(checkpoint_id: str, entry: FileEntry, size_bytes: int, sha256: str | None = None) -> None:
+    """Compare a file with what the manifest says of it, as far as it is known.
+
+    Raises:
+        CorruptCheckpointError: it differs.
+    """
+    if size_bytes != entry.size_bytes:
+        raise CorruptCheckpointError(
+            checkpoint_id,
+            f"{entry.name} of checkpoint {checkpoint_id} has {size_bytes} bytes",
+            expected=f"{entry.size_bytes} bytes",
+        )
+    if sha256 is not None and sha256 != entry.sha256:
+        raise CorruptCheckpointError(
+            checkpoint_id, f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 is not the manifest's"
+        )

@@ -7,8 +7,10 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Self
 
 from state import effects
+from state.errors import DataError
 
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the interpreter lock for most of the time
 
@@ -108,11 +110,73 @@ def remove_tree(path: Path) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with DigestedFile(path) as file:
+        return file.sha256()
+
+
+class DigestedFile:
+    """A file that is read once, from its beginning to its end, and digested on the way in.
+
+    What was used of it and what the digest says are the same bytes, whatever happens to the file meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self.size_bytes = 0
+        """Bytes that have been read."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            DataError: the file has fewer.
+        """
+        data = bytearray(num_bytes)
+        self.read_into(memoryview(data))
+        return bytes(data)
+
+    def read_into(self, target: memoryview) -> None:
+        """Fill a buffer of bytes with what comes next; errors as `read`."""
+        while target:
+            # In pieces that stay in the processor's cache between the read and the digest.
+            piece = target[:_HASH_CHUNK_BYTES]
+            num_bytes = self._read_some(piece)
+            if not num_bytes:
+                raise DataError(f"{self._path.name} ends after {self.size_bytes} bytes", expected=f"{len(target)} more")
+            target = target[num_bytes:]
+
+    def skip(self, num_bytes: int) -> None:
+        """Read over what comes next; errors as `read`."""
+        scratch = memoryview(bytearray(min(num_bytes, _HASH_CHUNK_BYTES)))
+        while num_bytes:
+            self.read_into(scratch[:num_bytes])
+            num_bytes -= min(num_bytes, len(scratch))
+
+    def sha256(self) -> str:
+        """Read what is left, and return the sha256 of the whole file, 64 hex digits."""
+        scratch = memoryview(bytearray(_HASH_CHUNK_BYTES))
+        while self._read_some(scratch):
+            pass
+        return self._digest.hexdigest()
+
+    def _read_some(self, target: memoryview) -> int:
+        """Read and digest at most as much as the buffer takes; return how many bytes, 0 at the end."""
+        try:
+            num_bytes = self._file.readinto(target) or 0
+        except OSError as error:
+            error.filename = str(self._path)  # only an error of opening says which file it is about
+            raise
+        self._digest.update(target[:num_bytes])
+        self.size_bytes += num_bytes
+        return num_bytes
 
 
 def free_bytes(path: Path) -> int:

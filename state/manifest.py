@@ -79,6 +79,11 @@ class Manifest(Document):
         """Bytes of all files, without the manifest."""
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names of its files, which are all that a reader may open."""
+        return tuple(file.name for file in self.files)
+
     def expected(self, manifest_sha256: str) -> ExpectedCheckpoint:
         """Return what a session is told to start from this checkpoint."""
         return ExpectedCheckpoint(id=self.id, step=self.step, manifest_sha256=manifest_sha256, state_sha256=self.state_sha256)

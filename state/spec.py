@@ -17,7 +17,7 @@ ORDER_VERSION = 2
 
 
 # fmt: off
-# What the digest of a trajectory was made of at first; a field that comes later is not added here: see `Document.digested_values`.
+# What the digest of a trajectory was made of at first. A later field is not added here: see `Document.digested_values`.
 _FIRST_ARCHITECTURE_FIELDS = frozenset(
     {
         "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "sliding_window",

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from pydantic import BaseModel, Field, Json, ValidationError
+from pydantic import BaseModel, Field, Json, NonNegativeInt, ValidationError
 
 from state.errors import DataError
 from state.manifest import TensorEntry
@@ -28,14 +28,14 @@ class _Entry(BaseModel, defer_build=True):
     """What a header says of a tensor."""
 
     dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+    shape: tuple[NonNegativeInt, ...]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
 
 
 class _Sharding(BaseModel, defer_build=True):
     """Where a file's piece of a tensor lies in the whole one."""
 
-    saved_offsets: tuple[int, ...]
+    saved_offsets: tuple[NonNegativeInt, ...]
 
 
 class _Metadata(BaseModel, defer_build=True):
@@ -57,15 +57,25 @@ class _Header(BaseModel, extra="allow", defer_build=True):
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A part of a tensor: whole rows, in one file."""
+class TensorPiece:
+    """What one file holds of a tensor: all of it, or a block when several ranks wrote it."""
 
-    path: Path
+    tensor: str
     dtype: str
     offset: tuple[int, ...]
+    """Where the block begins in the whole tensor, by dimension."""
     shape: tuple[int, ...]
     begin: int
+    """Where its bytes begin in the file."""
     end: int
+
+
+@dataclass(frozen=True)
+class _Located:
+    """A piece, and the file that it lies in."""
+
+    path: Path
+    piece: TensorPiece
 
 
 def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
@@ -74,57 +84,68 @@ def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
     Raises:
         DataError: a file is no safetensors file, or the pieces of a tensor do not make it whole.
     """
-    pieces: dict[str, list[_Piece]] = {}
+    pieces: dict[str, list[_Located]] = {}
     for path in paths:
-        for name, piece in _read_pieces(path):
-            pieces.setdefault(name, []).append(piece)
+        with open(path, "rb") as file:
+            for piece in read_header(file.read, path.name):
+                pieces.setdefault(piece.tensor, []).append(_Located(path, piece))
     return tuple(_digest(name, pieces[name]) for name in sorted(pieces))
 
 
-def _read_pieces(path: Path) -> Iterator[tuple[str, _Piece]]:
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT_BYTES + 1
-        if length > _HEADER_LIMIT_BYTES:
-            raise DataError(f"{path.name} is not a safetensors file: its header has no believable length")
-        text = file.read(length)
+def read_header(read: Callable[[int], bytes], file_name: str) -> tuple[TensorPiece, ...]:
+    """Return what a file holds, in the order of its bytes.
+
+    Args:
+        read: Reads the next bytes of the file, as many as it is told; the file is at its beginning.
+        file_name: For the messages.
+
+    Raises:
+        DataError: it is no safetensors file.
+    """
+    prefix = read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT_BYTES + 1
+    if length > _HEADER_LIMIT_BYTES:
+        raise DataError(f"{file_name} is not a safetensors file: its header has no believable length")
+    text = read(length)
     if len(text) < length:
-        raise DataError(f"{path.name} is not a safetensors file: it ends within its header")
+        raise DataError(f"{file_name} is not a safetensors file: it ends within its header")
     try:
         header = _Header.model_validate_json(text)
     except ValidationError as error:
-        raise DataError(f"{path.name} is not a safetensors file: its header makes no sense") from error
+        raise DataError(f"{file_name} is not a safetensors file: its header makes no sense") from error
+    pieces = []
     for name, entry in header.entries.items():
         sharding = header.metadata.sharding.get(name)
         offset = sharding.saved_offsets if sharding is not None else (0,) * len(entry.shape)
         begin, end = (8 + length + position for position in entry.data_offsets)
-        yield name, _Piece(path, entry.dtype, offset, entry.shape, begin, end)
+        pieces.append(TensorPiece(name, entry.dtype, offset, entry.shape, begin, end))
+    return tuple(sorted(pieces, key=lambda piece: (piece.begin, piece.end)))
 
 
-def _digest(name: str, pieces: list[_Piece]) -> TensorEntry:
-    pieces.sort(key=lambda piece: (piece.offset, piece.shape))  # a piece without rows comes before the one at its place
-    first = pieces[0]
-    if not first.shape and len(pieces) > 1:
-        raise DataError(f"the number {name} is in {len(pieces)} files")
+def _digest(name: str, located: list[_Located]) -> TensorEntry:
+    located.sort(key=lambda each: (each.piece.offset, each.piece.shape))  # one without rows comes before the one at its place
+    first = located[0].piece
+    if not first.shape and len(located) > 1:
+        raise DataError(f"the number {name} is in {len(located)} files")
     digest = hashlib.sha256()
     rows = 0
-    for piece in pieces:
+    for path, piece in ((each.path, each.piece) for each in located):
         expected_offset = (rows, *(0 for _ in piece.shape[1:])) if piece.shape else ()
         if piece.offset != expected_offset or piece.dtype != first.dtype or piece.shape[1:] != first.shape[1:]:
-            raise DataError(f"the pieces of tensor {name} do not fit together: {piece.path.name} begins at {piece.offset}")
-        _update(digest, piece)
+            raise DataError(f"the pieces of tensor {name} do not fit together: {path.name} begins at {piece.offset}")
+        _update(digest, path, piece)
         rows += piece.shape[0] if piece.shape else 0
     shape = (rows, *first.shape[1:]) if first.shape else ()
     return TensorEntry(name=name, dtype=first.dtype, shape=shape, sha256=digest.hexdigest())
 
 
-def _update(digest: hashlib._Hash, piece: _Piece) -> None:
+def _update(digest: hashlib._Hash, path: Path, piece: TensorPiece) -> None:
     left = piece.end - piece.begin
-    with open(piece.path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:
         file.seek(piece.begin)
         while left:
             chunk = file.read(min(_CHUNK_BYTES, left))
             if not chunk:
-                raise DataError(f"{piece.path.name} ends {left} bytes early ({prod(piece.shape)} elements expected)")
+                raise DataError(f"{path.name} ends {left} bytes early ({prod(piece.shape)} elements expected)")
             digest.update(chunk)
             left -= len(chunk)

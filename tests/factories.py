@@ -197,12 +197,15 @@ def safetensors(tensors: Mapping[str, tuple[str, list[int], bytes]], offsets: Ma
 def stage_checkpoint(
     store: CheckpointStore, step: int, *, session: int = 1, number: int = 1, **values: Any
 ) -> tuple[Path, Manifest]:
-    """Stage a checkpoint with two small files, and return its folder and manifest."""
-    content = values.pop("content", b"")
+    """Stage a checkpoint with two small files, unless its `files` are given by name, and return its folder and manifest."""
+    weight = hashlib.sha256(b"weight %d" % step + values.pop("content", b"")).digest()
+    small = {
+        "rank-0.safetensors": safetensors({"model.a": ("U8", [32], weight)}),
+        "rank-1.safetensors": safetensors({"model.b": ("U8", [2, 2], b"abcd")}),
+    }
     staged = store.stage(checkpoint_id(step, session, number))
-    weight = hashlib.sha256(b"weight %d" % step + content).digest()
-    (staged / "rank-0.safetensors").write_bytes(safetensors({"model.a": ("U8", [32], weight)}))
-    (staged / "rank-1.safetensors").write_bytes(safetensors({"model.b": ("U8", [2, 2], b"abcd")}))
+    for name, content in values.pop("files", small).items():
+        (staged / name).write_bytes(content)
     paths = sorted(staged.iterdir())
     tensors = tensor_entries(paths)
     files = tuple(FileEntry(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of_file(path)) for path in paths)

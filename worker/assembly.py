@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from torch import Tensor
 
 from state.clock import Clock
 from state.errors import UserError
@@ -15,7 +16,7 @@ from worker.device import configure, environment, pick_device
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state, parameter_shapes
 from worker.optim import AdamW
-from worker.snapshot import StateImage, restore_state, training_state
+from worker.snapshot import StateImage, training_state
 from worker.trainer import Trainer
 
 
@@ -27,17 +28,22 @@ class Training:
     batches: VersionedBatches
     image: StateImage
     environment: Environment
+    start: Manifest | None
+    """The checkpoint that it goes on from; None: the run's beginning."""
 
 
 def assemble(
-    spec: SessionSpec, start: Manifest | None, folder: Path | None, clock: Clock, say: Callable[[str], None] = lambda _: None
+    spec: SessionSpec,
+    restore: Callable[[Mapping[str, Tensor]], Manifest | None],
+    clock: Clock,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Training:
     """Return the training as it stands at a verified checkpoint, or at its beginning.
 
     Args:
         spec: What the session is told.
-        start: The checkpoint's manifest; None: initialise from the seed.
-        folder: The checkpoint's folder.
+        restore: Fills the state's tensors from a checkpoint, verifies what it has read, and returns the manifest; None: there
+            is no checkpoint, and the state is initialised from the seed.
         clock: What steps are measured with.
         say: Takes a line for the user; may be called on another thread.
 
@@ -45,23 +51,20 @@ def assemble(
         The training; its batches are to be closed at the end.
 
     Raises:
-        UserError: the checkpoint or the data belongs to another training.
+        UserError: the data belongs to another training.
         DataError: shards or tensors are not what their manifest says.
     """
-    if start is not None:
-        check_trajectory(spec, start)
     batches = open_versions(spec, say=say)
     device = pick_device()
     configure(spec.training, device, spec.cache_dir)
     # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
-    model = Gemma3(spec.architecture)
-    if start is None:
-        model.load_state_dict(initial_state(spec.architecture, spec.training.seed))
-    model.to(device)
+    model = Gemma3(spec.architecture).to(device)
     optimizer = AdamW(dict(model.named_parameters()), spec.training)
     state = training_state(model, optimizer)
-    if start is not None and folder is not None:
-        restore_state(folder, [file.name for file in start.files], state)
+    start = restore(state)
+    if start is None:
+        model.load_state_dict(initial_state(spec.architecture, spec.training.seed))
+        optimizer.reset()
     if spec.training.compile:
         model.compile_layers()
     trainer = Trainer(
@@ -74,7 +77,7 @@ def assemble(
         device=device,
         clock=clock,
     )
-    return Training(trainer, batches, StateImage(state), environment(spec.training, device))
+    return Training(trainer, batches, StateImage(state), environment(spec.training, device), start)
 
 
 def check_trajectory(spec: SessionSpec, start: Manifest) -> None:

@@ -37,10 +37,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(folder: Path, architecture: Architecture, tokenizer: Path, out_dir: Path, form: ExportFormat) -> Export:
-    """Export a checkpoint of which every byte has been verified."""
+    """Export a checkpoint, every byte of which is verified as it is read."""
     folder = folder.absolute()
-    manifest = DirectoryCheckpointStore(folder.parent).verify(folder.name)
-    weights = read_weights(folder, [file.name for file in manifest.files], parameter_shapes(architecture))
+    weights = read_weights(DirectoryCheckpointStore(folder.parent), folder.name, parameter_shapes(architecture))
     return export_checkpoint(weights, architecture, tokenizer, out_dir, form)
 
 

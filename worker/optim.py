@@ -54,6 +54,12 @@ class AdamW:
         self.exp_avg = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
+    def reset(self) -> None:
+        """Make the moments zero, as they are before the run's first step."""
+        for moments in (self.exp_avg, self.exp_avg_sq):
+            for moment in moments.values():
+                moment.zero_()
+
     def gradient_norm(self) -> float:
         """Return the global norm of the gradients, before any clipping."""
         return float(get_total_norm([_gradient(parameter) for parameter in self._parameters.values()]))

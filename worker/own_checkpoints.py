@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from state.checkpoint_store import CheckpointStore
+from state.checkpoint_store import DirectoryCheckpointStore, Reader
 from state.errors import CorruptCheckpointError
 from state.layout import attempt_name
 from state.manifest import Manifest
@@ -21,7 +21,7 @@ class OwnCheckpoints:
         say: Takes a line for the user; called on the saving thread, too.
     """
 
-    def __init__(self, spec: SessionSpec, store: CheckpointStore, say: Callable[[str], None]) -> None:
+    def __init__(self, spec: SessionSpec, store: DirectoryCheckpointStore, say: Callable[[str], None]) -> None:
         self._spec = spec
         self._store = store
         self._say = say
@@ -29,21 +29,44 @@ class OwnCheckpoints:
         self._start_step = spec.start.step if spec.start else 0
         self._kept: list[PruneCandidate] = []
 
-    def sweep(self) -> None:
-        """Remove what an earlier process of the attempt left half written."""
-        self._store.sweep(lambda attempt: attempt == self._attempt)
+    def find(self) -> Manifest | None:
+        """Find what earlier processes of the attempt have committed, and remove what they left half written.
 
-    def newest_good(self) -> Manifest | None:
-        """Return the last good one of an earlier process of the attempt, every byte of it read; what is corrupt is put aside."""
-        for candidate in self._found():
+        Returns:
+            The manifest of the newest one, of which no file has been read yet; None when there is none.
+        """
+        spec = self._spec
+        self._store.sweep(lambda attempt: attempt == self._attempt)
+        found: list[Manifest] = []
+        for name in self._store.ids():
+            if not name.endswith(f"-{self._attempt}"):
+                continue
             try:
-                own = self._store.verify(candidate.id)
+                manifest, _ = self._store.manifest(name)
+            except CorruptCheckpointError as error:
+                self._store.quarantine(name, str(error))
+                continue
+            mine = (manifest.run, manifest.fence) == (spec.run, spec.fence)
+            if mine and manifest.step > self._start_step:
+                found.append(manifest)
+        found.sort(key=lambda manifest: manifest.step)
+        self._kept = [PruneCandidate(manifest.id, manifest.step, verified=True) for manifest in found]
+        return found[-1] if found else None
+
+    def read_newest_good(self, reader: Reader) -> Manifest | None:
+        """Have the newest checkpoint that was found read; quarantine a corrupt one and try the one before it.
+
+        Returns:
+            The manifest of the one that was read, or None when there is no good one: then the reader may have left anything.
+        """
+        while self._kept:
+            newest = self._kept[-1].id
+            try:
+                return self._store.read(newest, reader)
             except CorruptCheckpointError as error:
                 self._say(f"{error}\nput aside; going back to the checkpoint before it")
-                self._store.quarantine(candidate.id, str(error))
-                continue
-            self._kept = [older for older in self._kept if older.step <= candidate.step]
-            return own
+                self._store.quarantine(newest, str(error))
+                self._kept.pop()
         return None
 
     def committed(self, checkpoint_id: str, step: int) -> None:
@@ -57,19 +80,3 @@ class OwnCheckpoints:
             except OSError as error:
                 self._say(f"checkpoint {name} could not be deleted: {error}")
             self._kept = [candidate for candidate in self._kept if candidate.id != name]
-
-    def _found(self) -> list[PruneCandidate]:
-        """Return those that earlier processes of the attempt have committed, newest first."""
-        spec = self._spec
-        for name in self._store.ids():
-            if not name.endswith(f"-{self._attempt}"):
-                continue
-            try:
-                manifest, _ = self._store.manifest(name)
-            except CorruptCheckpointError as error:
-                self._store.quarantine(name, str(error))
-                continue
-            mine = (manifest.run, manifest.fence) == (spec.run, spec.fence)
-            if mine and manifest.step > self._start_step:
-                self._kept.append(PruneCandidate(name, manifest.step, verified=True))
-        return sorted(self._kept, key=lambda candidate: candidate.step, reverse=True)

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from state.clock import Clock
 from state.duration import format_duration
 from state.errors import CorruptCheckpointError, DataError, ExitCode, GemmaOrchError, UserError
 from state.layout import AttemptLayout, checkpoint_id
-from state.manifest import Manifest, state_sha256
+from state.manifest import FileEntry, Manifest, state_sha256
 from state.report import Outcome, Phase, SessionReport
 from state.spec import ORDER_VERSION, SessionSpec
 from worker.alive import held_alive
@@ -33,6 +33,8 @@ from worker.telemetry import Telemetry, begins, goes_on_from, is_saved
 from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from worker.assembly import Training
     from worker.data_versions import VersionedBatches
     from worker.trainer import Trainer
@@ -184,7 +186,7 @@ class Session:
         return ExitCode.DONE
 
     def _begin(self) -> tuple[Training, Saver, Canary | None]:
-        """Verify the checkpoint, put the training together, restore, and make ready to save."""
+        """Put the training together, restore and verify its state in one pass, and make ready to save."""
         self._phase(Phase.STARTING)
         from worker.assembly import assemble  # imports torch: not before the lock and the spec are known to be good
         from worker.device import computes_alike
@@ -192,12 +194,10 @@ class Session:
         Path(self._spec.checkpoints_dir).mkdir(parents=True, exist_ok=True)
         begun_s = self._clock.monotonic()
         self._progress.spend(startup=begun_s - self._host.started_s)
-        self._phase(Phase.VERIFYING)
-        self._own.sweep()
-        start = self._verified_start()
         self._phase(Phase.RESTORING)
-        training = assemble(self._spec, start, self._store.folder(start.id) if start else None, self._clock, self._host.say)
-        self._batches = training.batches
+        self._check_start()
+        training = assemble(self._spec, self._restore, self._clock, self._host.say)
+        self._batches, start = training.batches, training.start
         saver = self._saver = Saver(
             self._store,
             training.image,
@@ -221,19 +221,36 @@ class Session:
             return None
         return Canary(start.id, start.next_loss, alike)
 
-    def _verified_start(self) -> Manifest | None:
-        """Return the manifest of the checkpoint to go on from, every byte of it read; None: the run's beginning.
+    def _check_start(self) -> None:
+        """Refuse a checkpoint of another training before the data is opened and the model made: nothing explains more."""
+        from worker.assembly import check_trajectory
+
+        start = self._own.find()
+        if start is None and self._spec.start is not None:
+            start = self._store.manifest_of(self._spec.start)
+        if start is not None:
+            check_trajectory(self._spec, start)
+
+    def _restore(self, state: Mapping[str, Tensor]) -> Manifest | None:
+        """Fill the state from the checkpoint to go on from, verified as it is read; return its manifest, None at the beginning.
 
         That is this attempt's own last good one, when an earlier process of it was killed; else the one that the spec
         expects, and no other.
         """
-        own = self._own.newest_good()
+        from worker.assembly import check_trajectory
+        from worker.snapshot import restore_state
+
+        def reader(folder: Path, manifest: Manifest) -> tuple[FileEntry, ...]:
+            check_trajectory(self._spec, manifest)
+            return restore_state(folder, manifest.file_names, state)
+
+        own = self._own.read_newest_good(reader)
         if own is not None:
             self._progress.resume(own)
             self._telemetry.resumed(own.step)
             return own
         expected = self._spec.start
-        return self._store.verify(expected.id, expected) if expected else None
+        return self._store.read(expected.id, reader, expected) if expected else None
 
     def _train(self, training: Training, saver: Saver, canary: Canary | None) -> Ending:
         """Train until something ends the session, taking checkpoints on the way; return what ended it."""

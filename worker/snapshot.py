@@ -13,24 +13,27 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import DataError
+from state.files import DigestedFile
+from state.manifest import FileEntry
+from state.tensor_files import TensorPiece, read_header
 from worker.optim import AdamW
 from worker.trainer import TrainableModel
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _MODEL = "model."
 _MOMENTS = ("optimizer.exp_avg.", "optimizer.exp_avg_sq.")
-_SHARDING_KEY = "DCP_SHARDING_INFO"
+_STAGING_BYTES = 16 * 1024 * 1024
 
 
 def training_state(model: TrainableModel, optimizer: AdamW) -> dict[str, Tensor]:
@@ -93,8 +96,11 @@ class StateImage:
 
 def restore_state(
     folder: Path, file_names: Sequence[str], tensors: Mapping[str, Tensor], *, others_allowed: bool = False
-) -> None:
-    """Read a checkpoint's tensors into the live ones, whatever number of ranks wrote it.
+) -> tuple[FileEntry, ...]:
+    """Read a checkpoint's tensors into the live ones in one pass, whatever number of ranks wrote it.
+
+    No other file of the folder is read. Every byte is digested on its way into the tensors, so that what the caller compares
+    with the manifest is what was restored; `DirectoryCheckpointStore.read` does that. Until then, the tensors hold anything.
 
     Args:
         folder: The checkpoint's folder.
@@ -102,68 +108,117 @@ def restore_state(
         tensors: Where to, by name.
         others_allowed: Whether the checkpoint may hold more than these.
 
+    Returns:
+        What was read of each file, in the given order.
+
     Raises:
-        DataError: the checkpoint lacks a tensor, has another shape of it, or holds one that is not asked for.
+        DataError: the checkpoint lacks a tensor or a part of one, has another shape of it, or holds one that is not asked for.
     """
-    paths = [folder / name for name in file_names]
-    if len(paths) == 1 and not _is_sharded(paths[0]):
-        _restore_whole(paths[0], tensors, others_allowed=others_allowed)
-    else:
-        _restore_sharded(folder, tensors, others_allowed=others_allowed)
+    restoring = _Restoring(folder.name, tensors)
+    entries = []
+    for name in file_names:
+        with DigestedFile(folder / name) as file:
+            for piece in read_header(file.read, name):
+                restoring.take(piece, file)
+            sha256 = file.sha256()
+            entries.append(FileEntry(name=name, size_bytes=file.size_bytes, sha256=sha256))
+    restoring.check_whole(others_allowed=others_allowed)
+    return tuple(entries)
 
 
-def read_weights(folder: Path, file_names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return a checkpoint's weights alone, on the CPU in fp32, by the names of the parameters.
+def read_weights(store: DirectoryCheckpointStore, checkpoint_id: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return a checkpoint's weights alone, on the CPU in fp32, by the names of the parameters; every byte is verified.
 
     Raises:
+        CorruptCheckpointError: the checkpoint is not what its manifest says.
         DataError: a weight is missing or has another shape.
     """
     weights = {name: torch.empty(shape) for name, shape in shapes.items()}
     state = {_MODEL + name: weight for name, weight in weights.items()}
-    restore_state(folder, file_names, state, others_allowed=True)
+    store.read(
+        checkpoint_id,
+        lambda folder, manifest: restore_state(folder, manifest.file_names, state, others_allowed=True),
+    )
     return weights
 
 
-def _restore_whole(path: Path, tensors: Mapping[str, Tensor], *, others_allowed: bool) -> None:
-    with safe_open(path, framework="pt") as file:
-        _check_names(set(file.keys()), set(tensors), path.parent, others_allowed=others_allowed)
-        for name, tensor in tensors.items():
-            stored = file.get_tensor(name)
-            if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+class _Restoring:
+    """Live tensors that are being filled from the files of a checkpoint, piece by piece."""
+
+    def __init__(self, checkpoint: str, tensors: Mapping[str, Tensor]) -> None:
+        self._checkpoint = checkpoint
+        self._tensors = tensors
+        self._taken: dict[str, list[TensorPiece]] = {}
+
+    def take(self, piece: TensorPiece, file: DigestedFile) -> None:
+        """Read a piece, which is the next of its file, into its place."""
+        if not file.size_bytes <= piece.begin <= piece.end:
+            raise DataError(f"tensor {piece.tensor} of checkpoint {self._checkpoint} shares bytes with another one, or has none")
+        file.skip(piece.begin - file.size_bytes)
+        tensor = self._tensors.get(piece.tensor)
+        if tensor is None:
+            file.skip(piece.end - piece.begin)
+        else:
+            self._check_fits(piece, tensor)
+            block = tensor[tuple(slice(at, at + length) for at, length in zip(piece.offset, piece.shape, strict=True))]
+            _read_tensor(file, block)
+        self._taken.setdefault(piece.tensor, []).append(piece)
+
+    def check_whole(self, *, others_allowed: bool) -> None:
+        """Check that every tensor was filled, and, unless others are allowed, that nothing else was there."""
+        wanted, found = self._tensors.keys(), self._taken.keys()
+        if lacking := wanted - found:
+            raise DataError(f"checkpoint {self._checkpoint} lacks {len(lacking)} tensors, {min(lacking)} for one")
+        if not others_allowed and (unknown := found - wanted):
+            raise DataError(f"checkpoint {self._checkpoint} has {len(unknown)} unknown tensors, {min(unknown)} for one")
+        for name, tensor in self._tensors.items():
+            numbers = sum(prod(piece.shape) for piece in self._taken[name])  # no two pieces overlap
+            if numbers != tensor.numel():
                 raise DataError(
-                    f"tensor {name} of checkpoint {path.parent.name} is {stored.dtype} {tuple(stored.shape)}",
-                    expected=f"{tensor.dtype} {tuple(tensor.shape)}",
+                    f"the files of checkpoint {self._checkpoint} hold {numbers} numbers of tensor {name}",
+                    expected=f"{tensor.numel()}, in the shape {tuple(tensor.shape)}",
                 )
-            tensor.copy_(stored)
+
+    def _check_fits(self, piece: TensorPiece, tensor: Tensor) -> None:
+        dtype, shape = _DTYPES[tensor.dtype], tuple(tensor.shape)
+        where = f"tensor {piece.tensor} of checkpoint {self._checkpoint}"
+        if piece.dtype != dtype or len(piece.shape) != len(shape) or len(piece.offset) != len(shape):
+            raise DataError(f"{where} is {piece.dtype} {piece.shape}", expected=f"{dtype} {shape}")
+        if any(at + length > whole for at, length, whole in zip(piece.offset, piece.shape, shape, strict=True)):
+            raise DataError(
+                f"a piece of {where} is at {piece.offset} and has the shape {piece.shape}", expected=f"within {shape}"
+            )
+        if piece.end - piece.begin != prod(piece.shape) * tensor.element_size():
+            raise DataError(f"{where} has {piece.end - piece.begin} bytes", expected=f"those of {dtype} {piece.shape}")
+        if any(_overlap(piece, other) for other in self._taken.get(piece.tensor, ())):
+            raise DataError(f"two pieces of {where} overlap, one of them at {piece.offset}")
 
 
-def _restore_sharded(folder: Path, tensors: Mapping[str, Tensor], *, others_allowed: bool) -> None:
-    # Imported here: it takes 0.6 s, and only a state that several ranks wrote needs it.
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    reader = HuggingFaceStorageReader(str(folder))
-    found = set(reader.read_metadata().state_dict_metadata)
-    _check_names(found, set(tensors), folder, others_allowed=others_allowed)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            load(dict(tensors), storage_reader=reader, no_dist=True)
-    except CheckpointException as error:
-        raise DataError(f"the tensors of checkpoint {folder.name} do not fit this model: {error}") from error
+def _overlap(one: TensorPiece, other: TensorPiece) -> bool:
+    """Return whether two pieces of a tensor share a number; one without numbers shares none."""
+    sides = zip(one.offset, one.shape, other.offset, other.shape, strict=True)
+    return all(max(at, its_at) < min(at + length, its_at + its_length) for at, length, its_at, its_length in sides)
 
 
-def _check_names(found: set[str], wanted: set[str], folder: Path, *, others_allowed: bool) -> None:
-    if lacking := wanted - found:
-        raise DataError(f"checkpoint {folder.name} lacks {len(lacking)} tensors, {min(lacking)} for one")
-    if not others_allowed and (unknown := found - wanted):
-        raise DataError(f"checkpoint {folder.name} has {len(unknown)} unknown tensors, {min(unknown)} for one")
-
-
-def _is_sharded(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        return _SHARDING_KEY in (file.metadata() or {})
+def _read_tensor(file: DigestedFile, target: Tensor) -> None:
+    """Fill a tensor, on any device, with the next bytes of a file."""
+    if not target.numel():
+        return
+    if not target.is_contiguous():  # a block that is narrower than its tensor
+        block = torch.empty(target.shape, dtype=target.dtype)
+        _read_tensor(file, block)
+        target.copy_(block)
+        return
+    raw = target.view(-1).view(torch.uint8)
+    if target.device.type == "cpu":
+        file.read_into(raw.numpy().data)
+        return
+    staging = torch.empty(min(len(raw), _STAGING_BYTES), dtype=torch.uint8, pin_memory=target.is_cuda)
+    for begin in range(0, len(raw), _STAGING_BYTES):
+        part = raw[begin : begin + _STAGING_BYTES]
+        staged = staging[: len(part)]
+        file.read_into(staged.numpy().data)
+        part.copy_(staged)
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, tuple[ImagePart, ...]]:

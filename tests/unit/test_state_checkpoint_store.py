@@ -10,9 +10,9 @@ import pytest
 
 from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
-from state.errors import CorruptCheckpointError, TemporaryError
+from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
-from state.manifest import FileEntry
+from state.manifest import FileEntry, Manifest
 from tests.factories import commit_checkpoint, safetensors, stage_checkpoint
 
 ID = "step-00000010-s001a1"
@@ -164,3 +164,54 @@ def test_verifying_tensor_by_tensor_finds_what_the_files_digests_cannot(tmp_path
     committed_with(store, content)
     with pytest.raises(CorruptCheckpointError, match=complaint):
         store.verify_tensors(ID)
+
+
+def test_what_a_reader_took_is_compared_and_the_files_are_not_looked_at_again(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    manifest = commit_checkpoint(store, 10)
+
+    def reader(folder: Path, told: Manifest) -> tuple[FileEntry, ...]:
+        for name in told.file_names:  # damaged after it was read: what was taken is right
+            (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+        return told.files
+
+    assert store.read(ID, reader) == manifest
+    with pytest.raises(CorruptCheckpointError, match="has changed"):
+        store.verify(ID)
+
+
+def test_what_a_reader_took_is_refused_when_it_is_not_what_the_manifest_says(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    commit_checkpoint(store, 10)
+    with pytest.raises(CorruptCheckpointError, match=r"rank-0\.safetensors of checkpoint .* has changed"):
+        store.read(ID, lambda _, told: [entry.model_copy(update={"sha256": "0" * 64}) for entry in told.files])
+    assert store.verify(ID).step == 10
+
+
+def refuse(_folder: Path, _manifest: Manifest) -> tuple[FileEntry, ...]:
+    raise DataError("the tensors do not fit")
+
+
+def test_a_reader_that_cannot_use_sound_files_says_why(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    commit_checkpoint(store, 10)
+    with pytest.raises(DataError, match="do not fit") as caught:
+        store.read(ID, refuse)
+    assert not isinstance(caught.value, CorruptCheckpointError)
+
+
+def test_damage_is_told_before_what_it_has_led_to(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    manifest = commit_checkpoint(store, 10)
+    path = store.folder(ID) / manifest.file_names[-1]
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CorruptCheckpointError, match="has changed"):
+        store.read(ID, refuse)
+
+
+def test_the_manifest_of_an_expected_checkpoint_must_be_that_one(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    manifest = commit_checkpoint(store, 10)
+    assert store.manifest_of(manifest.expected(store.manifest(ID)[1])) == manifest
+    with pytest.raises(CorruptCheckpointError, match="which is what was verified before"):
+        store.manifest_of(manifest.expected("0" * 64))

@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -624,6 +626,30 @@ def test_a_killed_sessions_own_corrupt_checkpoints_are_put_aside_for_the_one_bef
     straight = SmallRun(run.layout.root / "straight")
     assert straight.run(straight.spec()) == 0
     assert newest(run).state_sha256 == newest(straight).state_sha256
+
+
+def test_a_session_whose_own_checkpoints_are_all_corrupt_begins_again_as_if_it_had_read_none(run: SmallRun):
+    spec = run.spec(1, checkpoint_every_s=1e-6, retention={"keep_last": 2})
+    assert run.run(spec, asked_to_stop=fail_after_saves(9)) == 3
+    for name in own(run, spec):
+        flip_last_bit(state_file(run, name))
+    assert run.run(spec) == 0
+    assert run.report(spec).tokens == 20 * 4 * 8
+    straight = SmallRun(run.layout.root / "straight")
+    assert straight.run(straight.spec()) == 0
+    assert newest(run).state_sha256 == newest(straight).state_sha256
+
+
+def test_each_file_of_the_start_checkpoint_is_read_once(run: SmallRun):
+    """A file that is looked at twice may be verified and then be another one when it is restored."""
+    start = first_session(run)
+    spec = run.spec(2, start=start)
+    watched = str(run.store.folder(start.id))
+    run.write(spec)
+    command = [sys.executable, "-m", "tests.open_files", watched, str(run.attempt(spec).spec)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    opened = [Path(line).name for line in result.stdout.splitlines()]
+    assert opened.count("state.safetensors") == 1
 
 
 def fail_after_saves(number: int) -> Any:

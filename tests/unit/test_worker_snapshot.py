@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from state.errors import DataError
+from state.checkpoint_store import DirectoryCheckpointStore
+from state.errors import CorruptCheckpointError, DataError
 from state.spec import TrainingSpec
 from state.tensor_files import tensor_entries
+from tests.factories import commit_checkpoint
 from tests.sessions import small_architecture
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state, parameter_shapes
@@ -182,15 +185,120 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path, sharded: bool):
         restore_state(tmp_path, names, blank(state))
 
 
-def test_weights_alone_can_be_read(tmp_path: Path):
+def test_what_is_read_is_told_with_the_digest_of_the_bytes_that_were_restored(tmp_path: Path):
+    state = make_state()
+    names = write_shards(state, tmp_path)
+    read = restore_state(tmp_path, names, blank(state))
+    assert [entry.name for entry in read] == names
+    for entry in read:
+        content = (tmp_path / entry.name).read_bytes()
+        assert (entry.size_bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_file_that_is_not_named_is_never_read(tmp_path: Path):
+    state = make_state()
+    names = write_shards(state, tmp_path)
+    strange = {name: torch.full_like(tensor, 66.0) for name, tensor in state.items()}
+    save_file(strange, tmp_path / "zz.safetensors")
+    (tmp_path / "zzz.safetensors").write_bytes(b"not even a safetensors file")
+    restored = blank(state)
+    restore_state(tmp_path, names, restored)
+    assert same(restored, state)
+
+
+def write_blocks(folder: Path, *blocks: tuple[tuple[int, int], Tensor]) -> list[str]:
+    """Write blocks of one tensor, each with its place, a file each."""
+    names = []
+    for offset, block in blocks:
+        names.append(f"rank-{len(names)}.safetensors")
+        sharding = json.dumps({"m": {"saved_offsets": list(offset)}})
+        save_file({"m": block.contiguous()}, folder / names[-1], metadata={"DCP_SHARDING_INFO": sharding})
+    return names
+
+
+WHOLE = torch.arange(24.0).view(4, 6)
+
+
+def test_blocks_that_are_narrower_than_their_tensor_come_together(tmp_path: Path):
+    blocks = [((row, column), WHOLE[row : row + 2, column : column + 3]) for row in (0, 2) for column in (3, 0)]
+    restored = torch.full_like(WHOLE, float("nan"))
+    restore_state(tmp_path, write_blocks(tmp_path, *blocks), {"m": restored})
+    assert torch.equal(restored, WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ([((0, 0), WHOLE[:2])], "hold 12 numbers of tensor m"),
+        ([((0, 0), WHOLE[:3]), ((2, 0), WHOLE[2:])], "overlap"),
+        ([((0, 0), WHOLE[:2]), ((3, 0), WHOLE[2:])], "is at .3, 0. and has the shape .2, 6."),
+        ([((0, 0), WHOLE.double())], "is F64"),
+        ([((0, 0), WHOLE.view(24))], "is F32 .24,."),
+    ],
+)
+def test_blocks_that_do_not_make_the_tensor_whole_are_refused(
+    tmp_path: Path, blocks: list[tuple[tuple[int, int], Tensor]], said: str
+):
+    with pytest.raises(DataError, match=said):
+        restore_state(tmp_path, write_blocks(tmp_path, *blocks), {"m": torch.zeros(4, 6)})
+
+
+@pytest.mark.parametrize("offsets", [[[0, 8], [4, 12]], [[0, 8], [16, 8]], [[0, 8], [8, 12]]])
+def test_a_header_whose_places_make_no_sense_is_refused(tmp_path: Path, offsets: list[list[int]]):
+    header = {name: {"dtype": "F32", "shape": [2], "data_offsets": place} for name, place in zip("ab", offsets, strict=True)}
+    text = json.dumps(header).encode()
+    (tmp_path / FILE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+    with pytest.raises(DataError):
+        restore_state(tmp_path, [FILE], {"a": torch.zeros(2), "b": torch.zeros(2)})
+
+
+def test_a_file_that_ends_early_is_refused(tmp_path: Path):
     state = make_state()
     image = StateImage(state)
     image.take()
-    write(image, tmp_path)
+    path = write(image, tmp_path)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(DataError, match=f"{FILE} ends after"):
+        restore_state(tmp_path, [FILE], blank(state))
+
+
+def test_a_state_on_a_device_is_read_through_a_buffer(tmp_path: Path):
+    """Meta tensors take the way of every device but the CPU; they have shapes and no numbers."""
+    state = make_state()
+    save_file(state, tmp_path / FILE)
+    (read,) = restore_state(tmp_path, [FILE], {name: tensor.to("meta") for name, tensor in state.items()})
+    assert read.sha256 == hashlib.sha256((tmp_path / FILE).read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> tuple[DirectoryCheckpointStore, str, dict[str, Tensor]]:
+    """A store with a checkpoint of a state."""
+    state = make_state()
+    image = StateImage(state)
+    image.take()
+    store = DirectoryCheckpointStore(tmp_path / "checkpoints")
+    manifest = commit_checkpoint(store, 10, files={FILE: image.buffer[:]})
+    return store, manifest.id, state
+
+
+def test_weights_alone_can_be_read(committed: tuple[DirectoryCheckpointStore, str, dict[str, Tensor]]):
+    store, checkpoint_id, state = committed
     shapes = parameter_shapes(small_architecture())
-    weights = read_weights(tmp_path, [FILE], shapes)
+    weights = read_weights(store, checkpoint_id, shapes)
     assert list(weights) == list(shapes)
     assert all(torch.equal(weights[name], state[f"model.{name}"]) for name in shapes)
+
+
+def test_weights_are_not_given_out_when_any_byte_of_their_file_has_changed(
+    committed: tuple[DirectoryCheckpointStore, str, dict[str, Tensor]],
+):
+    store, checkpoint_id, _ = committed
+    path = store.folder(checkpoint_id) / FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # in the second moments, which nobody asks for
+    path.write_bytes(content)
+    with pytest.raises(CorruptCheckpointError, match=f"{FILE} of checkpoint .* has changed"):
+        read_weights(store, checkpoint_id, parameter_shapes(small_architecture()))
 
 
 def test_tensors_of_the_image_begin_on_a_page():
