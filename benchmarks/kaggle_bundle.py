@@ -15,7 +15,7 @@ from benchmarks.measure import verdict
 from orchestrator.bundle import bundle
 from state.architecture import ModelSpec, resolve_architecture
 from state.kaggle.job import CheckpointPlace, KaggleJob
-from state.kaggle.names import attempt_slug, control_slug
+from state.kaggle.names import attempt_dataset_slug, control_slug
 from state.layout import checkpoint_id
 from state.spec import ExpectedCheckpoint, SessionData, SessionSpec, TrainingSpec
 
@@ -49,8 +49,8 @@ def job() -> KaggleJob:
         spec=spec,
         owner="somebody",
         accelerator="t4x2",
-        start=CheckpointPlace(kind="dataset", owner="somebody", slug=attempt_slug(RUN, 29, 1), version=13),
-        dataset=attempt_slug(RUN, 30, 1),
+        start=CheckpointPlace(kind="dataset", owner="somebody", slug=attempt_dataset_slug(RUN, 29, 1), version=13),
+        dataset=attempt_dataset_slug(RUN, 30, 1),
         control=control_slug(RUN),
         upload_every_s=3600.0,
         stop_poll_every_s=180.0,

@@ -94,6 +94,8 @@ class FakeKaggle:
     def push_kernel(self, push: KernelPush) -> int:
         self._called("push_kernel", push.slug)
         assert push.slug not in self.kernel_table, "a second session of an attempt would start"
+        if push.slug in self.dataset_table:
+            raise SlugTakenError(f"{push.slug} is already in use by a dataset", by="dataset")
         kernel = self.kernel_table[push.slug] = FakeKernel(push, shape=push.machine_shape)
         self.on_push(kernel)
         self._done("push_kernel")
@@ -190,8 +192,10 @@ class FakeKaggle:
 
     def create_dataset(self, slug: str, tokens: Sequence[str]) -> None:
         self._called("create_dataset", slug)
+        if slug in self.kernel_table:
+            raise SlugTakenError(f"{slug} is already in use by a notebook", by="notebook")
         if slug in self.dataset_table:
-            raise SlugTakenError(f"{slug} is already in use")
+            raise SlugTakenError(f"{slug} is already in use by a dataset", by="dataset")
         self.add_version(slug, "Initial release", self._files_of(tokens), self._new_status())
         self._done("create_dataset")
 

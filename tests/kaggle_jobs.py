@@ -9,7 +9,7 @@ from typing import Any
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.data_manifest import DataManifest
 from state.kaggle.job import KaggleJob
-from state.kaggle.names import attempt_slug, checkpoint_file_names, control_slug, data_slug
+from state.kaggle.names import attempt_dataset_slug, checkpoint_file_names, control_slug, data_slug
 from state.layout import MANIFEST_NAME
 from state.spec import SessionSpec
 from tests.kaggle_clients import USER
@@ -17,7 +17,7 @@ from tests.kaggle_clients import USER
 
 def job_of(spec: SessionSpec, **values: Any) -> KaggleJob:
     """The job of a session: its names, and patience for a test."""
-    slug = attempt_slug(spec.run, spec.session, spec.attempt)
+    slug = attempt_dataset_slug(spec.run, spec.session, spec.attempt)
     return KaggleJob(
         **{
             "spec": spec,

@@ -14,7 +14,7 @@ from orchestrator.kaggle.sources import DataSources
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import ManualClock
 from state.kaggle.job import KaggleJob, StopFlag
-from state.kaggle.names import VersionNote, attempt_slug, checkpoint_file_names, control_slug
+from state.kaggle.names import VersionNote, attempt_dataset_slug, attempt_kernel_slug, checkpoint_file_names, control_slug
 from state.kaggle.records import SessionStatus
 from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME, HomeLayout
@@ -25,7 +25,9 @@ from state.spec import SessionData, SessionSpec
 from tests.factories import RUN, commit_checkpoint, report, run_record, run_spec, session_spec
 from tests.fake_kaggle import FakeKaggle, FakeKernel, job_in, source_root
 
-SLUG = attempt_slug(RUN, 1, 1)
+SLUG = attempt_kernel_slug(RUN, 1, 1)
+"""The kernel of the first attempt."""
+DATASET = attempt_dataset_slug(RUN, 1, 1)
 SETTINGS = KaggleSettings(poll_every_s=60.0, settle_s=600.0, accelerator="cpu")
 
 
@@ -143,7 +145,7 @@ def upload_checkpoint(
         content = {"report.json": report(session, end_step=step, saved_step=step, head=manifest.id).to_json(), **content}
     if lose is not None:
         del content[f"{manifest.id}.{lose}"]
-    account.add_version(attempt_slug(RUN, session, 1), str(note_of(store, manifest)), content, status)
+    account.add_version(attempt_dataset_slug(RUN, session, 1), str(note_of(store, manifest)), content, status)
     return manifest
 
 

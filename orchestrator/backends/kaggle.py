@@ -1,7 +1,7 @@
 """Sessions as private script kernels of a Kaggle account.
 
 Kaggle has no way to end a session from outside, lags in what it shows, and loses the answers to what it is asked. So an
-attempt's kernel and dataset have the attempt's own name: whether it was pushed is found out by looking, and whatever a
+attempt's kernel and dataset have names of the attempt's own: whether it was pushed is found out by looking, and whatever a
 session that was given up still does, it does to its own dataset.
 """
 
@@ -20,7 +20,7 @@ from orchestrator.kaggle.checkpoints import KaggleCheckpoints, kaggle_folder
 from orchestrator.kaggle.control import Control
 from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.pushing import Pushing
-from orchestrator.kaggle.salvage import Salvage, kernel_version
+from orchestrator.kaggle.salvage import Salvage
 from orchestrator.kaggle.seen import Look
 from orchestrator.kaggle.sources import DataSources
 from orchestrator.kaggle.verdict import judge
@@ -28,7 +28,7 @@ from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock
 from state.errors import TemporaryError
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import attempt_dataset_slug
 from state.kaggle.settings import KaggleSettings
 from state.layout import HomeLayout
 from state.ledger import RunRecord
@@ -141,7 +141,7 @@ class KaggleBackend:
         if seen.over is not None:
             return Observation(Sighting.ENDED, seen.over, seen.over_at)
         looks_before = seen.looks
-        seen = self._looks.refresh(ref.session, ref.attempt, kernel_version(ref))
+        seen = self._looks.refresh(ref.session, ref.attempt, ref.handle)
         if seen.looks != looks_before:
             seen = self._salvage.take_in(ref, seen)
         report = self._salvage.report(ref)
@@ -188,25 +188,25 @@ class KaggleBackend:
         seen = self._looks.seen(ref.session, ref.attempt)
         if seen.over is not None:
             return
-        slug, api = attempt_slug(ref.run, ref.session, ref.attempt), self._api()
-        kernel = api.kernel(slug)
-        if kernel is None:
+        api, kernel = self._api(), self._looks.kernel(ref.session, ref.attempt, ref.handle)
+        if api.kernel(kernel.slug) is None:
             return  # one look that does not show it is no proof that it is gone: observing it finds that out
         if seen.ended is not None and not seen.ended_again:  # nor is one word that it is over
-            seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, kernel_version(ref))
+            seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, ref.handle)
             if seen.ended is not None and not seen.ended_again:
-                raise TemporaryError(f"whether {slug} is over cannot be told now")
+                raise TemporaryError(f"whether {kernel.slug} is over cannot be told now")
         if seen.ended is None:  # a kernel that is deleted may run on unseen: then it is to end soon
             with contextlib.suppress(TemporaryError):  # the wish is remembered, and goes out with the next session at the latest
                 self._control.ask_to_stop(ref.session, ref.attempt)
-        self._looks.take_dataset(ref.session, ref.attempt, api.dataset(slug))
+        dataset = api.dataset(attempt_dataset_slug(ref.run, ref.session, ref.attempt))
+        self._looks.take_dataset(ref.session, ref.attempt, dataset)
         self._checkpoints.discovery.examine(ref.session, ref.attempt)
         self._salvage.find_report(ref)
         self._salvage.read_outputs(ref)
         how = "it was over already"
         if seen.ended is None:
             self._checkpoints.bring_home(ref.session, ref.attempt)
-            api.delete_kernel(slug)
+            api.delete_kernel(kernel.slug)
             effects.done("signal", "delete")
             how = "its kernel was deleted, after all that could be saved of it was"
         self._looks.change(ref.session, ref.attempt, over=how, over_at=self._clock.now())

@@ -28,12 +28,15 @@ from state.kaggle.job import KaggleJob, StopFlag
 from state.kaggle.names import (
     PREFIX,
     STOP_FLAG_NAME,
+    PushedKernel,
     VersionNote,
-    attempt_slug,
+    attempt_dataset_slug,
     check_run_fits,
     checkpoint_file_names,
     control_slug,
-    parse_attempt_slug,
+    parse_attempt_dataset_slug,
+    parse_attempt_kernel_slug,
+    pushed_kernels,
 )
 from state.layout import MANIFEST_NAME, REPORT_NAME, SPEC_NAME
 from state.ledger import PutAttempt, RunRecord
@@ -128,8 +131,8 @@ def _remember(ports: Ports, adopted: Adopted, reader: _Reader) -> None:
         files.write_atomically(state, reader.control.to_json())
     store = ports.checkpoints(adopted.run)
     if isinstance(store, KaggleCheckpoints):
-        for (session, attempt), (version, outputs) in reader.outputs.items():
-            store.discovery.take_outputs(session, attempt, version, outputs)
+        for (session, attempt), (kernel, outputs) in reader.outputs.items():
+            store.discovery.take_outputs(session, attempt, kernel, outputs)
 
 
 class _Reader:
@@ -143,8 +146,8 @@ class _Reader:
         self._num_files = 0
         self.control = ControlState()
         """What is known of the control dataset, once it is read."""
-        self.outputs: dict[tuple[int, int], tuple[int, tuple[OutputFile, ...]]] = {}
-        """By attempt, the kernel's version and its files, where a checkpoint lies among them."""
+        self.outputs: dict[tuple[int, int], tuple[PushedKernel, tuple[OutputFile, ...]]] = {}
+        """By attempt, its kernel and the files that this has left, where a checkpoint lies among them."""
 
     def read(self, known: RunRecord | None) -> RunOnAccount:
         """Return what the account shows, in full of those attempts that the record does not have over.
@@ -182,9 +185,9 @@ class _Reader:
 
     def _attempts(self, known: RunRecord | None) -> tuple[SeenAttempt, ...]:
         prefix = f"{PREFIX}-{self._run}-"
-        datasets = {key for slug in self._api.datasets(prefix) if (key := parse_attempt_slug(self._run, slug)) is not None}
-        listed = self._api.kernels(prefix)
-        kernels = {key: kernel for kernel in listed if (key := parse_attempt_slug(self._run, kernel.slug)) is not None}
+        slugs, listed = self._api.datasets(prefix), self._api.kernels(prefix)
+        datasets = {key for slug in slugs if (key := parse_attempt_dataset_slug(self._run, slug)) is not None}
+        kernels = {key: kernel for kernel in listed if (key := parse_attempt_kernel_slug(self._run, kernel.slug)) is not None}
         datasets |= self._not_listed_yet(datasets | kernels.keys())
         keys = sorted(datasets | kernels.keys())
         over = {(one.session, one.attempt) for one in known.attempts if not one.is_live} if known is not None else set()
@@ -198,10 +201,10 @@ class _Reader:
         for number, key in enumerate(keys, start=1):
             if key in over:
                 continue
-            self._say(f"{number} of {len(keys)}: {attempt_slug(self._run, *key)}")
+            self._say(f"{number} of {len(keys)}: {attempt_dataset_slug(self._run, *key)}")
             one = self._attempt(key, kernels.get(key), newest_push, has_dataset=key in datasets)
             if key == keys[-1] and key not in here and one.is_being_made:
-                slug = attempt_slug(self._run, *key)
+                slug = attempt_dataset_slug(self._run, *key)
                 raise TemporaryError(
                     f"another controller is about to launch session {key[0]} attempt {key[1]}: "
                     f"Kaggle does not show yet what its dataset {slug} holds",
@@ -220,7 +223,7 @@ class _Reader:
             refused = one.state is AttemptState.LOST and one.outcome is Outcome.FAILED
             elsewhere = one.backend != BACKEND or one.state is AttemptState.DROPPED
             if (refused or elsewhere) and (one.session, one.attempt) in kernels:
-                slug = attempt_slug(self._run, one.session, one.attempt)
+                slug = kernels[one.session, one.attempt].slug
                 raise DataError(
                     f"run {self._run} went on without this home: here, session {one.session} attempt {one.attempt} was never "
                     f"launched on Kaggle, and the account has its kernel {slug}",
@@ -235,7 +238,7 @@ class _Reader:
             session = max((session for session, _ in {*keys, *found}), default=0)
             attempt = max((attempt for each, attempt in {*keys, *found} if each == session), default=0)
             following = ((session, attempt + 1), (session + 1, 1)) if session else ((1, 1),)
-            new = {key for key in following if self._api.dataset(attempt_slug(self._run, *key)) is not None}
+            new = {key for key in following if self._api.dataset(attempt_dataset_slug(self._run, *key)) is not None}
             if not new:
                 return found
             found |= new
@@ -243,10 +246,10 @@ class _Reader:
     def _attempt(
         self, key: tuple[int, int], kernel: KernelInfo | None, newest_push: datetime | None, *, has_dataset: bool
     ) -> SeenAttempt:
-        slug = attempt_slug(self._run, *key)
-        if kernel is None:
-            kernel = self._api.kernel(slug)  # the list may lag behind
-        dataset = self._api.dataset(slug) if has_dataset else None
+        if kernel is None:  # the list may lag behind
+            looked = (self._api.kernel(named.slug) for named in pushed_kernels(self._run, *key, handle=None))
+            kernel = next((found for found in looked if found is not None), None)
+        dataset = self._api.dataset(attempt_dataset_slug(self._run, *key)) if has_dataset else None
         pushed_at = _aware(kernel.last_run_at) if kernel is not None else None
         contents = _Contents()
         if dataset is not None:
@@ -254,7 +257,7 @@ class _Reader:
         if dataset is None and pushed_at is not None and newest_push is not None and pushed_at < newest_push - _SURELY_OVER:
             sighting, detail = Sighting.ENDED, "it is long over"
         else:
-            sighting, detail = self._sighting(slug, kernel)
+            sighting, detail = self._sighting(kernel)
             self._read_kernel(key, kernel, sighting, contents)
         versions = dataset.versions if dataset is not None else ()
         moments = sorted(at for version in versions if (at := _aware(version.created_at)) is not None)
@@ -262,7 +265,7 @@ class _Reader:
             *key,
             sighting=sighting,
             detail=detail,
-            handle=f"{slug}/v{kernel.version}" if kernel is not None else None,
+            handle=str(PushedKernel(kernel.slug, kernel.version)) if kernel is not None else None,
             spec=contents.spec,
             report=contents.report,
             found=tuple(contents.found.values()),
@@ -273,12 +276,12 @@ class _Reader:
             changed_at=moments[-1] if moments else None,
         )
 
-    def _sighting(self, slug: str, kernel: KernelInfo | None) -> tuple[Sighting, str]:
+    def _sighting(self, kernel: KernelInfo | None) -> tuple[Sighting, str]:
         from state.kaggle.api import SessionStatus
 
         if kernel is None:
             return Sighting.MISSING, "there is no kernel of it"
-        status = self._api.session_status(slug, kernel.version)
+        status = self._api.session_status(kernel.slug, kernel.version)
         match status:
             case SessionStatus.QUEUED:
                 return Sighting.QUEUED, ""
@@ -346,7 +349,7 @@ class _Reader:
             checkpoint, dot, rest = name.partition(".")
             if not dot or rest != MANIFEST_NAME or checkpoint in contents.found:
                 continue
-            self.outputs[key] = (kernel.version, tuple(left.values()))
+            self.outputs[key] = (PushedKernel(slug, kernel.version), tuple(left.values()))
             try:
                 found = _checked(self._output(file), checkpoint, f"{checkpoint}, output of {slug},", None)
                 contents.found[checkpoint] = _complete(found, left, slug)

@@ -13,12 +13,11 @@ from orchestrator.kaggle.upload import wait_until_ready
 from state.clock import Clock
 from state.document import Document
 from state.errors import DataError
-from state.kaggle.names import PREFIX
+from state.kaggle.names import CANARY_SLUG
 
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
 
-CANARY_SLUG = f"{PREFIX}-canary"
 CANARY_NAME = "canary.json"
 _MOST_VERSIONS = 5
 _UPLOAD_LIMIT_S = 300.0  # for some bytes

@@ -15,7 +15,7 @@ from orchestrator.kaggle.standing import check_list
 from state.clock import Clock
 from state.errors import CorruptCheckpointError, GemmaOrchError
 from state.kaggle.job import CheckpointPlace
-from state.kaggle.names import VersionNote, attempt_slug
+from state.kaggle.names import PushedKernel, VersionNote, attempt_dataset_slug
 from state.kaggle.records import DatasetInfo, OutputFile
 from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME, REPORT_NAME, attempt_name
@@ -132,13 +132,12 @@ class Discovery:
         self._looks.change(session, attempt, dataset=None, dataset_at=None)
         self._index.change_attempt(attempt_name(session, attempt), current=0, examined=(), wrong={}, is_gone=False)
 
-    def take_outputs(self, session: int, attempt: int, version: int, outputs: Sequence[OutputFile]) -> None:
+    def take_outputs(self, session: int, attempt: int, kernel: PushedKernel, outputs: Sequence[OutputFile]) -> None:
         """Take in the checkpoint that a kernel left in its output because it could not upload it.
 
         Raises:
             TemporaryError: its manifest cannot be fetched now.
         """
-        slug = attempt_slug(self._run, session, attempt)
         named = {output.name.rpartition("/")[2]: output for output in outputs}
         for name, output in named.items():
             checkpoint_id = name.removesuffix(f".{MANIFEST_NAME}")
@@ -146,7 +145,8 @@ class Discovery:
             of_attempt = checkpoint_id.rpartition("-")[2] == attempt_name(session, attempt)
             if checkpoint_id == name or known is not None or not of_attempt:
                 continue
-            place = CheckpointPlace(kind="output", owner=owner_of(self._settings, self._api), slug=slug, version=version)
+            owner = owner_of(self._settings, self._api)
+            place = CheckpointPlace(kind="output", owner=owner, slug=kernel.slug, version=kernel.version)
             sha256 = self._fetching.take_output_manifest(checkpoint_id, output)
             entry = self._new_entry(checkpoint_id, session, attempt, place, sha256)
             self._index.put(self._judged(entry, sha256, dict.fromkeys(named)))
@@ -163,7 +163,7 @@ class Discovery:
 
     def _look_at_what_is_over(self, attempt: AttemptRecord, now: datetime) -> None:
         try:
-            info = self._api().dataset(attempt_slug(self._run, attempt.session, attempt.attempt))
+            info = self._api().dataset(attempt_dataset_slug(self._run, attempt.session, attempt.attempt))
             self._not_before.pop(f"examine {_name(attempt)}", None)
             self.take_dataset(attempt.session, attempt.attempt, info)
         except GemmaOrchError:
@@ -190,7 +190,7 @@ class Discovery:
             )
 
     def _examine(self, session: int, attempt: int, version: VersionSeen, *, is_current: bool) -> None:
-        slug, name = attempt_slug(self._run, session, attempt), attempt_name(session, attempt)
+        slug, name = attempt_dataset_slug(self._run, session, attempt), attempt_name(session, attempt)
         api = self._api()
         is_said_to_be_ready = version.status.lower() == "ready"  # the dataset's own word may be about a newer version
         if is_current and not is_said_to_be_ready and not api.dataset_is_ready(slug):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.kaggle.index import EntryState, IndexFile
 from state.clock import Clock
 from state.errors import GemmaOrchError
-from state.kaggle.names import VersionNote, attempt_slug
+from state.kaggle.names import VersionNote, attempt_dataset_slug
 from state.kaggle.records import DatasetVersion
 from state.kaggle.settings import KaggleSettings
 from state.layout import attempt_name, parse_attempt_name
@@ -66,7 +66,7 @@ class Disposal:
         if numbers is None or now < self._not_before.get(name, now):
             return
         self._not_before[name] = now + timedelta(seconds=self._settings.poll_every_s)
-        slug = attempt_slug(self._run, *numbers)
+        slug = attempt_dataset_slug(self._run, *numbers)
         try:
             info = self._api().dataset(slug)
             if info is not None and self._holds_something_else(info.versions):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator.doctor import Finding
 from orchestrator.kaggle.account import open_account, user_home
-from orchestrator.kaggle.canary import CANARY_SLUG, WrittenCanary, write_canary
+from orchestrator.kaggle.canary import WrittenCanary, write_canary
 from state.clock import Clock, SystemClock
 from state.duration import format_duration
 from state.errors import GemmaOrchError, UserError
+from state.kaggle.names import CANARY_SLUG
 from state.layout import HomeLayout
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ from uuid import uuid4
 
 from orchestrator.doctor import Finding
 from orchestrator.kaggle import canary_kernel
-from orchestrator.kaggle.canary import CANARY_NAME, CANARY_SLUG, WrittenCanary
+from orchestrator.kaggle.canary import CANARY_NAME, WrittenCanary
 from orchestrator.kaggle.canary_kernel import LINE
 from orchestrator.kaggle.upload import wait_until_ready
 from state.clock import Clock
 from state.duration import format_duration
 from state.errors import GemmaOrchError, TemporaryError
 from state.kaggle.errors import InvalidSourcesError
-from state.kaggle.names import PREFIX
+from state.kaggle.names import CANARY_SLUG, FACTS_KERNEL, LIMIT_KERNEL
 from state.kaggle.settings import MACHINE_SHAPES
 from state.size import format_size
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
     from state.kaggle.records import DatasetInfo, KernelInfo
 
-FACTS_KERNEL = f"{PREFIX}-canary-facts"
-LIMIT_KERNEL = f"{PREFIX}-canary-limit"
 _FACTS_TIMEOUT_S = 900
 _LIMIT_TIMEOUT_S = 120
 _KEPT_NAME = "kept.txt"

@@ -6,7 +6,7 @@ instead of asking Kaggle again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from orchestrator.kaggle.seen import Look, Seen, due_looks, with_dataset, with_s
 from state import files
 from state.clock import Clock
 from state.errors import DataError, GemmaOrchError
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import PushedKernel, attempt_dataset_slug, pushed_kernels
 from state.kaggle.records import DatasetInfo
 from state.kaggle.settings import KaggleSettings
 from state.layout import attempt_name
@@ -63,56 +63,66 @@ class Looks:
         """Remember something more of an attempt, and return what is known."""
         return self.put(session, attempt, self.seen(session, attempt).model_copy(update=values))
 
-    def refresh(self, session: int, attempt: int, version: int) -> Seen:
+    def refresh(self, session: int, attempt: int, handle: str | None) -> Seen:
         """Ask for what is due, and return what is known then; what cannot be asked now leaves what was known.
 
         Args:
             session: The session.
             attempt: Its attempt.
-            version: Version of its kernel.
+            handle: What its push was answered with; None: the answer was lost.
         """
         seen = self.seen(session, attempt)
         due = due_looks(seen, self._clock.now(), self._settings.poll_every_s, f"{self._run} {attempt_name(session, attempt)}")
         was_over = seen.ended is not None
         for look in due:
-            seen = self._look(look, seen, session, attempt, version)
+            seen = self._look(look, seen, session, attempt, handle)
         if seen.ended is not None and not was_over and due[-1:] != (Look.DATASET,):
-            seen = self._look(Look.DATASET, seen, session, attempt, version)  # what it has delivered at its end
+            seen = self._look(Look.DATASET, seen, session, attempt, handle)  # what it has delivered at its end
         return self.put(session, attempt, seen) if due else seen
 
-    def look(self, look: Look, session: int, attempt: int, version: int = 1) -> Seen:
+    def look(self, look: Look, session: int, attempt: int, handle: str | None) -> Seen:
         """Ask for one thing now, whatever was asked before."""
-        return self.put(session, attempt, self._look(look, self.seen(session, attempt), session, attempt, version))
+        return self.put(session, attempt, self._look(look, self.seen(session, attempt), session, attempt, handle))
+
+    def kernel(self, session: int, attempt: int, handle: str | None) -> PushedKernel:
+        """Return the kernel of an attempt: as its handle says, else as a look has found it, else under its name."""
+        return self._kernels(self.seen(session, attempt), session, attempt, handle)[0]
 
     def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> Seen:
         """Remember what somebody else has asked of an attempt's dataset."""
         return self.put(session, attempt, with_dataset(self.seen(session, attempt), info, self._clock.now()))
 
-    def _look(self, look: Look, seen: Seen, session: int, attempt: int, version: int) -> Seen:
+    def _look(self, look: Look, seen: Seen, session: int, attempt: int, handle: str | None) -> Seen:
         now = self._clock.now()
         after_end = seen.looks_after_end + (seen.ended is not None)
         noted = {"looks": seen.looks + 1, "looked_at": now, "last": look, "looks_after_end": after_end}
         seen = seen.model_copy(update=noted)
-        slug = attempt_slug(self._run, session, attempt)
+        kernels = self._kernels(seen, session, attempt, handle)
         try:
             match look:
                 case Look.STATUS:
-                    return self._status(seen, slug, version, now)
+                    return self._status(seen, kernels, now)
                 case Look.DATASET:
-                    return with_dataset(seen, self._api().dataset(slug), now)
+                    return with_dataset(seen, self._api().dataset(attempt_dataset_slug(self._run, session, attempt)), now)
                 case Look.KERNEL:
-                    kernel = self._api().kernel(slug)
+                    kernel = self._api().kernel(kernels[0].slug)
                     return seen.model_copy(update={"shape_asked": True, "shape": kernel.machine_shape if kernel else None})
         except GemmaOrchError as error:
             return seen.model_copy(update={"failure": error.what}) if look is Look.STATUS else seen
 
-    def _status(self, seen: Seen, slug: str, version: int, now: datetime) -> Seen:
-        status = self._api().session_status(slug, version)
-        if status is not None:
-            return with_status(seen, status, now)
-        if self._api().kernel(slug) is not None:
-            shown = {"failure": "its kernel is there, its session is not shown", "missing_since": None, "missing_at": None}
-            return seen.model_copy(update=shown)
+    def _kernels(self, seen: Seen, session: int, attempt: int, handle: str | None) -> tuple[PushedKernel, ...]:
+        if handle is None and seen.kernel is not None:
+            return (PushedKernel(seen.kernel),)
+        return pushed_kernels(self._run, session, attempt, handle)
+
+    def _status(self, seen: Seen, kernels: Sequence[PushedKernel], now: datetime) -> Seen:
+        for kernel in kernels:
+            status = self._api().session_status(kernel.slug, kernel.version)
+            if status is not None:
+                return with_status(seen.model_copy(update={"kernel": kernel.slug}), status, now)
+            if self._api().kernel(kernel.slug) is not None:
+                shown = {"failure": "its kernel is there, its session is not shown", "missing_since": None, "missing_at": None}
+                return seen.model_copy(update={"kernel": kernel.slug, **shown})
         missing = {"missing_since": seen.missing_since or now, "missing_at": now}
         return seen.model_copy(update={"status": None, "failure": None, **missing})
 

@@ -19,7 +19,7 @@ from state.clock import Clock
 from state.duration import format_duration
 from state.errors import CorruptCheckpointError
 from state.kaggle.job import CheckpointPlace
-from state.kaggle.names import VersionNote, attempt_slug, checkpoint_file_names
+from state.kaggle.names import VersionNote, attempt_dataset_slug, checkpoint_file_names
 from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME, RunLayout
 from state.ledger import CheckpointRecord
@@ -79,7 +79,7 @@ class Promotion:
         if self._checkpoints.place(checkpoint_id) is not None:
             return None
         manifest = self._checkpoints.verify(checkpoint_id)
-        slug = attempt_slug(self._run, manifest.session, manifest.attempt)
+        slug = attempt_dataset_slug(self._run, manifest.session, manifest.attempt)
         waiting = f"{checkpoint_id}, which was only here, to be processed by Kaggle in {slug}"
         note = _note(manifest, self._checkpoints.manifest(checkpoint_id)[1])
         info = self._api().dataset(slug)
@@ -128,7 +128,7 @@ class Promotion:
         if place is not None:
             return self._done(checkpoint, place)
         manifest = self._fetch(checkpoint, talk)
-        slug = attempt_slug(self._run, checkpoint.session, checkpoint.attempt)
+        slug = attempt_dataset_slug(self._run, checkpoint.session, checkpoint.attempt)
         if self._api().dataset(slug) is None:
             self._make_dataset(checkpoint.session, checkpoint.attempt)
         wait_until_ready(self._api(), slug, clock=self._clock, processing_limit_s=self._settings.processing_limit_s)
@@ -160,7 +160,7 @@ class Promotion:
 
     def _seen_in_dataset(self, checkpoint: CheckpointRecord) -> CheckpointPlace | None:
         """Look at the attempt's dataset; return where the checkpoint lies in it, if it does."""
-        info = self._api().dataset(attempt_slug(self._run, checkpoint.session, checkpoint.attempt))
+        info = self._api().dataset(attempt_dataset_slug(self._run, checkpoint.session, checkpoint.attempt))
         self._checkpoints.discovery.take_dataset(checkpoint.session, checkpoint.attempt, info)
         return self._in_dataset(checkpoint.id)
 
@@ -192,7 +192,7 @@ class Promotion:
         """Make an attempt's dataset, unless it is there; what was seen of one that is gone is forgotten."""
         from state.kaggle.datasets import LocalFile, ensure_dataset
 
-        slug = attempt_slug(self._run, session, attempt)
+        slug = attempt_dataset_slug(self._run, session, attempt)
         self._folder.mkdir(parents=True, exist_ok=True)
         origin = self._folder / _ORIGIN_NAME
         files.write_atomically(origin, f"checkpoints of {slug}, trained elsewhere\n".encode())

@@ -24,10 +24,12 @@ from state.document import Document
 from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError
 from state.kaggle.names import (
     LONGEST_SLUG,
+    NameKind,
     VersionNote,
-    attempt_slug,
+    attempt_dataset_slug,
     checkpoint_file_names,
     data_slug,
+    kind_of,
     slugify,
     weights_slug,
 )
@@ -149,6 +151,12 @@ def checked_slug(run: str, slug: str | None) -> str:
         raise UserError(
             f"{slug!r} cannot name a dataset",
             expected=f"{_SHORTEST_SLUG} to {LONGEST_SLUG} lower-case letters, digits and single hyphens",
+            remedy=f"choose another --dataset-slug; left out, it is {own}",
+        )
+    if (kind := kind_of(slug)) not in (None, NameKind.WEIGHTS):
+        raise UserError(
+            f"{slug!r} is a name that gemma-orch keeps for {kind}",
+            expected="a name of your own: an account has one namespace for kernels, datasets and models",
             remedy=f"choose another --dataset-slug; left out, it is {own}",
         )
     return slug
@@ -374,7 +382,7 @@ class _Publisher:
         return store.folder(checkpoint.id), manifest
 
     def _fetch(self, store: DirectoryCheckpointStore, checkpoint: CheckpointRecord) -> None:
-        slug = attempt_slug(self._record.name, checkpoint.session, checkpoint.attempt)
+        slug = attempt_dataset_slug(self._record.name, checkpoint.session, checkpoint.attempt)
         dataset = self._api.dataset(slug)
         version = _version_of(dataset, checkpoint.id)
         if version is None:

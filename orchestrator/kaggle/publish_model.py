@@ -16,7 +16,7 @@ from orchestrator.kaggle.card import CARD_NAME, card_without_files
 from orchestrator.kaggle.publish import FORMATS, Published, publication_folder, upload_limit_s
 from state import files
 from state.errors import DataError, UserError
-from state.kaggle.names import weights_slug
+from state.kaggle.names import model_slug
 from state.kaggle.records import ModelForm
 from state.size import format_size
 
@@ -66,7 +66,7 @@ def publish_model(
     assert publication.checkpoint is not None, "what was published is of a checkpoint"
     folder = publication_folder(ports, record.name, record.checkpoints[publication.checkpoint])
     publisher = _ModelPublisher(api, ports.clock, folder, published, say)
-    standing = [publisher.publish(weights_slug(record.name), form, licence) for form in FORMATS]
+    standing = [publisher.publish(model_slug(record.name), form, licence) for form in FORMATS]
     files.remove_tree(folder)
     return standing
 
@@ -221,8 +221,11 @@ class _ModelPublisher:
             return
 
         def send(_tokens: Sequence[str]) -> None:
-            with contextlib.suppress(SlugTakenError):  # an earlier send arrived, or the look before was older than the model
+            try:
                 self._api.create_model(model, card)
+            except SlugTakenError as error:  # an earlier send arrived, or the look before was older than the model
+                if not error.may_be("model"):
+                    raise
 
         nothing = Uploads(self._api, (), self._folder, deadline_s, self._clock, lambda _: None)
         Sending(self._clock, deadline_s, _SETTLE_S, nothing, send, lambda: self._api.has_model(model)).do()

@@ -21,9 +21,9 @@ from orchestrator.kaggle.storage import SPEC_VERSION, StoragePlan, storage_plan
 from state import effects, files
 from state.clock import Clock
 from state.errors import AmbiguousError, GemmaOrchError, NotLaunchedError, TemporaryError, UserError
-from state.kaggle.errors import InvalidSourcesError
+from state.kaggle.errors import InvalidSourcesError, SlugTakenError
 from state.kaggle.job import KaggleJob
-from state.kaggle.names import attempt_slug, check_run_fits, control_slug
+from state.kaggle.names import PushedKernel, attempt_dataset_slug, attempt_kernel_slug, check_run_fits, control_slug
 from state.kaggle.records import KernelPush
 from state.kaggle.settings import MACHINE_SHAPES, KaggleSettings
 from state.layout import SPEC_NAME, AttemptLayout, RunLayout, attempt_name
@@ -115,7 +115,7 @@ class Pushing:
             NotLaunchedError: it certainly was not pushed, and may be later.
             UserError: Kaggle refuses it until the user changes something.
         """
-        slug = attempt_slug(spec.run, spec.session, spec.attempt)
+        slug = attempt_kernel_slug(spec.run, spec.session, spec.attempt)
         try:
             if self._api().kernel(slug) is not None:
                 raise AmbiguousError(f"the kernel {slug} is on the account already")
@@ -127,7 +127,7 @@ class Pushing:
         self._looks.put(spec.session, spec.attempt, Seen())
         try:
             version = self._api().push_kernel(push)
-        except AmbiguousError:
+        except (AmbiguousError, SlugTakenError):  # what has the name is none of ours
             raise
         except UserError as error:
             self._undo(slug, is_there=isinstance(error, InvalidSourcesError))
@@ -135,7 +135,7 @@ class Pushing:
         except TemporaryError as error:
             raise self._admission.not_now(error) from error
         effects.done("launch", slug)
-        return f"{slug}/v{version}"
+        return str(PushedKernel(slug, version))
 
     def _unready(self, spec: SessionSpec, now: datetime) -> str | None:
         for data in spec.data:
@@ -156,7 +156,7 @@ class Pushing:
         """Make the attempt's dataset, which holds its spec, unless it is there; return what that waits for."""
         from state.kaggle.datasets import LocalFile, ensure_dataset
 
-        slug = attempt_slug(spec.run, spec.session, spec.attempt)
+        slug = attempt_dataset_slug(spec.run, spec.session, spec.attempt)
         if slug in self._ready:
             return None
         folder, content = self._layout.attempt(spec.session, spec.attempt), spec.to_json()
@@ -202,7 +202,7 @@ class Pushing:
             owner=owner_of(self._settings, self._api),
             accelerator=settings.accelerator,
             start=place,
-            dataset=slug,
+            dataset=attempt_dataset_slug(spec.run, spec.session, spec.attempt),
             control=control_slug(spec.run),
             upload_every_s=max(settings.upload_every_s, spec.limit_s / storage.most_uploads),
             stop_poll_every_s=settings.stop_poll_every_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from orchestrator.kaggle.seen import Look, Seen
 from state import files
 from state.clock import Clock
 from state.errors import DataError, GemmaOrchError
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import attempt_dataset_slug
 from state.kaggle.records import OutputFile
 from state.layout import REPORT_NAME, RunLayout
 from state.report import SessionReport
@@ -22,7 +21,6 @@ from state.report import SessionReport
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
 
-_FIRST_VERSION = 1
 _FOLLOW_S = 3.0
 _FOLLOW_PAUSE_S = 5.0  # following a log opens a stream that replays everything: not more often than people read
 
@@ -55,7 +53,7 @@ class Salvage:
             if seen.report_at is None and self.find_report(ref):
                 seen = self._looks.change(ref.session, ref.attempt, report_at=self._clock.now())
                 if seen.ended is None:  # the report is its last act: it may be over
-                    seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, kernel_version(ref))
+                    seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, ref.handle)
             report = self.report(ref)
             missing = report is None or not self.is_delivered(report)
             if seen.ended is not None and missing and not seen.outputs_read:
@@ -81,14 +79,14 @@ class Salvage:
         version = self._checkpoints.discovery.report_version(ref.session, ref.attempt)
         if version is None:
             return False
-        slug = attempt_slug(ref.run, ref.session, ref.attempt)
+        slug = attempt_dataset_slug(ref.run, ref.session, ref.attempt)
         fetch: Callable[[Path], object] = lambda target: self._api().download(slug, version, REPORT_NAME, target)  # noqa: E731
         return self._keep_report(ref, fetch)
 
     def read_outputs(self, ref: AttemptRef) -> Seen:
         """Look through what a session has left in its working folder: its log, its report, a checkpoint it could not upload."""
-        slug, version = attempt_slug(ref.run, ref.session, ref.attempt), kernel_version(ref)
-        outputs = self._api().session_outputs(slug, version)
+        kernel = self._looks.kernel(ref.session, ref.attempt, ref.handle)
+        outputs = self._api().session_outputs(kernel.slug, kernel.version)
         if outputs is None:
             return self._looks.seen(ref.session, ref.attempt)
         listed, log = outputs
@@ -96,7 +94,7 @@ class Salvage:
         report = next((file for file in listed if file.name == REPORT_NAME), None)
         if report is not None and not self._layout.attempt(ref.session, ref.attempt).report.exists():
             self._keep_output_report(ref, report)
-        self._checkpoints.discovery.take_outputs(ref.session, ref.attempt, version, listed)
+        self._checkpoints.discovery.take_outputs(ref.session, ref.attempt, kernel, listed)
         here = self._layout.attempt(ref.session, ref.attempt).report.exists()
         known = self._looks.seen(ref.session, ref.attempt)
         found_at = known.report_at or (self._clock.now() if here else None)
@@ -144,7 +142,8 @@ class Salvage:
         path = self._layout.attempt(ref.session, ref.attempt).log
         if path.exists():
             return path.read_text(encoding="utf-8")
-        slug, version = attempt_slug(ref.run, ref.session, ref.attempt), kernel_version(ref)
+        kernel = self._looks.kernel(ref.session, ref.attempt, ref.handle)
+        slug, version = kernel.slug, kernel.version
         seen = self._looks.seen(ref.session, ref.attempt)
         now_s = self._clock.monotonic()
         if slug in self._followed and now_s < self._followed[slug][0] + _FOLLOW_PAUSE_S:
@@ -166,9 +165,3 @@ class Salvage:
         if text and self._looks.seen(ref.session, ref.attempt).ended is not None:
             folder.root.mkdir(parents=True, exist_ok=True)
             files.write_atomically(folder.log, text.encode())
-
-
-def kernel_version(ref: AttemptRef) -> int:
-    """Return the version of an attempt's kernel; the first one when the answer to its push was lost."""
-    match = re.search(r"(\d+)$", ref.handle or "")
-    return int(match[1]) if match else _FIRST_VERSION

@@ -67,6 +67,7 @@ class Seen(Document):
     looks: int = 0
     looked_at: datetime | None = None
     last: Look | None = None
+    kernel: str | None = Field(default=None, description="slug of its kernel, once a look has found it")
     status: SessionStatus | None = Field(default=None, description="what the last answer said; none: no answer yet, or missing")
     failure: str | None = Field(default=None, description="why the last look at the status told nothing")
     alive_at: datetime | None = Field(default=None, description="when it was last seen queued or running")

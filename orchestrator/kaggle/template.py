@@ -6,7 +6,7 @@ import re
 
 from orchestrator.config import TEMPLATE
 from state.errors import UserError
-from state.kaggle.names import attempt_slug, check_run_fits, control_slug, slugify
+from state.kaggle.names import attempt_dataset_slug, attempt_kernel_slug, check_run_fits, control_slug, slugify
 from state.layout import check_run_name
 
 _OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,48}[A-Za-z0-9])?")
@@ -77,5 +77,5 @@ def check_owner(owner: str) -> None:
 
 
 def slugs_of(name: str) -> tuple[str, ...]:
-    """Return what a run will be called on the account: its first kernel and that one's dataset, and its control dataset."""
-    return (attempt_slug(name, 1, 1), control_slug(name))
+    """Return what a run will have on the account: its first kernel, that one's dataset, and its control dataset."""
+    return (attempt_kernel_slug(name, 1, 1), attempt_dataset_slug(name, 1, 1), control_slug(name))

@@ -16,7 +16,7 @@ from state.kaggle.records import SessionStatus
 
 _BUSY = re.compile(r"session count of \d+", re.IGNORECASE)
 _QUOTA = re.compile(r"weekly .*quota", re.IGNORECASE)
-_TAKEN = re.compile(r"already in use|already exists", re.IGNORECASE)
+_TAKEN = re.compile(r"already in use(?: by an? (?P<by>\w+))?|already exists", re.IGNORECASE)
 _GONE = re.compile(r"files could not be found|upload them again", re.IGNORECASE)
 _LONGEST_REASON = 300
 
@@ -260,8 +260,14 @@ def refusal(what: str, reason: str) -> GemmaOrchError:
         return BusyError(said, remedy="wait until a session of the account has ended")
     if _QUOTA.search(reason):
         return KaggleQuotaError(said, remedy="wait for the weekly refresh")
-    if _TAKEN.search(reason):
-        return SlugTakenError(said)
+    if (taken := _TAKEN.search(reason)) is not None:
+        by = taken["by"].lower() if taken["by"] is not None else None
+        return SlugTakenError(
+            said,
+            by=by,
+            expected="a name that no kernel, no dataset and no model of the account has",
+            remedy=f"delete that {by or 'one'} on kaggle.com, where another title does not free the name; then the same again",
+        )
     if _GONE.search(reason):
         return UploadsGoneError(said, remedy="upload the files again")
     return UserError(said, remedy=_remedy(reason))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from state.kaggle.errors import CorruptUploadError, ProcessingFailedError, SlugT
 from state.kaggle.sending import LocalFile, Sending, SentMark, Uploads, patiently, wait_for
 
 __all__ = ["LocalFile", "begin_version", "ensure_dataset", "publish_version", "published_version", "wait_until_ready"]
+
+_UNSHOWN_LIMIT_S = 3600.0  # reads lag by minutes; a dataset that Kaggle has removed is never shown, and keeps its name
 
 
 def ensure_dataset(
@@ -42,17 +43,43 @@ def ensure_dataset(
     Raises:
         AmbiguousError: whether it was made is unknown.
         TemporaryError: it could not be made until the deadline.
+        SlugTakenError: a kernel or a model has the name, or a dataset that Kaggle does not show.
         UserError: Kaggle refuses it.
     """
+    taken = SentMark(resume_dir, slug, "the name is taken", clock)
     if patiently(lambda: api.dataset(slug), clock, deadline_s) is not None:
+        taken.remove()
         return
     uploads = Uploads(api, files, resume_dir, deadline_s, clock, on_bytes)
 
     def send(tokens: Sequence[str]) -> None:
-        with contextlib.suppress(SlugTakenError):  # an earlier send arrived, or the look before was older than the dataset
+        try:
             api.create_dataset(slug, tokens)
+            taken.remove()
+        except SlugTakenError as error:
+            if not error.may_be("dataset"):
+                raise
+            _check_it_comes(error, taken)  # an earlier send arrived, or the look before was older than the dataset
 
     Sending(clock, deadline_s, settle_s, uploads, send, lambda: api.dataset(slug) is not None).do()
+
+
+def _check_it_comes(error: SlugTakenError, taken: SentMark) -> None:
+    """Check that a dataset whose name is taken was not waited for too long.
+
+    Raises:
+        SlugTakenError: it was.
+    """
+    if not taken.is_written():
+        taken.write(is_accepted=False)
+    elif taken.left_s(_UNSHOWN_LIMIT_S) <= 0:
+        raise SlugTakenError(
+            f"{error.what}; for an hour Kaggle has not shown that dataset",
+            by=error.by,
+            expected=error.expected,
+            remedy="Kaggle keeps the names of datasets that it has removed: take another one. gemma-orch start takes that of the "
+            "run's next attempt; a run's own is its --name",
+        ) from error
 
 
 def wait_until_ready(api: KaggleApi, slug: str, *, clock: Clock, processing_limit_s: float) -> None:

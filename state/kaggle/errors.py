@@ -38,7 +38,16 @@ class DeniedError(UserError):
 
 
 class SlugTakenError(UserError):
-    """A dataset of this name exists already."""
+    """Something of the account has this name already."""
+
+    def __init__(self, what: str, *, by: str | None = None, expected: str = "", remedy: str = "") -> None:
+        super().__init__(what, expected=expected, remedy=remedy)
+        self.by = by
+        """What has it, in Kaggle's word: `dataset`, `notebook`, `model`; None: Kaggle did not tell."""
+
+    def may_be(self, kind: str) -> bool:
+        """Return whether a thing of this kind may have the name: then it may be the one that was to be made."""
+        return self.by in (None, kind)
 
 
 class InvalidSourcesError(UserError):

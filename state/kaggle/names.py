@@ -1,8 +1,15 @@
-"""Every name on the account, in one place; each is equal to its slugified title, else Kaggle wedges what it names."""
+"""Every name on the account, in one place; each is equal to its slugified title, else Kaggle wedges what it names.
+
+An account has one namespace: a kernel cannot have the slug of a dataset, and of a model the same is assumed. So every thing
+has a name that no other thing of any kind and of any run can have: its last words say what it is, and those before them are
+the run's name.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from enum import StrEnum
 
 from state.document import Document
 from state.errors import UserError
@@ -15,8 +22,18 @@ STOP_FLAG_NAME = "stop.json"
 OUTPUT_FOLDER = "checkpoint"
 """Folder of a kernel's output with the last checkpoint of a session that could not upload it."""
 
+CANARY_SLUG = f"{PREFIX}-canary"
+"""The dataset that `doctor` writes to."""
+FACTS_KERNEL = f"{PREFIX}-canary-facts"
+"""The kernel that says what a session is like."""
+LIMIT_KERNEL = f"{PREFIX}-canary-limit"
+"""The kernel that stays until its limit."""
+
 _LONGEST_ATTEMPT = len("-s999a99")
 _LONGEST_RUN = LONGEST_SLUG - len(PREFIX) - 1 - _LONGEST_ATTEMPT
+_KERNEL_ENDING = "-k"
+_LONGEST_RUN_WITH_ENDING = _LONGEST_RUN - len(_KERNEL_ENDING)
+_HANDLE = re.compile(r"(?P<slug>.+)/v(?P<version>\d+)")
 _NOTE = re.compile(
     r"gemma-orch (?P<attempt>s\d+a\d+) fence (?P<fence>\d+) step (?P<step>\d+) (?P<checkpoint>\S+) (?P<sha>[0-9a-f]{64})"
 )
@@ -41,15 +58,62 @@ def check_run_fits(run: str) -> None:
         )
 
 
-def attempt_slug(run: str, session: int, attempt: int) -> str:
-    """Return the slug of an attempt's kernel and of the dataset of its checkpoints, such as `gemma-orch-my-run-s003a1`."""
+def attempt_dataset_slug(run: str, session: int, attempt: int) -> str:
+    """Return the slug of the dataset of an attempt's checkpoints, such as `gemma-orch-my-run-s003a1`."""
     return f"{PREFIX}-{run}-{attempt_name(session, attempt)}"
 
 
-def parse_attempt_slug(run: str, slug: str) -> tuple[int, int] | None:
-    """Return (session, attempt) when the slug is that of an attempt of the run, else None."""
+def attempt_kernel_slug(run: str, session: int, attempt: int) -> str:
+    """Return the slug of an attempt's kernel, such as `gemma-orch-my-run-s003a1-k`.
+
+    Where the run's name leaves no room for that, it ends as `-k003a1`.
+    """
+    if len(run) <= _LONGEST_RUN_WITH_ENDING:
+        return attempt_dataset_slug(run, session, attempt) + _KERNEL_ENDING
+    return f"{PREFIX}-{run}-k{attempt_name(session, attempt)[1:]}"
+
+
+def parse_attempt_dataset_slug(run: str, slug: str) -> tuple[int, int] | None:
+    """Return (session, attempt) when the slug is that of the dataset of an attempt of the run, else None."""
     prefix = f"{PREFIX}-{run}-"
-    return parse_attempt_name(slug.removeprefix(prefix)) if slug.startswith(prefix) else None
+    numbers = parse_attempt_name(slug.removeprefix(prefix)) if slug.startswith(prefix) else None
+    return numbers if numbers is not None and attempt_dataset_slug(run, *numbers) == slug else None
+
+
+def parse_attempt_kernel_slug(run: str, slug: str) -> tuple[int, int] | None:
+    """Return (session, attempt) when the slug is one that the kernel of an attempt of the run may have, else None."""
+    prefix = f"{PREFIX}-{run}-"
+    name = re.sub(r"^k(?=\d)", "s", slug.removeprefix(prefix).removesuffix(_KERNEL_ENDING))
+    numbers = parse_attempt_name(name) if slug.startswith(prefix) else None
+    return numbers if numbers is not None and slug in _kernel_slugs(run, *numbers) else None
+
+
+def _kernel_slugs(run: str, session: int, attempt: int) -> tuple[str, str]:
+    """Return the slug of an attempt's kernel, and the one that earlier versions gave it: that of its dataset."""
+    return attempt_kernel_slug(run, session, attempt), attempt_dataset_slug(run, session, attempt)
+
+
+@dataclass(frozen=True)
+class PushedKernel:
+    """A version of a kernel on the account."""
+
+    slug: str
+    version: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.slug}/v{self.version}"
+
+
+def pushed_kernels(run: str, session: int, attempt: int, handle: str | None) -> tuple[PushedKernel, ...]:
+    """Return what an attempt's kernel may be, the likeliest first: what its handle says, where there is one.
+
+    Where the answer to a push was lost there is none. The kernel may then be one of an earlier gemma-orch's, under the name
+    that it had there.
+    """
+    said = _HANDLE.fullmatch(handle or "")
+    if said is not None:
+        return (PushedKernel(said["slug"], int(said["version"])),)
+    return tuple(PushedKernel(slug) for slug in _kernel_slugs(run, session, attempt))
 
 
 def control_slug(run: str) -> str:
@@ -62,9 +126,45 @@ def weights_slug(run: str) -> str:
     return f"{PREFIX}-{run}-weights"
 
 
+def model_slug(run: str) -> str:
+    """Return the slug of the Kaggle model that a run's weights are put into as well."""
+    return f"{PREFIX}-{run}-model"
+
+
 def data_slug(data_sha256: str, part: int) -> str:
     """Return the slug of the dataset of one part of prepared data; part 0 has the manifest and the tokenizer."""
     return f"{PREFIX}-data-{data_sha256[:16]}-p{part:02d}"
+
+
+class NameKind(StrEnum):
+    """What a name is the name of."""
+
+    ATTEMPT_DATASET = "the dataset of an attempt"
+    ATTEMPT_KERNEL = "the kernel of an attempt"
+    CONTROL = "the control dataset of a run"
+    WEIGHTS = "the dataset of a run's weights"
+    MODEL = "the model of a run's weights"
+    DATA = "a dataset of prepared data"
+    CANARY = "what gemma-orch doctor makes"
+
+
+_KINDS = (
+    (NameKind.ATTEMPT_DATASET, re.compile(r".+-s\d{3,}a\d+")),
+    (NameKind.ATTEMPT_KERNEL, re.compile(r".+-(?:s\d{3,}a\d+-k|k\d{3,}a\d+)")),
+    (NameKind.CONTROL, re.compile(r".+-control")),
+    (NameKind.WEIGHTS, re.compile(r".+-weights")),
+    (NameKind.MODEL, re.compile(r".+-model")),
+    (NameKind.DATA, re.compile(r"data-[0-9a-f]{16}-p\d{2,}")),
+    (NameKind.CANARY, re.compile(r"canary(?:-facts|-limit)?")),
+)
+"""What follows the prefix; a name is of one kind at most, whatever the run is called."""
+
+
+def kind_of(slug: str) -> NameKind | None:
+    """Return what a slug names for gemma-orch, or None when it is none of its names."""
+    prefix = f"{PREFIX}-"
+    rest = slug.removeprefix(prefix) if slug.startswith(prefix) else ""
+    return next((kind for kind, pattern in _KINDS if pattern.fullmatch(rest)), None)
 
 
 class VersionNote(Document):

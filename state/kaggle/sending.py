@@ -65,6 +65,10 @@ class SentMark:
         sent = self._read()
         return 0.0 if sent is None else limit_s - (self._clock.now() - sent.sent_at).total_seconds()
 
+    def is_written(self) -> bool:
+        """Return whether it was sent, as far as is remembered."""
+        return self._read() is not None
+
     def is_accepted(self) -> bool:
         """Return whether Kaggle said yes."""
         sent = self._read()

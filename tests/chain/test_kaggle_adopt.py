@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.kaggle.publish import Publication
 from orchestrator.wiring import wire
-from state.kaggle.names import attempt_slug, weights_slug
+from state.kaggle.names import attempt_kernel_slug, weights_slug
 from state.ledger import RunRecord
 from state.session import AttemptState
 from tests.kaggle_chain import RUN, KaggleRun, kill
@@ -54,13 +54,13 @@ def test_a_chain_that_changes_hands_equals_one_uninterrupted_local_run(tmp_path:
     first.type("start", "--config", str(first.straight_config))
     straight = first.digest("straight")
     controller = first.begin()
-    first.session(attempt_slug(RUN, 1, 1))
+    first.session(attempt_kernel_slug(RUN, 1, 1))
     kill(controller)
     (tmp_path / "first").rename(tmp_path / "lost")  # with its ledger, its data and its config: the account is all there is
 
     for number in range(_MOST_JOBS):
         record = job(tmp_path / f"job-{number}", emulator)
-        if any(session.slug == attempt_slug(RUN, 2, 1) for session in emulator.sessions.all()):
+        if any(session.slug == attempt_kernel_slug(RUN, 2, 1) for session in emulator.sessions.all()):
             break
     assert [(attempt.session, attempt.attempt) for attempt in record.attempts] == [(1, 1), (2, 1)]
     assert record.attempts[0].state is AttemptState.DONE

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.watch import observe_run
 from orchestrator.wiring import wire
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import attempt_dataset_slug, attempt_kernel_slug
 from state.ledger import CheckpointState
 from state.report import Heartbeat, Outcome, Phase
 from tests.kaggle_chain import RUN, KaggleRun, kill, wait_for
@@ -34,7 +34,7 @@ OUTAGE_S = 4.0
 
 
 def slug(session: int, attempt: int = 1) -> str:
-    return attempt_slug(RUN, session, attempt)
+    return attempt_kernel_slug(RUN, session, attempt)
 
 
 @contextmanager
@@ -72,7 +72,11 @@ def spoil(emulator: KaggleEmulator) -> dict[str, Fault]:
         ),
         "the quota is refreshed soon": Fault("GetAcceleratorQuotaStatistics", "rewrite", body={"quotaRefreshTime": refreshed_at}),
         "a version of session 5 loses its state": Fault(
-            "CreateDatasetVersion", "lose_file", calls=[1], match={"datasetSlug": slug(5)}, files="*.safetensors"
+            "CreateDatasetVersion",
+            "lose_file",
+            calls=[1],
+            match={"datasetSlug": attempt_dataset_slug(RUN, 5, 1)},
+            files="*.safetensors",
         ),
         "session 6 sees an old mount": Fault("SessionStart", "stale_mount", match={"kernelSlug": slug(6)}, files="*-s0*"),
     }
@@ -159,4 +163,5 @@ def test_sessions_that_may_not_write_hand_over_in_kernel_outputs_and_another_mac
         assert other.digest(RUN) == run.digest("straight")
         assert [session.slug for session in emulator.sessions.all()] == [slug(1), slug(2)]
         assert emulator.sessions.all()[1].mounted[f"{emulator.settings.user}/{slug(1)}"] == 1
-        assert not [made for made in emulator.datasets.all() if made.slug == slug(1) and len(made.versions) > 1]
+        dataset = next(made for made in emulator.datasets.all() if made.slug == attempt_dataset_slug(RUN, 1, 1))
+        assert len(dataset.versions) == 1

@@ -19,7 +19,7 @@ from state.clock import ManualClock
 from state.errors import AmbiguousError, TemporaryError
 from state.kaggle.errors import KaggleQuotaError
 from state.kaggle.job import KaggleJob
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import attempt_dataset_slug, attempt_kernel_slug
 from state.kaggle.records import DatasetInfo, KernelInfo, SessionStatus
 from state.kaggle.settings import KaggleSettings
 from state.layout import HomeLayout
@@ -75,7 +75,7 @@ class CapriciousKaggle(FakeKaggle):
         assert alive == [], f"{kernel.push.slug} is pushed while {alive} live"
         spec = KaggleJob.from_json(job_in(kernel.push.source), "the job").spec
         if spec.start is not None:
-            dataset = self.dataset_table[attempt_slug(RUN, *_origin(spec.start.id))]
+            dataset = self.dataset_table[attempt_dataset_slug(RUN, *_origin(spec.start.id))]
             assert any(f"{spec.start.id}.manifest.json" in version.files for version in dataset if version.status == "Ready")
         now_s = self.clock.monotonic()
         starts_s = now_s + self.chance.choice([5.0, 60.0, 3000.0])
@@ -92,10 +92,10 @@ class CapriciousKaggle(FakeKaggle):
     def go_on(self) -> None:
         """Let everything happen that is due."""
         now_s = self.clock.monotonic()
-        for slug, session in self.sessions.items():
+        for session in self.sessions.values():
             while session.uploads and session.uploads[0][0] <= now_s:
                 at_s, step = session.uploads.pop(0)
-                self._upload(slug, session, step, at_s, is_last=not session.uploads and not session.cut_off)
+                self._upload(session, step, at_s, is_last=not session.uploads and not session.cut_off)
             if now_s >= session.ends_s:
                 session.is_over = True
                 session.kernel.status = SessionStatus.CANCELLED if session.cut_off else SessionStatus.COMPLETE
@@ -106,8 +106,9 @@ class CapriciousKaggle(FakeKaggle):
                 version = self.dataset_table[slug][number - 1]
                 version.status = "Ready" if version.status == "Blobs_Received" else version.status
 
-    def _upload(self, slug: str, session: Session, step: int, at_s: float, *, is_last: bool) -> None:
+    def _upload(self, session: Session, step: int, at_s: float, *, is_last: bool) -> None:
         spec = session.spec
+        slug = attempt_dataset_slug(RUN, spec.session, spec.attempt)
         store = DirectoryCheckpointStore(self.root / "worker" / slug)
         parent = spec.start.id if spec.start is not None else None
         made = commit_checkpoint(
@@ -225,6 +226,14 @@ class Laptop:
     def record(self) -> RunRecord:
         return self.runs.load(RUN)
 
+    def tick_until(self, kind: type[Wait | Finish | GiveUp], words: str) -> None:
+        for _ in range(200):
+            decision = self.controller.tick(RUN).decision
+            if isinstance(decision, kind) and words in str(decision):
+                return
+            self.account.clock.advance(61.0)
+        raise AssertionError(decision)
+
     def forget(self) -> None:
         """Lose all that was seen, which can be seen again."""
         files.remove_tree(self.home.run(RUN).root / "kaggle")
@@ -269,23 +278,29 @@ def test_a_run_that_waits_for_the_weekly_quota_stops_when_it_is_asked_to_and_goe
     laptop = Laptop(tmp_path, account)
     account.failures["push_kernel"] = [KaggleQuotaError("Maximum weekly GPU quota reached.", until=after(50_000.0))]
 
-    def tick_until(kind: type[Wait | Finish], words: str) -> None:
-        for _ in range(200):
-            decision = laptop.controller.tick(RUN).decision
-            if isinstance(decision, kind) and words in str(decision):
-                return
-            account.clock.advance(61.0)
-        raise AssertionError(decision)
-
-    tick_until(Wait, "it is refreshed at 2026-01-01 13:53 UTC")
+    laptop.tick_until(Wait, "it is refreshed at 2026-01-01 13:53 UTC")
     assert laptop.record.attempts[0].state is AttemptState.PLANNED
     laptop.runs.set_stop(RUN, StopWish.CHECKPOINT)
-    tick_until(Finish, "stopped as asked")
+    laptop.tick_until(Finish, "stopped as asked")
     assert laptop.record.attempts[0].state is AttemptState.DROPPED
     laptop.controller.activate(RUN)
-    tick_until(Wait, "it is refreshed at")
+    laptop.tick_until(Wait, "it is refreshed at")
     assert account.count("push_kernel") == 1
     account.clock.advance(50_000.0)
-    tick_until(Wait, "is running on kaggle")
+    laptop.tick_until(Wait, "is running on kaggle")
     assert account.count("push_kernel") == 2
+    laptop.runs.close()
+
+
+def test_a_run_whose_kernel_finds_its_name_taken_stops_with_the_reason_and_goes_on_under_the_next_one(tmp_path: Path) -> None:
+    account = CapriciousKaggle(tmp_path, ManualClock(), random.Random(0))
+    account.trouble = 0.0
+    account.add_version(attempt_kernel_slug(RUN, 1, 1), "the user's own", {"notes.txt": b"mine"})
+    laptop = Laptop(tmp_path, account)
+    laptop.tick_until(GiveUp, "is already in use by a dataset")
+    assert laptop.record.attempts[0].state is AttemptState.LOST
+    assert account.kernel_table == {}
+    laptop.controller.activate(RUN)
+    laptop.tick_until(Wait, "is running on kaggle")
+    assert list(account.kernel_table) == [attempt_kernel_slug(RUN, 1, 2)]
     laptop.runs.close()

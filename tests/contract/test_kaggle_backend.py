@@ -17,7 +17,7 @@ from state.errors import AmbiguousError, NotLaunchedError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
 from state.kaggle.job import StopFlag
-from state.kaggle.names import attempt_slug, control_slug
+from state.kaggle.names import attempt_kernel_slug, control_slug
 from state.kaggle.settings import KaggleSettings
 from state.layout import HomeLayout
 from state.spec import SessionData
@@ -29,7 +29,7 @@ from tests.kaggle_stage import ReadySources
 from tests.stages import wait_until
 
 SETTINGS = KaggleSettings(accelerator="cpu", poll_every_s=0.1, settle_s=1.0, processing_limit_s=20.0)
-SLUG = attempt_slug(RUN, 1, 1)
+SLUG = attempt_kernel_slug(RUN, 1, 1)
 
 
 class NoData(ReadySources):

@@ -13,6 +13,7 @@ from tests.kaggle_emulator.calls import ANYONE, Actor, Answer, Call, Handler, Re
 from tests.kaggle_emulator.clock import iso
 from tests.kaggle_emulator.dataset_model import FOREVER, Dataset, StoredFile, Version, link, unpack_archives
 from tests.kaggle_emulator.errors import denied
+from tests.kaggle_emulator.namespace import Namespace
 from tests.kaggle_emulator.settings import Settings
 from tests.kaggle_emulator.storage import Storage
 
@@ -22,12 +23,14 @@ _METADATA_FIELDS = ("subtitle", "description", "categoryIds", "licenseName")
 class Datasets:
     """All datasets of all users."""
 
-    def __init__(self, folder: Path, settings: Settings, blobs: Blobs, storage: Storage) -> None:
+    def __init__(self, folder: Path, settings: Settings, blobs: Blobs, storage: Storage, namespace: Namespace) -> None:
         self._folder = folder
         self._settings = settings
         self._blobs = blobs
         self._storage = storage
         self._all: list[Dataset] = []
+        self._namespace = namespace
+        namespace.add("dataset", lambda ref, now: self.find(ref, now) is not None)
 
     def routes(self) -> dict[str, Handler]:
         return {
@@ -76,6 +79,7 @@ class Datasets:
         if self.find(f"{owner}/{slug}", call.now) is not None:
             title = call.text("title")
             return _refusal(f'The requested title "{title}" is already in use by a dataset. Please choose another title.')
+        self._namespace.check_free("dataset", f"{owner}/{slug}", call.text("title"), call.now)
         title, number = call.text("title") or slug, len(self._all) + 1
         folder = self._folder / str(number)
         dataset = Dataset(number, owner, slug, title, bool(call.body.get("isPrivate")), call.now, folder)

@@ -24,6 +24,7 @@ from tests.kaggle_emulator.journal import Journal
 from tests.kaggle_emulator.kernels import Kernels
 from tests.kaggle_emulator.leaks import Leak, find_leaks
 from tests.kaggle_emulator.models import Models
+from tests.kaggle_emulator.namespace import Namespace
 from tests.kaggle_emulator.quota import Quota
 from tests.kaggle_emulator.server import Server
 from tests.kaggle_emulator.session_model import Session
@@ -51,13 +52,14 @@ class KaggleEmulator:
         self.accounts = Accounts(self.settings, self.clock.now)
         self.storage = Storage(self.folder / "packed", self.settings, lambda: self.url)
         self.blobs = Blobs(self.folder / "blobs", self.settings, self.clock.now, lambda: self.url)
-        self.datasets = Datasets(self.folder / "datasets", self.settings, self.blobs, self.storage)
-        self.models = Models(self.folder / "models", self.settings, self.blobs)
+        namespace = Namespace(self.settings)
+        self.datasets = Datasets(self.folder / "datasets", self.settings, self.blobs, self.storage, namespace)
+        self.models = Models(self.folder / "models", self.settings, self.blobs, namespace)
         self.sessions = Sessions(
             self.folder / "sessions", self.settings, self.clock, self.accounts, self.faults, lambda: self.url
         )
         self.quota = Quota(self.settings, self.sessions.all)
-        self.kernels = Kernels(self.settings, self.sessions, self.quota, self.datasets, self.accounts, self.storage)
+        self.kernels = Kernels(self.settings, self.sessions, self.quota, self.datasets, self.accounts, self.storage, namespace)
         self.routes: dict[str, Handler] = {
             **self.accounts.routes(),
             **self.blobs.routes(),

@@ -18,6 +18,7 @@ from tests.kaggle_emulator.errors import ApiError, denied
 from tests.kaggle_emulator.faults import Fault
 from tests.kaggle_emulator.kernel_model import Kernel, KernelVersion, slugify
 from tests.kaggle_emulator.machines import Pool, given_shape, pool
+from tests.kaggle_emulator.namespace import Namespace
 from tests.kaggle_emulator.quota import Quota
 from tests.kaggle_emulator.session_model import Session
 from tests.kaggle_emulator.sessions import Sessions, session_actor
@@ -34,7 +35,14 @@ class Kernels:
     """All kernels of all users."""
 
     def __init__(
-        self, settings: Settings, sessions: Sessions, quota: Quota, datasets: Datasets, accounts: Accounts, storage: Storage
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        quota: Quota,
+        datasets: Datasets,
+        accounts: Accounts,
+        storage: Storage,
+        namespace: Namespace,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -43,6 +51,8 @@ class Kernels:
         self._accounts = accounts
         self._storage = storage
         self._all: list[Kernel] = []
+        self._namespace = namespace
+        namespace.add("notebook", lambda ref, now: self._find(ref, now) is not None)
         sessions.mount = self.mount
 
     def routes(self) -> dict[str, Handler]:
@@ -71,6 +81,10 @@ class Kernels:
         kernel, refused = self._kernel_to_save(call)
         if refused:
             return _refusal(refused)
+        if kernel is None:
+            owner, _, slug = call.text("slug").partition("/")
+            for wanted in (slug, slugify(call.text("newTitle"))):
+                self._namespace.check_free("notebook", f"{owner}/{wanted}", call.text("newTitle"), call.now)
         if body.get("enableInternet") and not self._settings.phone_verified:
             raise denied("kernelSessions.enableInternet")
         runs = call.text("kernelExecutionType") != "QUICK_SAVE"

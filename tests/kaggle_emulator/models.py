@@ -11,6 +11,7 @@ from tests.kaggle_emulator.calls import Answer, Call, Handler, page
 from tests.kaggle_emulator.clock import iso
 from tests.kaggle_emulator.dataset_model import Version, link
 from tests.kaggle_emulator.errors import denied
+from tests.kaggle_emulator.namespace import Namespace
 from tests.kaggle_emulator.settings import Settings
 
 LICENCES = frozenset({"Apache 2.0", "CC0: Public Domain", "MIT", "Other"})
@@ -51,11 +52,13 @@ class Model:
 class Models:
     """All models of all users; only what their owners ask for is answered."""
 
-    def __init__(self, folder: Path, settings: Settings, blobs: Blobs) -> None:
+    def __init__(self, folder: Path, settings: Settings, blobs: Blobs, namespace: Namespace) -> None:
         self._folder = folder
         self._settings = settings
         self._blobs = blobs
         self._all: list[Model] = []
+        self._namespace = namespace
+        namespace.add("model", self._has)
 
     def routes(self) -> dict[str, Handler]:
         return {
@@ -76,8 +79,9 @@ class Models:
         owner, slug = call.text("ownerSlug"), call.text("slug")
         if owner != call.actor.user or call.actor.session is not None:
             raise denied("models.create")
-        if any(model.ref == f"{owner}/{slug}" for model in self._all):
+        if self._has(f"{owner}/{slug}", call.now):
             return _refusal(f'The requested slug "{slug}" is already in use by a model.')
+        self._namespace.check_free("model", f"{owner}/{slug}", call.text("title"), call.now)
         is_private = bool(call.body.get("isPrivate", True))
         model = Model(len(self._all) + 1, owner, slug, is_private, call.text("description"), call.now)
         self._all.append(model)
@@ -158,6 +162,9 @@ class Models:
         created = iso(version.created_at)
         listed = [{"name": file.name, "size": file.size, "creationDate": created} for file in part]
         return {"files": listed, "nextPageToken": token}
+
+    def _has(self, ref: str, now: float) -> bool:
+        return any(model.ref == ref and model.created_at <= now for model in self._all)
 
     def _model(self, call: Call, permission: str) -> Model:
         ref = f"{call.text('ownerSlug')}/{call.text('modelSlug')}"

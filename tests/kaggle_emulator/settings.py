@@ -30,6 +30,9 @@ class Settings:
     timescale: float = 1.0
     start_at: datetime = datetime(2026, 11, 23, tzinfo=UTC)
 
+    one_namespace: bool = True
+    """Whether kernels, datasets and models of an account cannot have the same slug."""
+
     processing_s: float = 60.0
     """From CreateDatasetVersion to READY."""
     refuse_parallel_versions: bool = False

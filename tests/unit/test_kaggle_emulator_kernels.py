@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,8 +17,9 @@ from kagglesdk.kernels.types.kernels_api_service import (
     ApiListKernelsRequest,
 )
 from kagglesdk.kernels.types.kernels_enums import KernelExecutionType
+from kagglesdk.models.types.model_api_service import ApiCreateModelRequest
 
-from tests.kaggle_clients import USER, Sdk, connected, sdk
+from tests.kaggle_clients import USER, Sdk, connected, run_command, sdk
 from tests.kaggle_emulator import Fault
 
 NEVER_S = 1e12
@@ -58,6 +60,47 @@ def test_a_kernel_that_does_not_exist_may_also_be_not_found(ram_path: Path) -> N
     with connected(ram_path, unknown_kernel_status=404) as kaggle, pytest.raises(requests.HTTPError) as unknown:
         kaggle.status("train-s1")
     assert unknown.value.response.status_code == 404
+
+
+def test_kernels_datasets_and_models_of_an_account_cannot_have_the_same_slug(kaggle: Sdk) -> None:
+    kaggle.create_dataset("of-a-dataset", {"a.bin": b"1"})
+    kaggle.push("of-a-kernel")
+    kaggle.push("another-kernel")
+    model = ApiCreateModelRequest()
+    model.owner_slug, model.slug, model.title, model.is_private = USER, "of-a-kernel", "of-a-kernel", True
+    refusals = {
+        "a dataset": lambda: kaggle.push("of-a-dataset"),
+        "a notebook": lambda: kaggle.create_dataset("of-a-kernel", {"a.bin": b"1"}),
+        "a notebook.": lambda: kaggle.client.models.model_api_client.create_model(model),
+        "a dataset.": lambda: kaggle.push("of-a-dataset", new_title="Another title"),  # the slug is what is taken
+    }
+    for kind, call in refusals.items():
+        with pytest.raises(requests.HTTPError) as refused:
+            call()
+        said = refused.value.response.json()["error"]
+        assert (refused.value.response.status_code, said["status"]) == (409, "ALREADY_EXISTS")
+        assert f"is already in use by {kind.rstrip('.')}. Please choose another title." in said["message"]
+    assert kaggle.push("another-kernel").version_number == 2
+    delete(kaggle, "of-a-kernel")
+    assert kaggle.create_dataset("of-a-kernel", {"a.bin": b"1"}).status == "ok"
+
+
+def test_the_official_client_says_that_a_name_is_taken(kaggle: Sdk, ram_path: Path) -> None:
+    kaggle.create_dataset("of-a-dataset", {"a.bin": b"1"})
+    folder = ram_path / "pushed"
+    folder.mkdir()
+    (folder / "script.py").write_text("pass")
+    metadata = {"id": f"{USER}/of-a-dataset", "title": "of-a-dataset", "code_file": "script.py", "language": "python"}
+    (folder / "kernel-metadata.json").write_text(json.dumps({**metadata, "kernel_type": "script", "is_private": True}))
+    typed = run_command(kaggle.emulator, ram_path / "home", "kernels", "push", "-p", str(folder))
+    assert "409" in typed.stdout + typed.stderr
+    assert kaggle.emulator.kernels.all() == []
+
+
+def test_an_account_may_be_emulated_with_a_namespace_for_each_kind(ram_path: Path) -> None:
+    with connected(ram_path, queue_s=NEVER_S, one_namespace=False) as kaggle:
+        kaggle.create_dataset("of-a-dataset", {"a.bin": b"1"})
+        assert kaggle.push("of-a-dataset").version_number == 1
 
 
 def test_a_kernel_tells_its_source_its_sources_and_its_machine(kaggle: Sdk) -> None:

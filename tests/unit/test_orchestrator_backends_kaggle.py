@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from state.kaggle.records import SessionStatus
 from state.report import Outcome
 from tests.factories import RUN, after, attempt, commit_checkpoint, report, run_record, session_spec
 from tests.fake_kaggle import OWNER
-from tests.kaggle_stage import SETTINGS, SLUG, Stage, ref
+from tests.kaggle_stage import DATASET, SETTINGS, SLUG, Stage, ref
 
 GPU = SETTINGS.model_copy(update={"accelerator": "t4x2"})
 HOUR_S = 3600.0
@@ -164,7 +165,7 @@ def test_a_session_that_could_not_upload_leaves_report_and_checkpoint_in_its_out
     assert store.verify(manifest.id, manifest.expected(store.manifest(manifest.id)[1])) == manifest
     stage.record = run_record([attempt(1, backend="kaggle", ended_at=stage.clock.now())])
     stage.launch(session_spec(2, start=manifest.expected(store.manifest(manifest.id)[1])))
-    assert stage.account.kernel_table["gemma-orch-tamil-s002a1"].push.kernel_sources == (f"{OWNER}/{SLUG}",)
+    assert stage.account.kernel_table["gemma-orch-tamil-s002a1-k"].push.kernel_sources == (f"{OWNER}/{SLUG}",)
     assert store.verify_tensors(manifest.id) == manifest
     assert stage.backend.read_log(ref(), 0) == ("it could not upload\n", 20)
 
@@ -217,6 +218,38 @@ def test_a_kernel_that_is_not_shown_for_a_while_is_not_missing(stage: Stage) -> 
     stage.account.hidden.clear()
     stage.look()
     assert stage.look().sighting is Sighting.RUNNING
+
+
+def as_an_earlier_version_pushed_it(stage: Stage) -> None:
+    """Give the kernel its dataset's name, as it had before there was one namespace."""
+    stage.account.kernel_table[DATASET] = stage.account.kernel_table.pop(SLUG)
+
+
+def test_an_attempt_that_an_earlier_version_pushed_is_watched_and_killed_under_the_name_in_its_handle(stage: Stage) -> None:
+    stage.running()
+    as_an_earlier_version_pushed_it(stage)
+    earlier = replace(ref(), handle=f"{DATASET}/v1")
+    stage.clock.advance(66.0)
+    assert stage.backend.observe(earlier).sighting is Sighting.RUNNING
+    stage.account.kernel_table[DATASET].log = "hello"
+    assert stage.backend.read_log(earlier, 0) == ("hello", 5)
+    stage.backend.kill(earlier)
+    assert DATASET not in stage.account.kernel_table
+    assert DATASET in stage.account.dataset_table
+
+
+def test_what_an_earlier_version_pushed_without_hearing_the_answer_is_found_and_not_pushed_again(stage: Stage) -> None:
+    stage.running()
+    as_an_earlier_version_pushed_it(stage)
+    lost = replace(ref(after(0)), handle=None)
+    for _ in range(30):
+        stage.clock.advance(66.0)
+        assert stage.backend.observe(lost).sighting is Sighting.RUNNING
+    stage.account.kernel_table[DATASET].outputs = {"report.json": report(1, head=None, saved_step=None).to_json()}
+    stage.account.kernel_table[DATASET].status = SessionStatus.COMPLETE
+    seen = [stage.backend.observe(lost) for _ in range(15) if stage.clock.advance(66.0) is None][-1]
+    assert seen.sighting is Sighting.ENDED
+    assert stage.backend.report(lost) is not None
 
 
 def test_a_kernel_that_somebody_has_deleted_is_over(stage: Stage) -> None:

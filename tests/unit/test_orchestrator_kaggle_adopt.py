@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from state.errors import DataError, LeaseHeldError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
 from state.kaggle.job import StopFlag
-from state.kaggle.names import VersionNote, attempt_slug, checkpoint_file_names, control_slug
+from state.kaggle.names import VersionNote, attempt_dataset_slug, attempt_kernel_slug, checkpoint_file_names, control_slug
 from state.layout import HomeLayout
 from state.ledger import CheckpointState, PutAttempt, RunHeader, RunRecord, RunWishes, StopWish
 from state.process import identify
@@ -38,8 +38,9 @@ _FOREVER = "import time\ntime.sleep(600)"
 class Account:
     """An account that is filled by hand, and homes that adopt from it."""
 
-    def __init__(self, sdk: Sdk, root: Path) -> None:
+    def __init__(self, sdk: Sdk, root: Path, kernel_slug: Callable[[str, int, int], str] = attempt_kernel_slug) -> None:
         self.sdk = sdk
+        self._kernel_slug = kernel_slug
         self._root = root
         self._stores: list[SqliteRunStore] = []
         self.api = KaggleApi(Credentials("a test", user=USER, key=sdk.emulator.settings.key), clock=ManualClock())
@@ -63,11 +64,11 @@ class Account:
             made, sha256 = manifest(start, session - 1)
             expected = ExpectedCheckpoint(id=made.id, step=start, manifest_sha256=sha256, state_sha256=made.state_sha256)
         spec = session_spec(session, number, start=expected, **values)
-        self.sdk.create_dataset(attempt_slug(RUN, session, number), {"session.json": spec.to_json()})
+        self.sdk.create_dataset(attempt_dataset_slug(RUN, session, number), {"session.json": spec.to_json()})
         return spec
 
     def push(self, session: int, number: int = 1, *, source: str = "pass") -> None:
-        slug = attempt_slug(RUN, session, number)
+        slug = self._kernel_slug(RUN, session, number)
         assert self.sdk.push(slug, source).version_number == 1
         if source != _FOREVER:
             self.sdk.emulator.wait_for_session(slug)
@@ -88,7 +89,7 @@ class Account:
         content = files if files is not None else {flat["state.safetensors"]: bytes(10), flat["manifest.json"]: made.to_json()}
         said = {"report.json": report(session, number, head=made.id, saved_step=step).to_json()} if over else {}
         note = VersionNote(session=session, attempt=number, fence=session, step=step, checkpoint=made.id, manifest_sha256=sha256)
-        self.sdk.new_version(attempt_slug(RUN, session, number), {**content, **said}, str(note), **values)
+        self.sdk.new_version(attempt_dataset_slug(RUN, session, number), {**content, **said}, str(note), **values)
         return made.id
 
     def fill(self) -> None:
@@ -142,7 +143,7 @@ def test_a_run_is_adopted_once_and_is_then_what_it_was(account: Account) -> None
     record = ports.runs.load(RUN)
     assert adopted == Adopted(RUN, 2, is_new=True, record=record)
     assert states(record) == {"s001a1": "done", "s002a1": "running"}
-    assert record.attempts[-1].handle == "gemma-orch-tamil-s002a1/v1"
+    assert record.attempts[-1].handle == "gemma-orch-tamil-s002a1-k/v1"
     assert (record.header.head, record.header.newest_fence) == ("step-00000030-s002a1", 2)
     assert (record.spec, record.header.data) == (run_spec(backend="kaggle"), (DATA,))
     assert record.checkpoints["step-00000030-s002a1"].parent == "step-00000020-s001a1"
@@ -151,6 +152,25 @@ def test_a_run_is_adopted_once_and_is_then_what_it_was(account: Account) -> None
     assert (again.is_new, again.num_attempts) == (False, 0)
     assert ports.runs.load(RUN) == record
     assert ports.runs.lease(RUN) is None
+
+
+def test_a_run_that_an_earlier_version_began_is_adopted_with_its_kernels_under_the_names_that_they_have(tmp_path: Path) -> None:
+    with connected(tmp_path, queue_s=0.0, timescale=50.0, one_namespace=False) as sdk:
+        account = Account(sdk, tmp_path, kernel_slug=attempt_dataset_slug)
+        account.fill()
+        record = account.adopt(account.home()).record
+        assert states(record) == {"s001a1": "done", "s002a1": "running"}
+        assert [attempt.handle for attempt in record.attempts] == ["gemma-orch-tamil-s001a1/v1", "gemma-orch-tamil-s002a1/v1"]
+        account.close()
+
+
+def test_a_kernel_that_no_list_shows_yet_is_looked_for_under_both_names(tmp_path: Path) -> None:
+    with connected(tmp_path, queue_s=0.0, timescale=50.0, one_namespace=False) as sdk:
+        account = Account(sdk, tmp_path, kernel_slug=attempt_dataset_slug)
+        account.fill()
+        sdk.emulator.faults.add(Fault("ListKernels", "rewrite", body={"kernels": []}))
+        assert states(account.adopt(account.home()).record)["s002a1"] == "running"
+        account.close()
 
 
 def test_what_stands_in_the_control_dataset_is_known_to_stand(account: Account) -> None:
@@ -186,7 +206,7 @@ def test_what_was_never_launched_here_and_runs_on_the_account_is_not_gone_on_bes
     ports.runs.apply(RUN, ports.owner, [PutAttempt(planned)])
     ports.runs.apply(RUN, ports.owner, [PutAttempt(planned.model_copy(update={"state": AttemptState.DROPPED}))])
     account.push(1)
-    with pytest.raises(DataError, match=r"was never launched on Kaggle, and the account has its kernel gemma-orch-tamil-s001a1"):
+    with pytest.raises(DataError, match=r"never launched on Kaggle, and the account has its kernel gemma-orch-tamil-s001a1-k"):
         account.adopt(ports)
 
 
@@ -242,7 +262,7 @@ def test_an_attempt_that_another_controller_is_about_to_launch_is_waited_for_and
     account.plan(1)
     account.push(1)
     account.commit(20, 1, over=True)
-    account.sdk.create_dataset(attempt_slug(RUN, 2, 1), {"session.json": session_spec(2, 1).to_json()}, ready=False)
+    account.sdk.create_dataset(attempt_dataset_slug(RUN, 2, 1), {"session.json": session_spec(2, 1).to_json()}, ready=False)
     home = account.home()
     with pytest.raises(TemporaryError, match="about to launch session 2 attempt 1"):
         account.adopt(home)
@@ -337,7 +357,7 @@ def test_a_catching_up_that_cannot_be_read_changes_nothing(account: Account) -> 
     before = account.adopt(ports).record
     account.plan(3, start=40)
     account.sdk.emulator.faults.add(
-        Fault("DownloadDataset", "status", status=500, match={"datasetSlug": attempt_slug(RUN, 3, 1)})
+        Fault("DownloadDataset", "status", status=500, match={"datasetSlug": attempt_dataset_slug(RUN, 3, 1)})
     )
     with pytest.raises(TemporaryError):
         account.adopt(ports)

@@ -11,7 +11,7 @@ from orchestrator.kaggle.index import Index, IndexFile
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import CorruptCheckpointError, TemporaryError
 from state.kaggle.job import CheckpointPlace
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import attempt_dataset_slug
 from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME
 from state.ledger import AttemptRecord
@@ -19,7 +19,7 @@ from state.manifest import Manifest
 from state.session import AttemptState
 from tests.factories import RUN, after, attempt, commit_checkpoint, run_record, session_spec
 from tests.fake_kaggle import OWNER, FakeKaggle
-from tests.kaggle_stage import SETTINGS, SLUG, Stage, checkpoint_files, upload_checkpoint
+from tests.kaggle_stage import DATASET, SETTINGS, Stage, checkpoint_files, upload_checkpoint
 
 
 class Shelf:
@@ -70,9 +70,9 @@ def test_what_stands_whole_is_there_and_none_of_its_bytes_are_brought_here(shelf
     first, second = shelf.deliver(10), shelf.deliver(20)
     assert shelf.store.ids() == (first.id, second.id)
     assert shelf.store.verify(second.id) == second
-    assert shelf.store.place(second.id) == CheckpointPlace(kind="dataset", owner=OWNER, slug=SLUG, version=2)
+    assert shelf.store.place(second.id) == CheckpointPlace(kind="dataset", owner=OWNER, slug=DATASET, version=2)
     fetched = [name for _, call, name in shelf.account.calls if call == "download"]
-    assert fetched == [f"{SLUG}/{second.id}.{MANIFEST_NAME}", f"{SLUG}/{first.id}.{MANIFEST_NAME}"]
+    assert fetched == [f"{DATASET}/{second.id}.{MANIFEST_NAME}", f"{DATASET}/{first.id}.{MANIFEST_NAME}"]
 
 
 def test_what_is_known_is_not_read_again_not_even_by_a_controller_that_starts_anew(shelf: Shelf) -> None:
@@ -119,7 +119,7 @@ def test_a_version_that_lost_a_file_is_corrupt_when_lists_cannot_lag_any_more(sh
 
 def test_a_list_that_lagged_makes_nothing_corrupt(shelf: Shelf) -> None:
     manifest = shelf.deliver(10)
-    files = shelf.account.dataset_table[SLUG][0].files
+    files = shelf.account.dataset_table[DATASET][0].files
     missing = files.pop(f"{manifest.id}.rank-1.safetensors")
     assert shelf.store.ids() == ()
     files[f"{manifest.id}.rank-1.safetensors"] = missing
@@ -130,7 +130,7 @@ def test_a_list_that_lagged_makes_nothing_corrupt(shelf: Shelf) -> None:
 def test_a_checkpoint_that_was_uploaded_again_lies_in_the_newer_version(shelf: Shelf) -> None:
     manifest = shelf.deliver(10, lose="rank-1.safetensors")
     whole = checkpoint_files(DirectoryCheckpointStore(shelf.stage.root / "worker-1"), manifest)
-    shelf.account.add_version(SLUG, shelf.account.dataset_table[SLUG][0].notes, whole)
+    shelf.account.add_version(DATASET, shelf.account.dataset_table[DATASET][0].notes, whole)
     shelf.settle()
     assert shelf.store.ids() == (manifest.id,)
     assert shelf.store.verify(manifest.id) == manifest
@@ -152,7 +152,7 @@ def test_a_version_that_is_younger_than_the_first_look_is_not_read_more_often_th
 @pytest.mark.parametrize("damage", ["another manifest", "a manifest of another checkpoint", "no manifest"])
 def test_a_manifest_that_is_not_the_one_of_the_note_makes_the_checkpoint_corrupt(shelf: Shelf, damage: str) -> None:
     manifest, other = shelf.deliver(10), shelf.deliver(20)
-    version = shelf.account.dataset_table[SLUG][0]
+    version = shelf.account.dataset_table[DATASET][0]
     name = f"{manifest.id}.{MANIFEST_NAME}"
     if damage == "no manifest":
         del version.files[name]
@@ -166,14 +166,14 @@ def test_a_manifest_that_is_not_the_one_of_the_note_makes_the_checkpoint_corrupt
 
 
 def _manifest_bytes(shelf: Shelf, manifest: Manifest) -> bytes:
-    return shelf.account.dataset_table[SLUG][1].files[f"{manifest.id}.{MANIFEST_NAME}"]
+    return shelf.account.dataset_table[DATASET][1].files[f"{manifest.id}.{MANIFEST_NAME}"]
 
 
 def test_versions_of_others_are_not_ours(shelf: Shelf) -> None:
     manifest = shelf.deliver(10)
     stray = shelf.deliver(20, session=2)
-    shelf.account.dataset_table[SLUG].extend(shelf.account.dataset_table.pop(attempt_slug(RUN, 2, 1)))
-    shelf.account.add_version(SLUG, "by hand", {"readme.md": b"hello"})
+    shelf.account.dataset_table[DATASET].extend(shelf.account.dataset_table.pop(attempt_dataset_slug(RUN, 2, 1)))
+    shelf.account.add_version(DATASET, "by hand", {"readme.md": b"hello"})
     shelf.settle()
     assert shelf.store.ids() == (manifest.id,)
     assert stray.id not in shelf.store.ids()
@@ -207,7 +207,7 @@ def test_what_is_gone_from_the_account_is_believed_to_be_gone_when_reads_cannot_
     manifest = shelf.deliver(10)
     shelf.settle()
     expected = expectation(shelf, manifest)
-    del shelf.account.dataset_table[SLUG]
+    del shelf.account.dataset_table[DATASET]
     with pytest.raises(TemporaryError, match="is gone; that is believed when it is still so after 600 s"):
         shelf.store.verify(manifest.id, expected)
     shelf.pass_by(601.0)
@@ -220,7 +220,7 @@ def test_what_is_gone_from_the_account_and_is_here_stands_here(shelf: Shelf) -> 
     shelf.settle()
     expected = expectation(shelf, manifest)
     shelf.store.folder(manifest.id)
-    del shelf.account.dataset_table[SLUG]
+    del shelf.account.dataset_table[DATASET]
     with pytest.raises(TemporaryError):
         shelf.store.verify(manifest.id, expected)
     shelf.pass_by(601.0)
@@ -261,7 +261,7 @@ def test_a_run_that_goes_on_here_has_what_it_starts_from_brought_here_first(shel
 def test_what_was_fetched_wrong_or_in_part_leaves_nothing(shelf: Shelf) -> None:
     manifest = shelf.deliver(10)
     shelf.store.ids()
-    files = shelf.account.dataset_table[SLUG][0].files
+    files = shelf.account.dataset_table[DATASET][0].files
     name = f"{manifest.id}.rank-1.safetensors"
     right = files[name]
     files[name] = right[:-1] + b"!"
@@ -282,7 +282,7 @@ def test_a_manifest_that_says_less_than_ours_would_stays_byte_for_byte(shelf: Sh
     path.write_bytes(path.read_bytes().replace(b'\n "order_version": 1,', b""))
     from tests.kaggle_stage import note_of
 
-    shelf.account.add_version(SLUG, str(note_of(store, manifest)), checkpoint_files(store, manifest))
+    shelf.account.add_version(DATASET, str(note_of(store, manifest)), checkpoint_files(store, manifest))
     shelf.store.ids()
     assert (shelf.store.folder(manifest.id) / MANIFEST_NAME).read_bytes() == path.read_bytes()
 
@@ -291,7 +291,7 @@ def test_versions_that_a_worker_has_had_deleted_are_gone(shelf: Shelf) -> None:
     old = shelf.deliver(10)
     shelf.store.ids()
     new = shelf.deliver(20)
-    shelf.account.dataset_table[SLUG][0].status = "Deleted"
+    shelf.account.dataset_table[DATASET][0].status = "Deleted"
     shelf.pass_by(61.0)
     assert shelf.store.ids() == (new.id,)
     assert old.id not in shelf.store.ids()
@@ -300,10 +300,10 @@ def test_versions_that_a_worker_has_had_deleted_are_gone(shelf: Shelf) -> None:
 def test_a_look_that_is_older_than_the_last_one_makes_nothing_gone(shelf: Shelf) -> None:
     manifests = [shelf.deliver(10), shelf.deliver(20)]
     shelf.store.ids()
-    newest = shelf.account.dataset_table[SLUG].pop()
+    newest = shelf.account.dataset_table[DATASET].pop()
     shelf.pass_by(61.0)
     assert shelf.store.ids() == tuple(manifest.id for manifest in manifests)
-    shelf.account.dataset_table[SLUG].append(newest)
+    shelf.account.dataset_table[DATASET].append(newest)
 
 
 def test_an_attempt_that_is_over_for_long_is_not_looked_at_any_more(shelf: Shelf) -> None:
@@ -353,7 +353,7 @@ def test_what_kaggle_shows_only_once_it_is_processed_is_found_when_it_took_longe
 def test_a_newer_version_that_failed_says_nothing_about_an_older_one(shelf: Shelf) -> None:
     manifest = shelf.deliver(10)
     shelf.deliver(20, status="Failed")
-    shelf.account.dataset_statuses[SLUG] = "FAILED"
+    shelf.account.dataset_statuses[DATASET] = "FAILED"
     assert shelf.store.ids() == (manifest.id,)
     expected = expectation(shelf, manifest)
     for _ in range(20):
@@ -366,11 +366,11 @@ def test_a_dataset_goes_when_none_of_its_checkpoints_is_needed(shelf: Shelf) -> 
     shelf.settle()
     shelf.store.delete(first.id)
     shelf.store.sweep(lambda _name: True)
-    assert SLUG in shelf.account.dataset_table
+    assert DATASET in shelf.account.dataset_table
     shelf.store.delete(second.id)
     assert shelf.store.ids() == ()
     shelf.store.sweep(lambda _name: True)
-    assert SLUG not in shelf.account.dataset_table
+    assert DATASET not in shelf.account.dataset_table
     assert shelf.store.stored_bytes == 0
     before = shelf.account.count()
     shelf.pass_by(61.0)
@@ -384,7 +384,7 @@ def test_a_dataset_that_holds_something_nobody_knows_stays(shelf: Shelf) -> None
     shelf.deliver(20)  # by a session that was given up, long after
     shelf.store.delete(manifest.id)
     shelf.store.sweep(lambda _name: True)
-    assert SLUG in shelf.account.dataset_table
+    assert DATASET in shelf.account.dataset_table
 
 
 def test_what_is_only_quarantined_is_kept(shelf: Shelf) -> None:
@@ -392,7 +392,7 @@ def test_what_is_only_quarantined_is_kept(shelf: Shelf) -> None:
     shelf.settle()
     shelf.store.quarantine(manifest.id, "why")
     shelf.store.sweep(lambda _name: True)
-    assert SLUG in shelf.account.dataset_table
+    assert DATASET in shelf.account.dataset_table
 
 
 def test_a_dataset_that_cannot_be_deleted_now_is_deleted_later(shelf: Shelf) -> None:
@@ -403,7 +403,7 @@ def test_a_dataset_that_cannot_be_deleted_now_is_deleted_later(shelf: Shelf) -> 
     for _ in range(30):
         shelf.store.sweep(lambda _name: True)
         shelf.pass_by(3.0)
-    assert SLUG not in shelf.account.dataset_table
+    assert DATASET not in shelf.account.dataset_table
     assert shelf.account.count("delete_dataset") == 2
 
 

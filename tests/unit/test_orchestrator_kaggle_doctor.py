@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.doctor import Finding
-from orchestrator.kaggle.canary import CANARY_SLUG, write_canary
+from orchestrator.kaggle.canary import write_canary
 from orchestrator.kaggle.doctor import examine_kaggle
 from state.clock import Clock
 from state.errors import DataError
+from state.kaggle.names import CANARY_SLUG
 from state.layout import HomeLayout
 from tests.kaggle_accounts import Account, account
 from tests.kaggle_emulator.faults import Fault

@@ -64,7 +64,7 @@ def test_without_a_terminal_options_say_everything(tmp_path: Path) -> None:
     typed = terminal.type("init", str(path), "--backend", "kaggle", "--owner", "somebody", "--name", "konkani")
     assert typed.exit_code == 0, typed.output
     assert 'owner = "somebody"' in path.read_text()
-    assert "somebody/gemma-orch-konkani-s001a1, somebody/gemma-orch-konkani-control" in typed.stderr
+    assert "konkani-s001a1-k, somebody/gemma-orch-konkani-s001a1, somebody/gemma-orch-konkani-control" in typed.stderr
     assert "too long" in str(terminal.fail("init", str(tmp_path / "x"), "--backend", "kaggle", "--name", "x" * 40))
     assert "did you mean 'kaggle'" in str(terminal.fail("init", str(tmp_path / "x"), "--backend", "kagle"))
     assert "without --backend kaggle" in str(terminal.fail("init", str(tmp_path / "x"), "--owner", "me"))

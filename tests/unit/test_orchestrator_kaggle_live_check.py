@@ -11,14 +11,13 @@ from orchestrator.kaggle.canary import WrittenCanary, write_canary
 from orchestrator.kaggle.doctor import examine_kaggle
 from orchestrator.kaggle.live_check import (
     FACTS,
-    FACTS_KERNEL,
-    LIMIT_KERNEL,
     EndedSession,
     Evidence,
     judge,
     kernel_source,
     measure,
 )
+from state.kaggle.names import FACTS_KERNEL, LIMIT_KERNEL
 from state.kaggle.records import DatasetInfo, KernelInfo
 from state.layout import HomeLayout
 from tests.kaggle_accounts import Account, RunningTime, account

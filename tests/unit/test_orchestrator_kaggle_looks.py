@@ -12,7 +12,7 @@ from state.kaggle.records import DatasetInfo, DatasetVersion, KernelPush, Sessio
 from state.kaggle.settings import KaggleSettings
 from tests.factories import RUN, after
 from tests.fake_kaggle import FakeKaggle
-from tests.kaggle_stage import SLUG
+from tests.kaggle_stage import DATASET, SLUG
 
 EVERY_S = 60.0
 SETTINGS = KaggleSettings(poll_every_s=EVERY_S)
@@ -87,7 +87,7 @@ def test_a_session_that_is_seen_alive_after_it_was_said_to_be_over_is_alive() ->
 def test_a_look_at_a_dataset_that_shows_less_than_before_changes_nothing() -> None:
     def info(current: int | None) -> DatasetInfo:
         versions = tuple(DatasetVersion(number, "", "Ready", None) for number in range(1, (current or 0) + 1))
-        return DatasetInfo(SLUG, current, 10, True, versions)
+        return DatasetInfo(DATASET, current, 10, True, versions)
 
     seen = with_dataset(Seen(), info(3), after(0))
     for older in (info(2), info(None), None):
@@ -102,7 +102,7 @@ def account() -> FakeKaggle:
     account = FakeKaggle()
     account.push_kernel(KernelPush(SLUG, "", "None", internet=True, timeout_s=1, dataset_sources=()))
     account.kernel_table[SLUG].status = SessionStatus.RUNNING
-    account.add_version(SLUG, "Initial release", {"session.json": b"{}"})
+    account.add_version(DATASET, "Initial release", {"session.json": b"{}"})
     account.calls.clear()
     return account
 
@@ -113,11 +113,11 @@ def looks_at(account: FakeKaggle, folder: Path) -> Looks:
 
 def test_a_session_costs_at_most_one_call_a_minute(account: FakeKaggle, tmp_path: Path) -> None:
     looks = looks_at(account, tmp_path)
-    looks.refresh(1, 1, 1)
+    looks.refresh(1, 1, f"{SLUG}/v1")
     begun_s, before = account.clock.monotonic(), account.count()
     for _ in range(2000):
         account.clock.advance(6.0)
-        looks.refresh(1, 1, 1)
+        looks.refresh(1, 1, f"{SLUG}/v1")
     assert account.count() - before <= (account.clock.monotonic() - begun_s) / EVERY_S
     moments = [at_s for at_s, *_ in account.calls[before:]]
     assert min(late - early for early, late in itertools.pairwise(moments)) >= EVERY_S
@@ -126,21 +126,21 @@ def test_a_session_costs_at_most_one_call_a_minute(account: FakeKaggle, tmp_path
 
 
 def test_a_controller_that_starts_anew_and_a_command_beside_it_do_not_ask_again(account: FakeKaggle, tmp_path: Path) -> None:
-    first = looks_at(account, tmp_path).refresh(1, 1, 1)
+    first = looks_at(account, tmp_path).refresh(1, 1, f"{SLUG}/v1")
     before = account.count()
     account.clock.advance(30.0)
-    assert looks_at(account, tmp_path).refresh(1, 1, 1) == first
+    assert looks_at(account, tmp_path).refresh(1, 1, f"{SLUG}/v1") == first
     assert account.count() == before
 
 
 def test_a_session_that_is_said_to_be_over_has_its_dataset_looked_at_at_once(account: FakeKaggle, tmp_path: Path) -> None:
     looks = looks_at(account, tmp_path)
-    looks.refresh(1, 1, 1)
+    looks.refresh(1, 1, f"{SLUG}/v1")
     looks.change(1, 1, last=Look.DATASET, shape_asked=True)
     account.kernel_table[SLUG].status = SessionStatus.COMPLETE
-    account.add_version(SLUG, "notes", {"report.json": b"{}"})
+    account.add_version(DATASET, "notes", {"report.json": b"{}"})
     account.clock.advance(70.0)
-    seen = looks.refresh(1, 1, 1)
+    seen = looks.refresh(1, 1, f"{SLUG}/v1")
     assert account.names()[-2:] == ["session_status", "dataset"]
     assert seen.dataset is not None
     assert seen.dataset.current == 2
@@ -148,25 +148,25 @@ def test_a_session_that_is_said_to_be_over_has_its_dataset_looked_at_at_once(acc
 
 def test_looks_that_fail_leave_what_was_known_and_say_so(account: FakeKaggle, tmp_path: Path) -> None:
     looks = looks_at(account, tmp_path)
-    before = looks.refresh(1, 1, 1)
+    before = looks.refresh(1, 1, f"{SLUG}/v1")
     account.broken = {"session_status", "dataset", "kernel"}
     account.clock.advance(1000.0)
-    seen = looks.refresh(1, 1, 1)
+    seen = looks.refresh(1, 1, f"{SLUG}/v1")
     assert seen.failure == "session_status does not answer"
     assert (seen.status, seen.alive_at, seen.dataset) == (before.status, before.alive_at, before.dataset)
     account.broken.clear()
     account.clock.advance(1000.0)
-    assert looks.refresh(1, 1, 1).failure is None
+    assert looks.refresh(1, 1, f"{SLUG}/v1").failure is None
 
 
 def test_a_session_that_is_not_shown_while_its_kernel_is_is_not_missing(account: FakeKaggle, tmp_path: Path) -> None:
     looks = looks_at(account, tmp_path)
-    seen = looks.refresh(1, 1, 2)
+    seen = looks.refresh(1, 1, f"{SLUG}/v2")
     assert seen.missing_since is None
     assert seen.failure == "its kernel is there, its session is not shown"
     account.kernel_table.clear()
     account.clock.advance(1000.0)
-    assert looks.refresh(1, 1, 1).missing_since == account.clock.now()
+    assert looks.refresh(1, 1, f"{SLUG}/v1").missing_since == account.clock.now()
 
 
 def test_what_another_gemma_orch_has_seen_is_seen_again(account: FakeKaggle, tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_what_another_gemma_orch_has_seen_is_seen_again(account: FakeKaggle, tmp
 
 def test_a_lost_look_at_the_machine_is_made_up_for(account: FakeKaggle, tmp_path: Path) -> None:
     looks = looks_at(account, tmp_path)
-    looks.refresh(1, 1, 1)
+    looks.refresh(1, 1, f"{SLUG}/v1")
     account.failures["kernel"] = [TemporaryError("no")]
     for _ in range(8):
         account.clock.advance(70.0)
-        looks.refresh(1, 1, 1)
+        looks.refresh(1, 1, f"{SLUG}/v1")
     assert (looks.seen(1, 1).shape_asked, looks.seen(1, 1).shape) == (True, "None")

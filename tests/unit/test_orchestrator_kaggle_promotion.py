@@ -12,7 +12,7 @@ from orchestrator.kaggle.promote import Promoted, advice, checkpoints_of, promot
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import AmbiguousError, CorruptCheckpointError, TemporaryError, UserError
 from state.kaggle.job import CheckpointPlace
-from state.kaggle.names import OUTPUT_FOLDER, attempt_slug
+from state.kaggle.names import OUTPUT_FOLDER, PushedKernel, attempt_dataset_slug, attempt_kernel_slug
 from state.kaggle.records import KernelPush, SessionStatus
 from state.layout import MANIFEST_NAME
 from state.ledger import Change, CheckpointRecord, CheckpointState, PutAttempt, PutCheckpoint, RunHeader, RunWishes
@@ -33,7 +33,7 @@ from tests.factories import (
     session_spec,
 )
 from tests.fake_kaggle import OWNER, FakeKernel
-from tests.kaggle_stage import SLUG, Stage, checkpoint_files, note_of, upload_checkpoint
+from tests.kaggle_stage import DATASET, SLUG, Stage, checkpoint_files, note_of, upload_checkpoint
 from tests.terminal import Terminal
 
 
@@ -88,17 +88,17 @@ class Depot:
         """Let a session end that leaves a checkpoint in its kernel's output."""
         worker = DirectoryCheckpointStore(self.stage.root / f"worker-{session}")
         made = commit_checkpoint(worker, step, session=session)
-        slug = attempt_slug(RUN, session, 1)
+        kernel = PushedKernel(attempt_kernel_slug(RUN, session, 1))
         outputs = {f"{OUTPUT_FOLDER}/{name}": content for name, content in checkpoint_files(worker, made).items()}
-        self.account.kernel_table[slug] = FakeKernel(
-            KernelPush(slug, "", "NvidiaTeslaT4", internet=False, timeout_s=1, dataset_sources=()),
+        self.account.kernel_table[kernel.slug] = FakeKernel(
+            KernelPush(kernel.slug, "", "NvidiaTeslaT4", internet=False, timeout_s=1, dataset_sources=()),
             status=SessionStatus.COMPLETE,
             outputs=outputs,
         )
-        self.account.add_version(slug, "Initial release", {"session.json": b"{}"})
-        listed = self.account.session_outputs(slug, 1)
+        self.account.add_version(attempt_dataset_slug(RUN, session, 1), "Initial release", {"session.json": b"{}"})
+        listed = self.account.session_outputs(kernel.slug, 1)
         assert listed is not None
-        self.stage.run.checkpoints.discovery.take_outputs(session, 1, 1, listed[0])
+        self.stage.run.checkpoints.discovery.take_outputs(session, 1, kernel, listed[0])
         self.know(worker, made)
         return made
 
@@ -138,7 +138,7 @@ class Depot:
         return DirectoryCheckpointStore(self.stage.home.run(RUN).root / "kaggle" / "promotion" / "checkpoints")
 
 
-def in_dataset(version: int, slug: str = SLUG) -> CheckpointPlace:
+def in_dataset(version: int, slug: str = DATASET) -> CheckpointPlace:
     return CheckpointPlace(kind="dataset", owner=OWNER, slug=slug, version=version)
 
 
@@ -151,13 +151,13 @@ def test_the_head_comes_from_its_kernels_output_into_its_attempts_dataset(depot:
     made = depot.leave(10)
     assert depot.promote() == [Promoted(made.id, in_dataset(2), stood_already=False)]
     worker = DirectoryCheckpointStore(depot.stage.root / "worker-1")
-    version = depot.account.dataset_table[SLUG][1]
+    version = depot.account.dataset_table[DATASET][1]
     assert (version.notes, version.files) == (str(note_of(worker, made)), checkpoint_files(worker, made))
     assert list(version.files)[-1] == f"{made.id}.{MANIFEST_NAME}"
     assert depot.place(made) == in_dataset(2)
     assert depot.heard.num_sent == depot.heard.num_bytes == sum(map(len, version.files.values()))
     assert depot.heard.said[0].endswith(f"from the output of the kernel {SLUG}")
-    assert depot.heard.said[-1] == f"Kaggle processes {SLUG}; that is waited for, up to 1h"
+    assert depot.heard.said[-1] == f"Kaggle processes {DATASET}; that is waited for, up to 1h"
     assert depot.fetched.ids() == ()
 
 
@@ -170,8 +170,8 @@ def test_a_promoted_checkpoint_outlives_its_kernel_and_is_the_next_ones_input(de
     start = made.expected(store.manifest(made.id)[1])
     assert store.verify(made.id, start) == made
     depot.stage.launch(session_spec(2, start=start))
-    push = depot.account.kernel_table[attempt_slug(RUN, 2, 1)].push
-    assert (push.dataset_sources[-1], push.kernel_sources) == (f"{OWNER}/{SLUG}", ())
+    push = depot.account.kernel_table[attempt_kernel_slug(RUN, 2, 1)].push
+    assert (push.dataset_sources[-1], push.kernel_sources) == (f"{OWNER}/{DATASET}", ())
 
 
 def test_all_that_lies_in_outputs_only_is_meant_the_head_first_then_the_newest(depot: Depot) -> None:
@@ -185,7 +185,7 @@ def test_all_that_lies_in_outputs_only_is_meant_the_head_first_then_the_newest(d
     assert [each.id for each in depot.wanted()] == [made[1].id, made[2].id, made[0].id]
     assert [each.id for each in depot.promote()] == [made[1].id, made[2].id, made[0].id]
     assert depot.wanted() == ()
-    assert len(depot.account.dataset_table[attempt_slug(RUN, pruned.session, 1)]) == 1
+    assert len(depot.account.dataset_table[attempt_dataset_slug(RUN, pruned.session, 1)]) == 1
 
 
 def test_promoting_again_does_nothing(depot: Depot) -> None:
@@ -200,7 +200,7 @@ def test_promoting_again_does_nothing(depot: Depot) -> None:
 def test_what_another_machine_has_promoted_is_only_looked_at(depot: Depot) -> None:
     made = depot.leave(10)
     worker = DirectoryCheckpointStore(depot.stage.root / "worker-1")
-    depot.account.add_version(SLUG, str(note_of(worker, made)), checkpoint_files(worker, made))
+    depot.account.add_version(DATASET, str(note_of(worker, made)), checkpoint_files(worker, made))
     assert depot.promote() == [Promoted(made.id, in_dataset(2), stood_already=False)]
     assert depot.account.count("start_upload", "download_output") == 1  # the manifest, when the output was first looked through
 
@@ -223,7 +223,7 @@ def test_a_promotion_that_was_killed_goes_on_and_makes_one_version(depot: Depot,
         depot.promote()
     depot.stage.open()
     assert [each.place for each in depot.promote(made.id)] == [in_dataset(2)]
-    assert len(depot.account.dataset_table[SLUG]) == 2
+    assert len(depot.account.dataset_table[DATASET]) == 2
 
 
 def test_files_that_were_fetched_before_the_end_are_not_fetched_again(depot: Depot) -> None:
@@ -248,7 +248,7 @@ def test_fetched_files_that_have_changed_since_are_fetched_again(depot: Depot) -
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     depot.promote()
     worker = DirectoryCheckpointStore(depot.stage.root / "worker-1")
-    assert depot.account.dataset_table[SLUG][1].files == checkpoint_files(worker, made)
+    assert depot.account.dataset_table[DATASET][1].files == checkpoint_files(worker, made)
 
 
 def test_the_files_that_are_here_already_are_taken_from_here(depot: Depot) -> None:
@@ -273,7 +273,7 @@ def test_an_answer_that_was_lost_makes_no_second_version(depot: Depot) -> None:
     depot.leave(10)
     depot.account.failures_after["create_version"] = [AmbiguousError("lost")]
     assert depot.promote()[0].place == in_dataset(2)
-    assert len(depot.account.dataset_table[SLUG]) == 2
+    assert len(depot.account.dataset_table[DATASET]) == 2
 
 
 def test_a_version_is_waited_for_until_it_is_processed(depot: Depot) -> None:
@@ -290,20 +290,20 @@ def test_a_version_is_waited_for_until_it_is_processed(depot: Depot) -> None:
 
 def test_what_lies_wrong_in_the_output_is_not_sent_and_does_not_keep_the_others(depot: Depot) -> None:
     old, new = depot.leave(10, session=1), depot.leave(20, session=2)
-    outputs = depot.account.kernel_table[attempt_slug(RUN, 2, 1)].outputs
+    outputs = depot.account.kernel_table[attempt_kernel_slug(RUN, 2, 1)].outputs
     name = f"{OUTPUT_FOLDER}/{new.id}.rank-1.safetensors"
     outputs[name] = outputs[name][:-1] + b"!"
     with pytest.raises(CorruptCheckpointError, match=r"rank-1\.safetensors of checkpoint .* has another sha256"):
         depot.promote()
     assert depot.place(old) == in_dataset(2)
     assert any(f"{new.id} is not brought" in line for line in depot.heard.said)
-    assert len(depot.account.dataset_table[attempt_slug(RUN, 2, 1)]) == 1
+    assert len(depot.account.dataset_table[attempt_dataset_slug(RUN, 2, 1)]) == 1
 
 
 def test_a_kernel_that_was_deleted_is_said_to_be_the_reason(depot: Depot) -> None:
     depot.leave(10)
     depot.account.kernel_table.clear()
-    with pytest.raises(TemporaryError, match=r"the kernel gemma-orch-tamil-s001a1, in whose output .* is not shown") as caught:
+    with pytest.raises(TemporaryError, match=r"the kernel gemma-orch-tamil-s001a1-k, in whose output .* is not shown") as caught:
         depot.promote()
     assert "that checkpoint is gone with it" in caught.value.remedy
     depot.stage.clock.advance(61.0)
@@ -319,7 +319,7 @@ def test_a_version_that_came_out_wrong_does_not_take_the_outputs_place(depot: De
     worker = DirectoryCheckpointStore(depot.stage.root / "worker-1")
     files = checkpoint_files(worker, made)
     del files[f"{made.id}.rank-1.safetensors"]
-    depot.account.add_version(SLUG, str(note_of(worker, made)), files)
+    depot.account.add_version(DATASET, str(note_of(worker, made)), files)
     depot.settle()
     assert depot.place(made) == CheckpointPlace(kind="output", owner=OWNER, slug=SLUG, version=1)
     assert depot.promote()[0].place == in_dataset(3)
@@ -330,9 +330,9 @@ def test_a_dataset_that_was_deleted_is_made_anew_and_its_versions_count_from_one
     for step in (6, 8):
         upload_checkpoint(depot.account, depot.stage.root / f"worker-{step}", step)
     depot.stage.run.checkpoints.ids()
-    del depot.account.dataset_table[SLUG]
+    del depot.account.dataset_table[DATASET]
     assert depot.promote()[0].place == in_dataset(2)
-    assert depot.account.dataset_table[SLUG][0].files.keys() == {"origin.txt"}
+    assert depot.account.dataset_table[DATASET][0].files.keys() == {"origin.txt"}
     assert depot.place(made) == in_dataset(2)
 
 
@@ -341,11 +341,11 @@ def test_what_was_pruned_on_its_way_stays_pruned_and_goes_with_its_dataset(depot
     store = depot.stage.run.checkpoints
     worker = DirectoryCheckpointStore(depot.stage.root / "worker-1")
     store.delete(made.id)
-    depot.account.add_version(SLUG, str(note_of(worker, made)), checkpoint_files(worker, made))
+    depot.account.add_version(DATASET, str(note_of(worker, made)), checkpoint_files(worker, made))
     depot.settle()
     assert store.ids() == ()
     store.sweep(lambda _name: True)
-    assert SLUG not in depot.account.dataset_table
+    assert DATASET not in depot.account.dataset_table
 
 
 def test_a_dataset_stays_while_a_needed_checkpoint_of_its_attempt_is_in_the_output(depot: Depot) -> None:
@@ -355,10 +355,10 @@ def test_a_dataset_stays_while_a_needed_checkpoint_of_its_attempt_is_in_the_outp
     depot.settle()
     store.delete(early.id)
     store.sweep(lambda _name: True)
-    assert SLUG in depot.account.dataset_table
+    assert DATASET in depot.account.dataset_table
     store.delete(made.id)
     store.sweep(lambda _name: True)
-    assert SLUG not in depot.account.dataset_table
+    assert DATASET not in depot.account.dataset_table
 
 
 def test_a_controllers_sweep_does_not_touch_a_promotion(depot: Depot) -> None:

@@ -20,7 +20,7 @@ from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
-from state.kaggle.names import VersionNote, attempt_slug, checkpoint_file_names, data_slug
+from state.kaggle.names import VersionNote, attempt_dataset_slug, checkpoint_file_names, data_slug
 from state.layout import HomeLayout
 from state.ledger import DataRecord, RunRecord
 from state.manifest import Manifest
@@ -210,7 +210,7 @@ def test_a_checkpoint_and_a_tokenizer_that_are_not_here_come_from_the_account(sh
         shop.publish(record)
     flat = checkpoint_file_names(made.id, ("state.safetensors", "manifest.json"))
     note = VersionNote(session=1, attempt=1, fence=1, step=20, checkpoint=made.id, manifest_sha256=manifest(20)[1])
-    slug = attempt_slug(RUN, 1, 1)
+    slug = attempt_dataset_slug(RUN, 1, 1)
     shop.sdk.create_dataset(slug, {"session.json": b"{}"})
     shop.sdk.new_version(slug, {flat["state.safetensors"]: bytes(10), flat["manifest.json"]: made.to_json()}, str(note))
     with pytest.raises(UserError, match=r"the tokenizer of run tamil is neither at"):
@@ -247,6 +247,27 @@ def test_no_credential_is_in_what_is_published(shop: Shop) -> None:
 def test_a_slug_that_kaggle_would_change_is_refused(slug: str) -> None:
     with pytest.raises(UserError, match=r"cannot name a dataset"):
         checked_slug(RUN, slug)
+
+
+@pytest.mark.parametrize(
+    "slug",
+    [
+        "gemma-orch-tamil-s001a1",
+        "gemma-orch-other-s001a1-k",
+        "gemma-orch-tamil-control",
+        "gemma-orch-tamil-model",
+        "gemma-orch-data-0123456789abcdef-p00",
+        "gemma-orch-canary",
+    ],
+)
+def test_a_slug_that_is_the_name_of_something_else_of_ours_is_refused(slug: str) -> None:
+    with pytest.raises(UserError, match=r"is a name that gemma-orch keeps for .+"):
+        checked_slug(RUN, slug)
+
+
+def test_a_slug_of_ones_own_or_of_weights_is_taken() -> None:
+    for slug in ("gemma-orch-tamil-weights", "gemma-orch-other-weights", "my-weights", "gemma-orch-mine"):
+        assert checked_slug(RUN, slug) == slug
 
 
 def test_the_card_says_what_was_trained_on_what_and_for_how_long() -> None:

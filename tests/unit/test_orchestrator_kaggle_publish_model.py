@@ -13,7 +13,7 @@ from orchestrator.kaggle.card import card_without_files
 from orchestrator.kaggle.publish import Published
 from orchestrator.kaggle.publish_model import PublishedForm, publish_model
 from state.errors import DataError, TemporaryError, UserError
-from state.kaggle.errors import CorruptUploadError
+from state.kaggle.errors import CorruptUploadError, SlugTakenError
 from state.kaggle.model_calls import ModelTexts
 from state.kaggle.records import ModelForm
 from state.ledger import Change, PutAttempt, PutCheckpoint, RunRecord, RunWishes
@@ -25,7 +25,7 @@ from tests.kaggle_emulator.models import Model
 from tests.terminal import Terminal
 from tests.unit.test_orchestrator_kaggle_publish import Shop
 
-_MODEL = "gemma-orch-tamil-weights"
+_MODEL = "gemma-orch-tamil-model"
 _HF = ModelForm(_MODEL, "MODEL_FRAMEWORK_TRANSFORMERS", "hf")
 _PYTORCH = ModelForm(_MODEL, "MODEL_FRAMEWORK_PY_TORCH", "gemma-pytorch")
 _WRITES = ("StartBlobUpload", "CreateModel", "CreateModelInstance", "CreateModelInstanceVersion")
@@ -90,7 +90,7 @@ def test_the_same_again_sends_nothing(shop: Showroom) -> None:
 def test_weights_that_are_not_here_any_more_come_from_the_dataset(shop: Showroom) -> None:
     assert [each.version for each in shop.show(shop.saved(), keep=False)] == [1, 1]
     weights = next(file for file in shop.model.instances[1].versions[0].files() if file.name == "model.safetensors")
-    dataset = shop.sdk.download(_MODEL, "hf.model.safetensors")
+    dataset = shop.sdk.download("gemma-orch-tamil-weights", "hf.model.safetensors")
     assert weights.path.read_bytes() == dataset.content
     assert shop.exported == ["gemma-pytorch", "hf"]
 
@@ -168,6 +168,13 @@ def test_a_licence_that_kaggle_does_not_take_is_told_and_another_one_may_be_name
     assert [each.version for each in shop.show(record, licence="MIT")] == [1, 1]
 
 
+def test_a_models_name_that_a_dataset_has_is_a_refusal_and_no_model_that_was_made_already(shop: Showroom) -> None:
+    shop.sdk.create_dataset(_MODEL, {"a.bin": b"1"})
+    with pytest.raises(SlugTakenError, match=f"making model {_MODEL} was refused: .*in use by a dataset"):
+        shop.show(shop.saved())
+    assert shop.sdk.emulator.models.all() == []
+
+
 def test_an_instance_of_somebody_elses_is_never_written_to(shop: Showroom) -> None:
     shop.api.create_model(_MODEL, "mine")
     token, url = shop.api.start_upload("a.bin", 1, 1, blob_type="MODEL")
@@ -175,7 +182,7 @@ def test_an_instance_of_somebody_elses_is_never_written_to(shop: Showroom) -> No
         shop.api.transport.put(session, url, b"a", {})
     shop.api.create_model_instance(_HF, [token], ModelTexts("", "", "MIT"))
     shop.sdk.emulator.clock.advance(60)
-    with pytest.raises(UserError, match=r"gemma-orch-tamil-weights/hf exists and was not made by this command"):
+    with pytest.raises(UserError, match=r"gemma-orch-tamil-model/hf exists and was not made by this command"):
         shop.show(shop.saved())
     assert len(shop.model.instances[0].versions) == 1
 
@@ -212,7 +219,7 @@ def test_the_command_says_where_the_model_is(shop: Showroom) -> None:
     with patch.dict(os.environ, account):
         said = Terminal(shop.ports.home.root).type("publish", "--model")
     assert said.exit_code == 0, said.output
-    models = "https://www.kaggle.com/models/tester/gemma-orch-tamil-weights"
+    models = "https://www.kaggle.com/models/tester/gemma-orch-tamil-model"
     assert said.stdout.splitlines()[-2:] == [
         f"{models} has {form}, published already (version 1, names and sizes read back)" for form in ("gemma-pytorch", "hf")
     ]

@@ -7,13 +7,13 @@ import pytest
 
 from orchestrator.backends.base import Sighting
 from state.errors import AmbiguousError, NotLaunchedError, TemporaryError, UserError
-from state.kaggle.errors import BusyError, InvalidSourcesError, KaggleQuotaError
+from state.kaggle.errors import BusyError, InvalidSourcesError, KaggleQuotaError, SlugTakenError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import control_slug
-from state.kaggle.records import AcceleratorQuota
+from state.kaggle.records import AcceleratorQuota, KernelPush
 from tests.factories import RUN, after, attempt, commit_checkpoint, run_record, session_spec
 from tests.fake_kaggle import OWNER
-from tests.kaggle_stage import SETTINGS, SLUG, Stage, upload_checkpoint
+from tests.kaggle_stage import DATASET, SETTINGS, SLUG, Stage, upload_checkpoint
 
 GPU = SETTINGS.model_copy(update={"accelerator": "t4x2"})
 HOUR_S = 3600.0
@@ -31,7 +31,7 @@ def gpu_stage(root: Path, **values: Any) -> Stage:
 def test_an_attempt_gets_its_dataset_with_its_spec_and_the_control_dataset(stage: Stage) -> None:
     spec = session_spec()
     stage.launch(spec)
-    assert stage.account.dataset_table[SLUG][0].files == {"session.json": spec.to_json()}
+    assert stage.account.dataset_table[DATASET][0].files == {"session.json": spec.to_json()}
     assert stage.account.dataset_table[control_slug(RUN)][0].files.keys() == {"run.json", "data.json", "stop.json"}
 
 
@@ -39,7 +39,7 @@ def test_nothing_is_pushed_before_its_dataset_is_processed(stage: Stage) -> None
     stage.account.processing = True
     spec = session_spec()
     for _ in range(30):
-        assert stage.backend.make_ready(spec) == f"the dataset {SLUG} to be processed by Kaggle"
+        assert stage.backend.make_ready(spec) == f"the dataset {DATASET} to be processed by Kaggle"
         stage.clock.advance(2.0)
     assert stage.account.count("create_dataset") == 2
     assert stage.account.count("dataset") < 20
@@ -58,7 +58,7 @@ def test_making_ready_goes_on_after_a_controller_was_killed(stage: Stage) -> Non
 
 
 def test_a_dataset_of_the_attempts_name_that_is_not_the_attempts_is_left_alone(stage: Stage) -> None:
-    stage.account.add_version(SLUG, "Initial release", {"session.json": session_spec(fence=9).to_json()})
+    stage.account.add_version(DATASET, "Initial release", {"session.json": session_spec(fence=9).to_json()})
     with pytest.raises(UserError, match="of another run named tamil"):
         stage.backend.make_ready(session_spec())
 
@@ -84,7 +84,7 @@ def test_a_push_says_everything_explicitly(tmp_path: Path) -> None:
     assert push.dataset_sources == (f"{OWNER}/data-p00", f"{OWNER}/data-p01")
     assert push.kernel_sources == ()
     job = stage.job
-    assert (job.owner, job.dataset, job.control, job.start) == (OWNER, SLUG, control_slug(RUN), None)
+    assert (job.owner, job.dataset, job.control, job.start) == (OWNER, DATASET, control_slug(RUN), None)
     assert job.spec == session_spec(limit_s=99.2)
 
 
@@ -94,8 +94,8 @@ def test_a_session_that_starts_from_a_checkpoint_gets_its_dataset_as_an_input(st
     store = stage.run.checkpoints
     assert store.ids() == (manifest.id,)
     stage.launch(session_spec(2, start=manifest.expected(store.manifest(manifest.id)[1])))
-    second = stage.account.kernel_table["gemma-orch-tamil-s002a1"].push
-    assert second.dataset_sources[-1] == f"{OWNER}/{SLUG}"
+    second = stage.account.kernel_table["gemma-orch-tamil-s002a1-k"].push
+    assert second.dataset_sources[-1] == f"{OWNER}/{DATASET}"
 
 
 def test_a_kernel_that_is_there_already_is_looked_at_and_not_pushed_again(stage: Stage) -> None:
@@ -180,6 +180,20 @@ def test_a_kernel_without_its_inputs_that_cannot_be_deleted_is_watched(stage: St
     assert stage.look().sighting is Sighting.QUEUED
 
 
+def test_a_kernels_name_that_a_dataset_has_is_the_users_to_mend_and_nothing_is_deleted(stage: Stage) -> None:
+    stage.account.add_version(SLUG, "somebody else's", {"a.bin": b"1"})
+    with pytest.raises(SlugTakenError, match="in use by a dataset"):
+        stage.launch()
+    assert stage.account.count("delete_kernel", "delete_dataset") == 0
+
+
+def test_a_datasets_name_that_a_kernel_has_is_refused_at_once(stage: Stage) -> None:
+    push = KernelPush(DATASET, "", "None", internet=True, timeout_s=1, dataset_sources=())
+    stage.account.push_kernel(push)
+    with pytest.raises(SlugTakenError, match="in use by a notebook"):
+        stage.backend.make_ready(session_spec())
+
+
 def test_what_only_the_user_can_mend_is_the_users(stage: Stage) -> None:
     stage.account.failures["push_kernel"] = [UserError("Permission 'kernelSessions.enableInternet' was denied")]
     with pytest.raises(UserError, match="enableInternet"):
@@ -198,9 +212,9 @@ def test_a_checkpoint_that_is_only_here_is_brought_to_the_account_before_a_sessi
     manifest = commit_checkpoint(store, 10)
     start = manifest.expected(store.manifest(manifest.id)[1])
     stage.launch(session_spec(2, start=start))
-    assert store.place(manifest.id) == CheckpointPlace(kind="dataset", owner=OWNER, slug=SLUG, version=2)
-    push = stage.account.kernel_table["gemma-orch-tamil-s002a1"].push
-    assert f"{OWNER}/{SLUG}" in push.dataset_sources
+    assert store.place(manifest.id) == CheckpointPlace(kind="dataset", owner=OWNER, slug=DATASET, version=2)
+    push = stage.account.kernel_table["gemma-orch-tamil-s002a1-k"].push
+    assert f"{OWNER}/{DATASET}" in push.dataset_sources
     assert stage.account.count("create_version") == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from state.errors import AmbiguousError, TemporaryError, UserError
+from state.errors import AmbiguousError, ExitCode, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
 from state.kaggle.datasets import (
@@ -17,7 +17,15 @@ from state.kaggle.datasets import (
     published_version,
     wait_until_ready,
 )
-from state.kaggle.errors import CorruptUploadError, CredentialsError, DeniedError, ProcessingFailedError, RateLimitedError
+from state.kaggle.errors import (
+    CorruptUploadError,
+    CredentialsError,
+    DeniedError,
+    ProcessingFailedError,
+    RateLimitedError,
+    SlugTakenError,
+)
+from state.kaggle.records import KernelPush
 from tests.kaggle_accounts import EmulatorTime
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
@@ -69,6 +77,55 @@ def account(sdk: Sdk, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
     sdk.create_dataset(slug, {"first.bin": b"first"})
     yield made
     sdk.emulator.faults.remove()
+
+
+def test_a_kernel_that_has_the_datasets_name_is_a_refusal_and_no_dataset_to_wait_for(account: Account) -> None:
+    account.slug += "-k"
+    account.sdk.push(account.slug)
+    with pytest.raises(SlugTakenError, match=f"making dataset {account.slug} was refused: .*in use by a notebook") as refused:
+        ensure_dataset(account.api, account.slug, account.files(a=b"1"), **account.options())
+    assert (refused.value.by, refused.value.retryable, refused.value.exit_code) == ("notebook", False, ExitCode.USER)
+    assert "delete that notebook on kaggle.com" in refused.value.remedy
+    assert account.api.dataset(account.slug) is None
+
+
+def test_a_dataset_that_has_a_kernels_name_is_a_refusal_and_no_kernel_that_was_pushed_already(account: Account) -> None:
+    push = KernelPush(account.slug, "pass", "None", internet=True, timeout_s=60, dataset_sources=())
+    with pytest.raises(SlugTakenError, match=f"starting kernel {account.slug} was refused: .*in use by a dataset") as refused:
+        account.api.push_kernel(push)
+    assert "delete that dataset on kaggle.com" in refused.value.remedy
+    assert account.api.kernel(account.slug) is None
+
+
+def test_a_dataset_that_has_a_models_name_is_a_refusal(account: Account) -> None:
+    with pytest.raises(SlugTakenError, match="in use by a dataset") as refused:
+        account.api.create_model(account.slug, "weights")
+    assert not refused.value.may_be("model")
+
+
+def test_a_dataset_whose_name_is_taken_and_that_is_never_shown_is_waited_for_an_hour(account: Account) -> None:
+    account.faults.add(Fault("GetDataset", "status", status=403, match={"datasetSlug": account.slug}))
+    files = account.files(a=b"1")
+    began_s = account.clock.monotonic()
+    for _ in range(6):
+        ensure_dataset(account.api, account.slug, files, **account.options())
+        account.clock.sleep(590.0)
+    account.clock.sleep(120.0)
+    with pytest.raises(SlugTakenError, match="for an hour Kaggle has not shown that dataset") as refused:
+        ensure_dataset(account.api, account.slug, files, **account.options())
+    assert account.clock.monotonic() - began_s < 2 * 3600.0
+    assert "gemma-orch start takes that of the run's next attempt" in refused.value.remedy
+
+
+def test_a_dataset_that_was_shown_in_the_end_is_not_held_against_one_of_its_name_later(account: Account) -> None:
+    unshown = Fault("GetDataset", "status", status=403, match={"datasetSlug": account.slug})
+    files = account.files(a=b"1")
+    for _ in range(2):
+        account.faults.add(unshown)
+        ensure_dataset(account.api, account.slug, files, **account.options())
+        account.faults.remove(unshown)
+        ensure_dataset(account.api, account.slug, files, **account.options())
+        account.clock.sleep(3700.0)
 
 
 def test_a_dataset_is_made_once_and_left_as_it_is(account: Account) -> None:

@@ -15,7 +15,7 @@ from state.errors import ErrorClass, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
 from state.kaggle.job import CheckpointPlace, KaggleJob
-from state.kaggle.names import VersionNote
+from state.kaggle.names import VersionNote, attempt_kernel_slug
 from state.layout import AttemptLayout
 from state.report import Outcome, SessionReport
 from state.spec import Reading, SessionSpec
@@ -292,7 +292,8 @@ def test_a_pushed_kernel_trains_uploads_and_ends_well_when_it_is_asked_to(tmp_pa
         data = {path.name: path.read_bytes() for path in run.layout.data.iterdir()}
         kaggle.create_dataset("some-data", data)
         kaggle.create_dataset(job.dataset, {"session.json": b"{}"})
-        pushed = kaggle.push(job.dataset, bundle(job, ROOT), machine_shape="None", dataset_data_sources=[f"{USER}/some-data"])
+        kernel, sources = attempt_kernel_slug(spec.run, spec.session, spec.attempt), [f"{USER}/some-data"]
+        pushed = kaggle.push(kernel, bundle(job, ROOT), machine_shape="None", dataset_data_sources=sources)
         assert pushed.version_number == 1
         emulator = kaggle.emulator
         emulator.wait(lambda: emulator.journal.of("CreateDatasetVersion"), real_s=60.0)

@@ -13,7 +13,7 @@ from state.kaggle.blobs import upload_file
 from state.kaggle.datasets import begin_version, published_version
 from state.kaggle.errors import CorruptUploadError, DeniedError, ProcessingFailedError
 from state.kaggle.job import KaggleJob
-from state.kaggle.names import attempt_slug
+from state.kaggle.names import attempt_dataset_slug
 from state.size import format_size
 from worker.kaggle.outbox import Parcel
 from worker.kaggle.pace import Pace
@@ -153,8 +153,8 @@ class Uploads:
         """Return whether a later attempt is known on the account, or may be: an older version may be what it starts from."""
         spec = self._job.spec
         later = (
-            attempt_slug(spec.run, spec.session, spec.attempt + 1),
-            attempt_slug(spec.run, spec.session + 1, 1),
+            attempt_dataset_slug(spec.run, spec.session, spec.attempt + 1),
+            attempt_dataset_slug(spec.run, spec.session + 1, 1),
         )
         try:
             overtaken = next((slug for slug in later if self._api.dataset(slug, owner=self._job.owner) is not None), None)
