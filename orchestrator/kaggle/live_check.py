@@ -1,4 +1,4 @@
-"""What only Kaggle itself can show: ten facts that gemma-orch was built on without having seen them, and how to measure each.
+"""What only Kaggle itself can show: eleven facts that gemma-orch was built on without having seen them, and how to measure each.
 
 Two short CPU kernels are pushed, which cost no quota: one says what a session is like and uploads with its own token, the
 other one stays until its limit ends it. They run at the same time, and stay on the account, so that they can be looked at.
@@ -22,7 +22,7 @@ from orchestrator.kaggle.upload import wait_until_ready
 from state.clock import Clock
 from state.duration import format_duration
 from state.errors import GemmaOrchError, TemporaryError
-from state.kaggle.errors import InvalidSourcesError
+from state.kaggle.errors import InvalidSourcesError, SlugTakenError
 from state.kaggle.names import CANARY_SLUG, FACTS_KERNEL, LIMIT_KERNEL
 from state.kaggle.settings import MACHINE_SHAPES
 from state.size import format_size
@@ -72,6 +72,8 @@ class Evidence:
     num_calls: int = 0
     calls_s: float = 0.0
     refused: str = ""
+    collision: str | None = None
+    """What Kaggle said to a kernel with the name of the canary's dataset; empty: it took it."""
     trouble: dict[str, str] = field(default_factory=dict)
     """By what was tried: why it did not work."""
 
@@ -197,6 +199,14 @@ def _rate(evidence: Evidence) -> Result:
     return Result(f"{spoken}; then {evidence.refused}", False) if evidence.refused else Result(f"{spoken}, none was refused")
 
 
+def _namespace(evidence: Evidence) -> Result:
+    if evidence.collision is None:
+        return _missing(evidence, "collision")
+    if not evidence.collision:
+        return Result(f"a kernel {CANARY_SLUG} was taken beside the dataset of that name; it is deleted again", None)
+    return Result(f"beside the dataset {CANARY_SLUG} no kernel of that name is taken: {evidence.collision}")
+
+
 FACTS = (
     Fact(
         "session token",
@@ -268,8 +278,15 @@ FACTS = (
         "raise poll_every under [kaggle]",
         _rate,
     ),
+    Fact(
+        "one namespace",
+        "a kernel cannot have the name of a dataset: no two things of gemma-orch's have one name",
+        "a kernel with the name of the canary's dataset is pushed, and deleted should Kaggle take it",
+        "nothing: the names are different all the same",
+        _namespace,
+    ),
 )
-"""The ten facts; each is measured as far as two short CPU sessions can."""
+"""The eleven facts; each is measured as far as two short CPU sessions can."""
 
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:
@@ -311,6 +328,8 @@ def measure(
     evidence = Evidence(canaries=canaries)
     check = _LiveCheck(api, clock, say, evidence, input_folder)
     check.push()
+    with _noting(evidence, "collision"):
+        check.push_beside_dataset()
     with _noting(evidence, "rate"):
         check.time_calls()
     with _noting(evidence, "session"):
@@ -347,7 +366,8 @@ class _LiveCheck:
         with _noting(self._evidence, "session"):
             self._evidence.pushed_version = self._push_facts()
         with _noting(self._evidence, "limit"):
-            self._limit_version = self._push(LIMIT_KERNEL, {"mode": "limit", "kept": _KEPT_NAME}, (), _LIMIT_TIMEOUT_S)
+            source = kernel_source({"mode": "limit", "kept": _KEPT_NAME})
+            self._limit_version = self._push(LIMIT_KERNEL, source, (), _LIMIT_TIMEOUT_S)
 
     def _push_facts(self) -> int:
         check = {
@@ -360,26 +380,37 @@ class _LiveCheck:
             "written_at": self._clock.now().isoformat(),
             "notes": f"gemma-orch canary {self._nonce}",
         }
-        current = f"{self._api.user}/{CANARY_SLUG}"
+        source, current = kernel_source(check), f"{self._api.user}/{CANARY_SLUG}"
         if len(self._evidence.canaries) < 2:
-            return self._push(FACTS_KERNEL, check, (current,), _FACTS_TIMEOUT_S)
+            return self._push(FACTS_KERNEL, source, (current,), _FACTS_TIMEOUT_S)
         older = self._evidence.canaries[-2].version
         try:
-            version = self._push(FACTS_KERNEL, check, (f"{current}/{older}",), _FACTS_TIMEOUT_S)
+            version = self._push(FACTS_KERNEL, source, (f"{current}/{older}",), _FACTS_TIMEOUT_S)
         except InvalidSourcesError as error:
             self._evidence.pin_refused = error.what
             self._api.delete_kernel(FACTS_KERNEL)  # it runs, without its source
-            return self._push(FACTS_KERNEL, check, (current,), _FACTS_TIMEOUT_S)
+            return self._push(FACTS_KERNEL, source, (current,), _FACTS_TIMEOUT_S)
         self._evidence.pinned = older
         return version
 
-    def _push(self, slug: str, check: Mapping[str, str], sources: tuple[str, ...], timeout_s: int) -> int:
+    def push_beside_dataset(self) -> None:
+        if not self._evidence.canaries:
+            return
+        try:
+            self._push(CANARY_SLUG, "print('beside a dataset of the same name')\n", (), _FACTS_TIMEOUT_S)
+        except SlugTakenError as error:
+            self._evidence.collision = error.what
+            return
+        self._evidence.collision = ""
+        self._api.delete_kernel(CANARY_SLUG)
+
+    def _push(self, slug: str, source: str, sources: tuple[str, ...], timeout_s: int) -> int:
         from state.kaggle.api import KernelPush
 
         return self._api.push_kernel(
             KernelPush(
                 slug=slug,
-                source=kernel_source(check),
+                source=source,
                 machine_shape=MACHINE_SHAPES["cpu"],
                 internet=True,
                 timeout_s=timeout_s,

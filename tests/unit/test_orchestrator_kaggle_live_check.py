@@ -17,7 +17,7 @@ from orchestrator.kaggle.live_check import (
     kernel_source,
     measure,
 )
-from state.kaggle.names import FACTS_KERNEL, LIMIT_KERNEL
+from state.kaggle.names import CANARY_SLUG, FACTS_KERNEL, LIMIT_KERNEL
 from state.kaggle.records import DatasetInfo, KernelInfo
 from state.layout import HomeLayout
 from tests.kaggle_accounts import Account, RunningTime, account
@@ -45,6 +45,7 @@ GOOD = Evidence(
     current_bytes=90,
     num_calls=20,
     calls_s=2.0,
+    collision="the name is in use by a dataset",
 )
 
 
@@ -52,9 +53,9 @@ def judged(evidence: Evidence) -> dict[str, Finding]:
     return {finding.subject.partition(": ")[2]: finding for finding in judge(evidence)}
 
 
-def test_there_are_ten_facts_each_with_what_is_assumed_how_it_is_measured_and_what_follows() -> None:
-    assert len(FACTS) == 10
-    assert len({fact.subject for fact in FACTS}) == 10
+def test_there_are_eleven_facts_each_with_what_is_assumed_how_it_is_measured_and_what_follows() -> None:
+    assert len(FACTS) == 11
+    assert len({fact.subject for fact in FACTS}) == 11
     assert all(fact.assumed and fact.measured and fact.otherwise for fact in FACTS)
 
 
@@ -87,6 +88,7 @@ def test_what_is_otherwise_is_told_with_what_follows() -> None:
         "machine given": (replace(GOOD, session=denied), "1 GPUs", False),
         "slug": (replace(GOOD, kernel=None), "cannot be found", False),
         "API rate": (replace(GOOD, refused="HTTP 429"), "then HTTP 429", False),
+        "one namespace": (replace(GOOD, collision=""), "was taken beside the dataset", True),
     }
     for subject, (evidence, said, ok) in cases.items():
         finding = judged(evidence)[subject]
@@ -131,6 +133,7 @@ def test_every_fact_is_measured_on_an_account_and_nothing_leaks(tmp_path: Path) 
         assert "it does not pin" in found["owner/slug/N as a source"].found
         assert "ended as cancelled; its files are lost" in found["outputs after the limit"].found
         assert "no signal came" in found["SIGTERM"].found
+        assert "already in use by a dataset" in found["one namespace"].found
         assert user.emulator.sessions.max_live() == 2
 
 
@@ -140,6 +143,7 @@ def test_another_kaggle_is_measured_as_it_is(tmp_path: Path) -> None:
         "pin_dataset_versions": True,
         "cancelled_outputs_kept": True,
         "sigterm_grace_s": 20.0,
+        "one_namespace": False,
     }
     with account(tmp_path, **QUICK, **settings) as user:
         found = live(tmp_path, user)
@@ -148,6 +152,8 @@ def test_another_kaggle_is_measured_as_it_is(tmp_path: Path) -> None:
         assert "it pins" in found["owner/slug/N as a source"].found
         assert "its files are kept" in found["outputs after the limit"].found
         assert "a signal came: signal 15" in found["SIGTERM"].found
+        assert "it is deleted again" in found["one namespace"].found
+        assert user.api.kernel(CANARY_SLUG) is None
 
 
 def test_a_phone_that_is_not_verified_is_found_out(tmp_path: Path) -> None:
@@ -182,5 +188,5 @@ def test_the_command_measures_live(tmp_path: Path) -> None:
     with account(tmp_path, processing_s=1.0, queue_s=1.0, timescale=60.0, start_at=datetime.now(UTC)) as user:
         typed = user.type("doctor", "--backend", "kaggle", "--live-check", "--json")
         found = {finding["subject"]: finding for finding in json.loads(typed.stdout)}
-        assert len([subject for subject in found if subject.startswith("fact ")]) == 10
+        assert len([subject for subject in found if subject.startswith("fact ")]) == 11
         assert "it does not pin" in found["fact 5: owner/slug/N as a source"]["found"]
