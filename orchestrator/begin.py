@@ -18,7 +18,7 @@ from state.errors import LeaseHeldError, UserError
 from state.kaggle.names import check_run_fits
 from state.ledger import CheckpointState, RerunWish, RunHeader, RunRecord, RunWishes
 from state.mixture import epochs_by_language
-from state.process import certainly_dead
+from state.run_store import is_in_force
 from state.session import RunState
 from state.spec import RunSpec, SpecChange, compare_specs
 
@@ -130,7 +130,7 @@ def read_too_often(record: RunRecord, spec: RunSpec) -> str:
 def detach(ports: Ports, run: str) -> None:
     """Start a controller of a run that outlives this terminal."""
     lease = ports.runs.lease(run)
-    if lease is not None and lease.owner != ports.owner and not certainly_dead(lease.owner):
+    if lease is not None and lease.owner != ports.owner and is_in_force(lease, ports.clock.now()):
         return  # one is at work already
     ports.runs.release(run, ports.owner)
     folder = ports.home.run(run)

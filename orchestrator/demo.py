@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from orchestrator.render import sessions_table
+from orchestrator.signals import signal_group
 from orchestrator.views import StatusView
 from orchestrator.watch import observe_run
 from orchestrator.wiring import HOME_VARIABLE, wire
@@ -86,11 +86,8 @@ def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
         live = stage.live("chained") if waiting else None
         if live is not None and live.phase is Phase.TRAINING and live.step >= waiting[0].at_share * total_steps:
             blow = waiting[0]
-            if blow.target == "worker":
-                try:
-                    os.kill(live.pid, blow.signal)
-                except ProcessLookupError:
-                    continue  # its session ended in this very moment: the next one gets the blow
+            if blow.target == "worker" and not (live.process and signal_group(live.process, blow.signal)):
+                continue  # its session ended in this very moment: the next one gets the blow
             say(f"   step {live.step}: {blow.name}")
             waiting.pop(0)
             if blow.target == "controller":

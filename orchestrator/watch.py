@@ -14,10 +14,10 @@ from orchestrator.controller import Controller, Ports, ref_of
 from orchestrator.plan import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
 from orchestrator.render import live_line, live_panel
 from orchestrator.views import StatusView, status_view
-from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, TemporaryError
+from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, OutOfReachError, TemporaryError
 from state.ledger import AttemptRecord, Event, RunRecord, Waiting
-from state.process import certainly_dead
 from state.report import Heartbeat
+from state.run_store import is_in_force
 from state.session import AttemptState, RunState
 
 _LOOK_S = 1.0
@@ -60,7 +60,7 @@ def waiting_for(ports: Ports, record: RunRecord) -> str | None:
     """Return what a run waits for, in words, or None when it is over."""
     now = ports.clock.now()
     lease = ports.runs.lease(record.name)
-    watched = lease is not None and now < lease.until and not certainly_dead(lease.owner)
+    watched = lease is not None and is_in_force(lease, now)
     again = f"gemma-orch start --name {record.name} goes on"
     live = record.live_attempt
     if live is not None and live.state is AttemptState.ENDED and not watched:
@@ -154,17 +154,30 @@ class Display:
         return events
 
 
-def drive(ports: Ports, run: str, *, until: Callable[[RunRecord], bool] = lambda _record: False) -> Verdict:
+def drive(
+    ports: Ports,
+    run: str,
+    *,
+    until: Callable[[RunRecord], bool] = lambda _record: False,
+    patient: bool = True,
+) -> Verdict:
     """Tick a run until it is over or `until` says so, and show it meanwhile.
 
     When another controller is at work, this one says so once, watches, and takes over should the other one go away.
 
+    Args:
+        ports: The controller's.
+        run: The run's name.
+        until: Asked in every tick.
+        patient: Whether to wait while a session is to be ended that cannot be ended from here.
+
     Raises:
+        OutOfReachError: there is such a session, and this one is not patient.
         GemmaOrchError: a tick found something that trying again does not mend.
     """
     controller = Controller(ports)
     with Display(ports, run) as display:
-        driver = _Driver(ports, run, controller, display, until)
+        driver = _Driver(ports, run, controller, display, until, patient=patient)
         while True:
             pause_s, seen = driver.step()
             if seen is not None:
@@ -180,13 +193,21 @@ class _Driver:
     """Ticks, and knows what to make of a tick that does not go through."""
 
     def __init__(
-        self, ports: Ports, run: str, controller: Controller, display: Display, until: Callable[[RunRecord], bool]
+        self,
+        ports: Ports,
+        run: str,
+        controller: Controller,
+        display: Display,
+        until: Callable[[RunRecord], bool],
+        *,
+        patient: bool,
     ) -> None:
         self._ports = ports
         self._run = run
         self._controller = controller
         self._display = display
         self._until = until
+        self._patient = patient
         self._watches = False
         self._failures = 0
 
@@ -203,6 +224,9 @@ class _Driver:
         except LeaseLostError:
             return _LOOK_S, None
         except TemporaryError as error:
+            if isinstance(error, OutOfReachError) and not self._patient:
+                self._controller.release(self._run)  # a controller that can end it need not wait until our lease runs out
+                raise
             self._display.say(f"{error}; trying again")
             return _PLAIN_LINE_S, None
         except GemmaOrchError:

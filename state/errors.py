@@ -76,6 +76,10 @@ class NotLaunchedError(TemporaryError):
     """An attempt was certainly not launched, and may be later: the platform is full, or out of quota, or out of reach."""
 
 
+class OutOfReachError(TemporaryError):
+    """What is to be done can be done somewhere else only: a process is to be ended that is not one of ours here."""
+
+
 class LeaseHeldError(TemporaryError):
     """Another controller holds the run."""
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from state.document import Document
 from state.errors import ErrorClass
+from state.process import ProcessIdentity
 
 
 class Outcome(StrEnum):
@@ -46,6 +47,7 @@ class Heartbeat(Document):
     schema_version: Literal[1] = 1
     at: datetime
     pid: int
+    process: ProcessIdentity | None = Field(default=None, description="whose pid that is; none: an earlier version's worker")
     phase: Phase
     start_step: int
     step: int = Field(description="last step trained")

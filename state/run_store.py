@@ -311,10 +311,9 @@ class SqliteRunStore:
         with self._transaction(f"lease {run}"):
             self._run_row(run)
             current = self.lease(run)
-            if current is not None and current.owner != owner and now < current.until and not certainly_dead(current.owner):
+            if current is not None and current.owner != owner and is_in_force(current, now):
                 raise LeaseHeldError(
-                    f"another controller holds this run until {current.until.astimezone():%H:%M:%S} "
-                    f"(process {current.owner.pid} on {current.owner.host})"
+                    f"another controller holds this run until {current.until.astimezone():%H:%M:%S} ({current.owner})"
                 )
             self._connection.execute(
                 "INSERT INTO leases(run, owner, until) VALUES (?, ?, ?) "
@@ -406,6 +405,11 @@ class SqliteRunStore:
         """Return the last lines of a run's history, oldest first."""
         rows = self._rows("SELECT event FROM events WHERE run = ? ORDER BY number DESC LIMIT ?", run, limit)
         return tuple(Event.from_json(row[0], "the ledger's history") for row in reversed(rows))
+
+
+def is_in_force(lease: Lease, now: datetime) -> bool:
+    """Return whether others must leave a run alone: the lease has not run out, and its owner is not certainly dead."""
+    return now < lease.until and not certainly_dead(lease.owner)
 
 
 def lease_lost(run: str) -> LeaseLostError:

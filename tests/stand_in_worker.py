@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ def main(mode: str, spec_path: Path) -> None:
         sys.exit(7)
     begun = datetime.now(UTC).isoformat()
     heartbeat = {"at": begun, "pid": os.getpid(), "phase": "training", "start_step": 0, "step": 1, "left_s": 9.0}
-    _write(folder / "heartbeat.json", heartbeat)
+    _write(folder / "heartbeat.json", heartbeat | {"process": _identity()})
     outcome = "budget"
     if mode == "wait":
         outcome = "stopped"
@@ -44,6 +45,17 @@ def main(mode: str, spec_path: Path) -> None:
         "ended_at": datetime.now(UTC).isoformat(),
     }
     _write(folder / "report.json", report)
+
+
+def _identity() -> dict[str, object]:
+    """A ProcessIdentity; the module that knows it needs pydantic, which takes a while to load."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19],
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pid_namespace": os.readlink("/proc/self/ns/pid"),
+    }
 
 
 def _wait_for(path: Path) -> None:

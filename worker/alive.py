@@ -68,4 +68,5 @@ def _who(layout: AttemptLayout) -> str:
         heartbeat = Heartbeat.from_json(layout.heartbeat.read_bytes(), str(layout.heartbeat))
     except (OSError, DataError):
         return ""
-    return f" (pid {heartbeat.pid}, at step {heartbeat.step})"
+    who = heartbeat.process or f"pid {heartbeat.pid}"
+    return f" ({who}, at step {heartbeat.step})"

@@ -16,6 +16,7 @@ from state import files
 from state.clock import Clock
 from state.duration import format_duration
 from state.layout import AttemptLayout
+from state.process import identify
 from state.report import Heartbeat, Phase
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Telemetry:
         self._start_step = start_step
         self._tokens_per_step = tokens_per_step
         self._say = say
+        self._process = identify(os.getpid())
         self._phase = Phase.STARTING
         self._step = start_step
         self._saved_step: int | None = None
@@ -142,7 +144,8 @@ class Telemetry:
         steps_per_s = self._steps_per_s()
         heartbeat = Heartbeat(
             at=self._clock.now(),
-            pid=os.getpid(),
+            pid=self._process.pid,
+            process=self._process,
             phase=self._phase,
             start_step=self._start_step,
             step=self._step,

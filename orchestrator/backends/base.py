@@ -123,7 +123,11 @@ class Backend(Protocol):
         ...
 
     def kill(self, ref: AttemptRef) -> None:
-        """End an attempt at once; what it has not saved is lost."""
+        """End an attempt at once; what it has not saved is lost.
+
+        Raises:
+            OutOfReachError: it runs where it cannot be ended from here; it is asked to stop, and the error says where it runs.
+        """
         ...
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:

@@ -6,7 +6,6 @@ started and inherited by it, so that at no instant can an attempt be alive and l
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import signal
@@ -17,11 +16,12 @@ from pathlib import Path
 
 from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
 from orchestrator.interpreter import command_of
+from orchestrator.signals import signal_group
 from state import effects, files
 from state.document import Document
-from state.errors import AmbiguousError, DataError, TemporaryError
+from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError
 from state.layout import AttemptLayout, HomeLayout
-from state.process import ProcessIdentity, certainly_dead, identify
+from state.process import ProcessIdentity, certainly_alive, certainly_dead, identify
 from state.report import Heartbeat, SessionReport
 from state.spec import SessionSpec
 
@@ -125,11 +125,18 @@ class LocalBackend:
         child = self._children.get((ref.run, ref.session, ref.attempt))
         exit_code = child.poll() if child is not None else None  # also lets the kernel forget a dead child
         if _is_locked(folder.lock):
-            return Observation(Sighting.RUNNING)
+            return Observation(Sighting.RUNNING, "" if child is not None else self._elsewhere(ref))
         traces = (folder.launched, folder.heartbeat, folder.report)
         if not any(path.exists() for path in traces):
             return Observation(Sighting.MISSING)
         return Observation(Sighting.ENDED, _how_it_ended(exit_code), _last_sign(folder))
+
+    def _elsewhere(self, ref: AttemptRef) -> str:
+        """Return where the process of an attempt runs, in words, when it cannot be seen from here."""
+        launched, _ = self._processes(ref)
+        if launched is None or certainly_alive(launched) or certainly_dead(launched):
+            return ""
+        return _whereabouts(launched)
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
         """Return the report of an attempt, once there is one."""
@@ -151,22 +158,47 @@ class LocalBackend:
             files.write_atomically(path, b"")
 
     def kill(self, ref: AttemptRef) -> None:
-        """End an attempt's process at once, and what it has started."""
-        process = self._process(ref)
-        if process is None or certainly_dead(process):
-            return
-        with contextlib.suppress(ProcessLookupError):  # it has ended since, or leads no group: somebody runs it by hand
-            os.killpg(process.pid, signal.SIGKILL)
-            effects.done("signal", "SIGKILL")
+        """End an attempt's process at once, and what it has started, when that is surely the process that was started for it.
 
-    def _process(self, ref: AttemptRef) -> ProcessIdentity | None:
-        data = _read(self._folder(ref).launched)
-        if data is not None:
-            return Launched.from_json(data, "the note of the launch").process
-        heartbeat = self.heartbeat(ref)  # whoever launched it died before it could note its process
-        if heartbeat is None or not _is_locked(self._folder(ref).lock):
-            return None
-        return identify(heartbeat.pid)
+        Any other worker is asked to save and end, which it hears wherever it runs.
+
+        Raises:
+            OutOfReachError: it runs in another process, or in one that cannot be seen from here; the error says in which.
+            TemporaryError: which process runs it is not known yet.
+        """
+        launched, beating = self._processes(ref)
+        # A controller that was killed right after the launch has left no note of it: then the worker's own word counts.
+        process = launched or beating
+        if self._kill_child(ref) or (process is not None and signal_group(process, signal.SIGKILL)):
+            effects.done("signal", "SIGKILL")
+            return
+        known = [each for each in (beating, launched) if each is not None]
+        living = [each for each in known if not certainly_dead(each)]
+        lock = self._folder(ref).lock
+        if not _is_locked(lock) or (known and not living):  # it is over, or will be in a moment
+            return
+        self.ask_to_stop(ref)
+        what = f"session {ref.session} attempt {ref.attempt} of {ref.run} cannot be ended from here, and is asked to save and end"
+        if not living:
+            raise TemporaryError(f"{what}: its process is not known yet", remedy=f"where it runs, fuser {lock} tells its pid")
+        raise OutOfReachError(
+            f"{what}: {_whereabouts(living[0])}",
+            remedy=f"{_how_to_end(living[0])}; gemma-orch stop {ref.run} waits until it has ended",
+        )
+
+    def _kill_child(self, ref: AttemptRef) -> bool:
+        """Kill the group of an attempt that this very process has started; its pid cannot be another's before we collect it."""
+        child = self._children.get((ref.run, ref.session, ref.attempt))
+        if child is None or child.poll() is not None:
+            return False
+        os.killpg(child.pid, signal.SIGKILL)
+        return True
+
+    def _processes(self, ref: AttemptRef) -> tuple[ProcessIdentity | None, ProcessIdentity | None]:
+        """Return which process was started for an attempt, and which one writes its heartbeat, as far as either is known."""
+        data, heartbeat = _read(self._folder(ref).launched), self.heartbeat(ref)
+        launched = Launched.from_json(data, "the note of the launch").process if data is not None else None
+        return launched, heartbeat.process if heartbeat is not None else None
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
         """Return what an attempt has printed from an offset on, and the offset after it."""
@@ -187,6 +219,18 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _whereabouts(process: ProcessIdentity) -> str:
+    namespace = f", PID namespace {process.pid_namespace}" if process.pid_namespace else ""
+    here = identify(os.getpid())
+    return f"its worker is {process}{namespace} (this is {here.host}, {here.pid_namespace or 'in an unknown namespace'})"
+
+
+def _how_to_end(process: ProcessIdentity) -> str:
+    """Return the command that ends a process where it runs; what an earlier version wrote down is to be looked at before."""
+    look = "" if process.pid_namespace else f"ps -fp {process.pid} there shows whether it still is the worker; "
+    return f"{look}kill -KILL {process.pid} there ends it at once"
 
 
 def _take(descriptor: int, kind: int) -> bool:

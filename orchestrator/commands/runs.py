@@ -105,7 +105,7 @@ def stop(
     ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
     if now and record.live_attempt is not None:
         say(ports.backend(record.live_attempt.backend, name).killing)
-    view = drive(ports, name).view
+    view = drive(ports, name, patient=not now).view
     typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
     say(only_in_an_output(ports, name))
 

@@ -14,9 +14,9 @@ from orchestrator.backends.base import Sighting
 from orchestrator.backends.local import Launched, LocalBackend
 from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
-from state.errors import AmbiguousError, DataError, TemporaryError
+from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError
 from state.layout import AttemptLayout, HomeLayout
-from state.process import identify
+from state.process import ProcessIdentity, identify
 from state.report import Heartbeat, Phase
 from tests.factories import RUN, START, commit_checkpoint, session_spec
 from tests.stages import local_backend, ref, stand_in, wait_until, wait_until_over
@@ -131,35 +131,103 @@ def test_a_signal_is_named(waiting: LocalBackend) -> None:
     assert waiting.observe(ref()).detail == "killed by SIGKILL"
 
 
-def test_a_process_that_has_got_the_pid_of_a_dead_worker_is_not_killed(waiting: LocalBackend, folder: AttemptLayout) -> None:
-    innocent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+def test_a_process_that_has_got_the_pid_of_a_dead_worker_is_not_killed(
+    waiting: LocalBackend, folder: AttemptLayout, innocent: subprocess.Popen[bytes]
+) -> None:
     dead = identify(innocent.pid).model_copy(update={"started": "long ago"})
     folder.root.mkdir(parents=True)
     folder.launched.write_bytes(Launched(process=dead).to_json())
     waiting.kill(ref())
+
+
+@pytest.fixture
+def innocent() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this host that leads a session, and must be alive in the end."""
+    innocent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    yield innocent
     assert innocent.poll() is None
     innocent.communicate(b"\n")
     assert innocent.returncode == 0
 
 
-def test_killing_a_process_that_leads_no_group_is_harmless(waiting: LocalBackend, folder: AttemptLayout) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+@pytest.fixture
+def held(waiting: LocalBackend, folder: AttemptLayout) -> Iterator[None]:
+    """The lock of the attempt, held by its worker wherever that is, and let go before the backend ends what runs."""
     folder.root.mkdir(parents=True)
-    folder.launched.write_bytes(Launched(process=identify(child.pid)).to_json())
-    waiting.kill(ref())
+    with open(folder.lock, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def heartbeat_of(pid: int, process: ProcessIdentity | None) -> bytes:
+    beat = Heartbeat(at=START, pid=pid, process=process, phase=Phase.TRAINING, start_step=0, step=1, left_s=1.0)
+    return beat.to_json()
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize(
+    "changed",
+    [{"host": "box"}, {"boot_id": "another"}, {"pid_namespace": "pid:[7]"}, {"boot_id": "", "pid_namespace": ""}],
+    ids=["another host", "another boot", "a container", "an earlier version"],
+)
+def test_a_worker_that_runs_elsewhere_is_told_of_and_asked_to_stop_and_nothing_here_is_killed(
+    waiting: LocalBackend, folder: AttemptLayout, innocent: subprocess.Popen[bytes], changed: dict[str, str]
+) -> None:
+    elsewhere = identify(innocent.pid).model_copy(update=changed)
+    folder.launched.write_bytes(Launched(process=elsewhere).to_json())
+    with pytest.raises(OutOfReachError) as caught:
+        waiting.kill(ref())
+    where = f"its worker is process {innocent.pid} on {elsewhere.host}"
+    where += f", PID namespace {elsewhere.pid_namespace} (this is" if elsewhere.pid_namespace else " (this is"
+    assert where in caught.value.what
+    assert f"kill -KILL {innocent.pid} there ends it at once" in caught.value.remedy
+    assert ("shows whether it still is the worker" in caught.value.remedy) == (elsewhere.pid_namespace == "")
+    assert caught.value.exit_code == 3
+    assert folder.stop.exists()
+    assert waiting.observe(ref()).sighting is Sighting.RUNNING
+    assert where in waiting.observe(ref()).detail
+
+
+@pytest.mark.usefixtures("held")
+def test_a_worker_that_is_run_by_hand_is_told_of_and_not_killed(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    dead = identify(child.pid).model_copy(update={"started": "long ago"})
+    folder.launched.write_bytes(Launched(process=dead).to_json())
+    folder.heartbeat.write_bytes(heartbeat_of(child.pid, identify(child.pid)))
+    with pytest.raises(OutOfReachError, match=f"its worker is process {child.pid} on"):
+        waiting.kill(ref())
     assert child.poll() is None
     child.communicate(b"\n")
 
 
-def test_a_heartbeat_of_a_worker_that_is_gone_kills_nobody(waiting: LocalBackend, folder: AttemptLayout) -> None:
-    innocent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
-    folder.root.mkdir(parents=True)
-    folder.heartbeat.write_bytes(
-        Heartbeat(at=START, pid=innocent.pid, phase=Phase.TRAINING, start_step=0, step=1, left_s=1.0).to_json()
-    )
+@pytest.mark.usefixtures("held")
+def test_a_worker_that_has_just_been_killed_is_waited_for(waiting: LocalBackend, folder: AttemptLayout) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    process = identify(child.pid)
+    child.wait()
+    folder.launched.write_bytes(Launched(process=process).to_json())
     waiting.kill(ref())
-    innocent.communicate(b"\n")
-    assert innocent.returncode == 0
+    assert not folder.stop.exists()
+
+
+@pytest.mark.usefixtures("held")
+def test_a_pid_in_a_heartbeat_is_no_proof_of_anything(
+    waiting: LocalBackend, folder: AttemptLayout, innocent: subprocess.Popen[bytes]
+) -> None:
+    folder.heartbeat.write_bytes(heartbeat_of(innocent.pid, process=None))
+    with pytest.raises(TemporaryError, match="its process is not known yet") as caught:
+        waiting.kill(ref())
+    assert not isinstance(caught.value, OutOfReachError)
+    assert str(folder.lock) in caught.value.remedy
+
+
+def test_killing_what_is_over_is_harmless(
+    waiting: LocalBackend, folder: AttemptLayout, innocent: subprocess.Popen[bytes]
+) -> None:
+    folder.root.mkdir(parents=True)
+    folder.heartbeat.write_bytes(heartbeat_of(innocent.pid, process=None))
+    waiting.kill(ref())
+    assert not folder.stop.exists()
 
 
 def test_a_command_that_does_not_exist_was_certainly_not_launched(tmp_path: Path) -> None:

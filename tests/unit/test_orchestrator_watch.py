@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.simulated import Course
+from orchestrator.backends.base import AttemptRef
+from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller import Ports
 from orchestrator.plan import Finish, GiveUp, Wait
 from orchestrator.watch import drive, follow, observe_run, waiting_for
 from state.checkpoint_store import DirectoryCheckpointStore
-from state.errors import DataError, TemporaryError
+from state.errors import DataError, OutOfReachError, TemporaryError
 from state.ledger import DataRecord, StopWish, Waiting
 from state.process import ProcessIdentity
+from state.report import Outcome
 from state.session import RunState
 from state.spec import RunSpec
 from tests.factories import DATA, RUN
@@ -60,6 +62,40 @@ def test_what_may_work_later_is_tried_again(tmp_path: Path, capsys: pytest.Captu
     simulation = Simulation(tmp_path, prepare=Stumbling(TemporaryError("the network is down"))).create(total_steps=20)
     assert drive(ports_of(simulation), RUN).view.step == 20
     assert "the network is down; trying again" in capsys.readouterr().err
+
+
+class OutOfReach(SimulatedBackend):
+    """A backend whose sessions run where they cannot be ended from here."""
+
+    def kill(self, ref: AttemptRef) -> None:
+        self.ask_to_stop(ref)
+        raise OutOfReachError("its worker is process 7 on box", remedy="kill -KILL 7 there ends it at once")
+
+
+def out_of_reach(tmp_path: Path) -> Simulation:
+    simulation = Simulation(tmp_path, backend=OutOfReach).create()
+    simulation.run_until_launch(1)
+    simulation.runs.set_stop(RUN, StopWish.NOW)
+    return simulation
+
+
+def test_a_session_that_cannot_be_ended_from_here_is_said_and_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulation = out_of_reach(tmp_path)
+    view = drive(ports_of(simulation), RUN).view
+    assert (view.state, simulation.record.attempts[0].outcome) == (RunState.STOPPED, Outcome.STOPPED)
+    assert "its worker is process 7 on box\nNext: kill -KILL 7 there ends it at once; trying again" in capsys.readouterr().err
+
+
+def test_stop_now_does_not_wait_for_it_and_leaves_the_run_to_who_can_end_it(tmp_path: Path) -> None:
+    simulation = out_of_reach(tmp_path)
+    with pytest.raises(OutOfReachError, match="process 7 on box"):
+        drive(ports_of(simulation), RUN, patient=False)
+    record = simulation.record
+    assert (record.header.state, record.wishes.stop) == (RunState.ACTIVE, StopWish.NOW)
+    assert record.live_attempt is not None
+    assert simulation.runs.lease(RUN) is None
 
 
 def test_a_tick_that_dies_unexpectedly_is_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

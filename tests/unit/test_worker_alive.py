@@ -42,7 +42,7 @@ def test_a_second_process_is_told_who_runs_the_session(layout: AttemptLayout):
         with pytest.raises(SessionRunsError, match="this session is running already\n"):
             held_alive(layout, None).__enter__()
         Telemetry(layout, ManualClock(), left_s=lambda: 1.0, start_step=7, tokens_per_step=1, say=print).phase(Phase.TRAINING)
-        with pytest.raises(SessionRunsError, match=rf"running already \(pid {os.getpid()}, at step 7\)") as caught:
+        with pytest.raises(SessionRunsError, match=rf"running already \(process {os.getpid()} on .+, at step 7\)") as caught:
             held_alive(layout, None).__enter__()
     assert caught.value.exit_code == 3
 

@@ -677,7 +677,7 @@ def test_two_processes_on_one_session_do_no_harm(run: SmallRun):
     with run.start(spec) as first:
         wait_until(lambda: (beat := run.heartbeat(spec)) is not None and beat.phase is Phase.TRAINING, process=first)
         assert run.run(spec) == 3
-        assert f"this session is running already (pid {first.pid}, at step " in run.said[-1]
+        assert f"this session is running already (process {first.pid} on " in run.said[-1]
         first.send_signal(signal.SIGINT)
         said = first.communicate()[1].decode()
     assert first.returncode == 0, said

@@ -10,6 +10,7 @@ import pytest
 
 from state.clock import ManualClock
 from state.layout import AttemptLayout
+from state.process import identify
 from state.report import Heartbeat, Phase
 from worker.telemetry import Telemetry
 from worker.trainer import StepResult
@@ -67,6 +68,7 @@ def test_the_heartbeat_follows_every_change_of_phase(layout: AttemptLayout, cloc
         tells.phase(phase)
         assert heartbeat(layout).phase is phase
     assert heartbeat(layout).pid == os.getpid()
+    assert heartbeat(layout).process == identify(os.getpid())
     assert heartbeat(layout).step == heartbeat(layout).start_step == 10
 
 
