@@ -25,9 +25,9 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from worker.process import let_threads_sleep
+from worker.process import settle_threads
 
-let_threads_sleep(os.environ)  # as in every session; before torch is imported
+settle_threads(os.environ)  # as in every session; before torch is imported
 
 import numpy as np
 import torch

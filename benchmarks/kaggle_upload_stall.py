@@ -27,9 +27,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from worker.process import let_threads_sleep, lower_priority
+from worker.process import lower_priority, settle_threads
 
-let_threads_sleep(os.environ)  # as in every session; before torch is imported
+settle_threads(os.environ)  # as in every session; before torch is imported
 
 import numpy as np
 import torch

@@ -12,6 +12,7 @@ from tests.simulation import Simulation
 
 _RAM = Path("/dev/shm")
 
+os.environ["OMP_DYNAMIC"] = "FALSE"  # as in every worker
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy machine makes spinning threads, and with them the tests, slow
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers asks its hub on threads that outlive the test that began them
 

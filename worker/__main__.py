@@ -11,7 +11,7 @@ from pathlib import Path
 
 from state.clock import SystemClock
 from state.errors import GemmaOrchError, UserError
-from worker.process import StopRequest, let_threads_sleep, process_started_s
+from worker.process import StopRequest, process_started_s, settle_threads
 
 INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
 LOCK_VARIABLE = "GEMMA_ORCH_LOCK_FD"
@@ -38,6 +38,9 @@ def main(arguments: list[str]) -> int:
         "kaggle": _kaggle,
     }
     try:
+        if overridden := settle_threads(os.environ, sys.modules):
+            with contextlib.suppress(OSError):  # a full disk under the log stops no session
+                sys.stderr.write(f"{overridden}\n")
         if arguments and arguments[0] in verbs:
             return verbs[arguments[0]](arguments[1:])
         return _run(arguments)
@@ -64,7 +67,6 @@ def _run(arguments: list[str]) -> int:
     session = parser.parse_args(arguments).session
     stop = StopRequest()
     stop.install()
-    let_threads_sleep(os.environ)
     from worker.runner import Host, run_session
 
     lock = os.environ.get(LOCK_VARIABLE, "")

@@ -14,6 +14,7 @@ from state.spec import ORDER_VERSION, SessionSpec
 from worker.data_versions import VersionedBatches, open_versions
 from worker.device import configure, environment, pick_device
 from worker.model.gemma3 import Gemma3
+from worker.model.matmul import check_products
 from worker.model.weights import initial_state, parameter_shapes
 from worker.optim import AdamW
 from worker.snapshot import StateImage, training_state
@@ -57,6 +58,8 @@ def assemble(
     batches = open_versions(spec, say=say)
     device = pick_device()
     configure(spec.training, device, spec.cache_dir)
+    if device.type == "cpu":
+        check_products(say)
     # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
     model = Gemma3(spec.architecture).to(device)
     optimizer = AdamW(dict(model.named_parameters()), spec.training)

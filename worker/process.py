@@ -7,11 +7,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Container, MutableMapping
 from pathlib import Path
 from types import FrameType
 
+from state.errors import UserError
+
 _LOWEST_PRIORITY = 19
+_NOT_DYNAMIC = "FALSE"
 
 
 class StopRequest:
@@ -44,16 +47,40 @@ def process_started_s(stat: Path = Path("/proc/self/stat")) -> float:
     return now_s - max(0.0, age_s)
 
 
-def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
-    """Make threads that wait for one another spin for a moment only; before torch, and OpenMP with it, is loaded.
+def settle_threads(environment: MutableMapping[str, str], loaded: Container[str] = ()) -> str:
+    """Give OpenMP the settings that sessions need; before torch, and OpenMP with it, is loaded.
 
-    OpenMP's own default lets them spin for some milliseconds, which is right while they have the machine to themselves: beside
-    anything else that computes, spinning threads take the processor from the one that they wait for. Measured on 2 cores
-    with the `tiny` model (the bits are the same): alone 39 ms a step by default, 45 ms so; beside one busy process 1090 ms
-    by default, 270 ms so. Larger models make no difference when alone. A user's own setting stands.
+    As many threads as are asked for: with OMP_DYNAMIC=TRUE, which some clusters set, OpenMP gives fewer on a busy machine. oneDNN
+    has cut the work for all of them by then, and what the missing ones should have written stays as the memory was:
+    50 of 50 products were wrong. That setting is overridden. MKL_DYNAMIC made no difference: torch turns it off itself.
+
+    Threads that wait for one another spin for a moment only. OpenMP's own default lets them spin for some milliseconds, which is
+    right while they have the machine to themselves: beside anything else that computes, spinning threads take the processor from
+    the one that they wait for. Measured on 2 cores with the `tiny` model (the bits are the same): alone 39 ms a step by default,
+    45 ms so; beside one busy process 1090 ms by default, 270 ms so. Larger models make no difference when alone. A user's own
+    setting of this stands.
+
+    Args:
+        environment: The process's variables.
+        loaded: The modules that are loaded already.
+
+    Returns:
+        What is to be said about a setting of the user's that was overridden; else nothing.
+
+    Raises:
+        UserError: it is too late to override it.
     """
+    dynamic = environment.get("OMP_DYNAMIC", _NOT_DYNAMIC)
+    overridden = dynamic.strip().upper() not in ("", _NOT_DYNAMIC)
+    if overridden and "torch" in loaded:
+        raise UserError(
+            f"OMP_DYNAMIC={dynamic} is set, with which products of matrices come out wrong, and torch is loaded already",
+            remedy="unset OMP_DYNAMIC, or set it to FALSE, before torch is imported",
+        )
+    environment["OMP_DYNAMIC"] = _NOT_DYNAMIC
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
+    return f"OMP_DYNAMIC={dynamic} makes products of matrices wrong: it is set to {_NOT_DYNAMIC} here" if overridden else ""
 
 
 def lower_priority() -> None:

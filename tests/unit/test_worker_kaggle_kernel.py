@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +285,27 @@ def test_a_job_that_makes_no_sense_is_told(capsys: pytest.CaptureFixture[str]):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert "the kernel's job is not a valid KaggleJob" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "code", "said"),
+    [
+        ("", 4, "OMP_DYNAMIC=TRUE makes products of matrices wrong: it is set to FALSE here"),
+        (
+            "import torch",
+            2,
+            "OMP_DYNAMIC=TRUE is set, with which products of matrices come out wrong, and torch is loaded already",
+        ),
+    ],
+    ids=["in time", "too late"],
+)
+def test_a_kernel_keeps_its_threads_or_says_that_it_is_too_late(before: str, code: int, said: str):
+    program = f"{before}\nimport os, sys\nfrom worker.kaggle.kernel import main\nsys.exit(main('{{}}', os.environ))"
+    environment = {**os.environ, "OMP_DYNAMIC": "TRUE"}
+    kernel = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (kernel.returncode, said in kernel.stderr) == (code, True), kernel.stderr
 
 
 def test_a_pushed_kernel_trains_uploads_and_ends_well_when_it_is_asked_to(tmp_path: Path, ram_path: Path):

@@ -135,3 +135,30 @@ def test_a_first_step_does_not_wait_for_the_compiler_or_the_network(ram_path: Pa
     assert worker("-c", code, str(run.write(first))).returncode == 0
     done = worker("-c", code, str(run.write(run.spec(2, start=run.expected(), max_steps=1))))
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("verb", ["session", "prove"])
+def test_threads_that_openmp_would_take_away_are_kept_whatever_the_environment_says(verb: str, ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.write(run.spec(max_steps=1))
+    arguments = [str(spec)]
+    if verb == "prove":
+        arguments = ["prove", "--spec", str(spec), "--steps", "1", "--pieces", "1", "--work-dir", str(ram_path / "work")]
+    done = worker("-m", "worker", *arguments, environment={"OMP_DYNAMIC": "TRUE"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("OMP_DYNAMIC=TRUE makes products of matrices wrong: it is set to FALSE here") == 1
+
+
+def test_a_session_that_gets_fewer_threads_than_it_uses_is_refused_before_it_trains(ram_path: Path):
+    from worker.model.matmul import USES_ONEDNN
+
+    run = SmallRun(ram_path)
+    spec = run.spec(max_steps=1, training={"threads": 2})
+    done = worker("-m", "worker", str(run.write(spec)), environment={"OMP_THREAD_LIMIT": "1"})
+    if not USES_ONEDNN:
+        pytest.skip("on this processor torch's own product is used, which is right with any number of threads")
+    assert done.returncode == 2, done.stderr
+    assert "oneDNN multiplies wrongly in this process" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (run.report(spec).outcome, run.report(spec).saved_step) == ("failed", None)
+    assert run.newest() is None

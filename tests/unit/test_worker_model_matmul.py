@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
-from worker.model.matmul import add_product_tn, linear, product_nn_into, product_nt, product_nt_into
+from state.errors import UserError
+from worker.model.matmul import (
+    USES_ONEDNN,
+    add_product_tn,
+    check_products,
+    compare_products,
+    has_known_product,
+    linear,
+    product_nn_into,
+    product_nt,
+    product_nt_into,
+)
 
 
 def matrix(rows: int, columns: int) -> Tensor:
@@ -66,6 +80,46 @@ def test_an_expanded_gradient_is_no_trap() -> None:
     linear(x, weight).sum().backward()
 
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(5, 8))
+
+
+def half_of_it(rest: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A product of which one of two threads is missing."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        whole = a @ b.T
+        whole[len(whole) // 2 :] = rest
+        return whole
+
+    return product
+
+
+def only_up_to(num_outputs: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A product that is right unless it is wide."""
+    return lambda a, b: a @ b.T * (1.0 if len(b) <= num_outputs else 1.01)
+
+
+def test_a_right_product_passes() -> None:
+    compare_products(lambda a, b: a @ b.T)
+    said: list[str] = []
+    check_products(said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize("product", [half_of_it(0.0), half_of_it(torch.nan), only_up_to(256)], ids=["zeros", "junk", "wide"])
+def test_a_product_that_misses_a_part_is_refused(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(UserError, match="oneDNN multiplies wrongly in this process") as caught:
+        compare_products(product)
+    assert "OMP_THREAD_LIMIT" in caught.value.remedy
+
+
+def test_an_operator_that_another_torch_has_changed_is_not_called() -> None:
+    changed = SimpleNamespace(_linear_pointwise=SimpleNamespace(default=SimpleNamespace(_schema="_linear_pointwise(Tensor X)")))
+    for operators in (SimpleNamespace(), changed):
+        assert not has_known_product(operators)
+        said: list[str] = []
+        check_products(said.append, operators)
+        assert all("has no oneDNN product that gemma-orch knows" in line for line in said)
+        assert said or not USES_ONEDNN  # on other processors it would not be used anyway
 
 
 def test_other_number_types_take_the_ordinary_way() -> None:

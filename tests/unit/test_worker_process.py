@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.process import StopRequest, let_threads_sleep, lower_priority, process_started_s
+from state.errors import UserError
+from worker.process import StopRequest, lower_priority, process_started_s, settle_threads
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,8 +58,50 @@ def test_a_signal_is_remembered_and_nothing_else_happens():
 )
 def test_a_users_own_setting_for_waiting_threads_stands(before: dict[str, str], after: dict[str, str]):
     environment = dict(before)
-    let_threads_sleep(environment)
-    assert environment == after
+    assert settle_threads(environment) == ""
+    assert environment == {**after, "OMP_DYNAMIC": "FALSE"}
+
+
+@pytest.mark.parametrize("setting", ["TRUE", " true ", "1"])
+def test_a_setting_that_gives_fewer_threads_than_were_asked_for_is_overridden_and_said(setting: str):
+    environment = {"OMP_DYNAMIC": setting}
+    assert f"OMP_DYNAMIC={setting} makes products of matrices wrong" in settle_threads(environment)
+    assert environment["OMP_DYNAMIC"] == "FALSE"
+
+
+@pytest.mark.parametrize("setting", ["FALSE", "false", ""])
+def test_the_right_setting_is_no_news(setting: str):
+    assert settle_threads({"OMP_DYNAMIC": setting}, loaded={"torch"}) == ""
+
+
+def test_when_torch_is_loaded_already_it_is_too_late_to_override_it():
+    with pytest.raises(UserError, match="torch is loaded already"):
+        settle_threads({"OMP_DYNAMIC": "TRUE"}, loaded={"torch"})
+
+
+_IS_DYNAMIC = """
+import ctypes, os, sys
+from worker.process import settle_threads
+if sys.argv[1] == "settled":
+    settle_threads(os.environ, sys.modules)
+import torch
+libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+print(*(ctypes.CDLL(path).omp_get_dynamic() for path in libraries))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where else the libraries of a process are listed is not known")
+@pytest.mark.parametrize(("how", "dynamic"), [("as it was", 1), ("settled", 0)])
+def test_openmp_itself_hears_of_the_setting(how: str, dynamic: int):
+    child = subprocess.run(
+        [sys.executable, "-c", _IS_DYNAMIC, how],
+        cwd=ROOT,
+        env={**os.environ, "OMP_DYNAMIC": "TRUE"},
+        capture_output=True,
+        check=True,
+    )
+    found = {int(answer) for answer in child.stdout.split()}
+    assert found in ({dynamic}, set())  # none: a torch that comes with another OpenMP
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have priorities of their own")

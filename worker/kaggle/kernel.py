@@ -28,7 +28,7 @@ from worker.kaggle.delivery import Delivery, Desk
 from worker.kaggle.inputs import Mounts, build_data_folder, download_checkpoint, find_checkpoint
 from worker.kaggle.machine import check_machine
 from worker.kaggle.stop_flag import StopFlagWatch
-from worker.process import StopRequest, let_threads_sleep, process_started_s
+from worker.process import StopRequest, process_started_s, settle_threads
 from worker.progress import Progress
 from worker.runner import Host, run_session
 
@@ -92,10 +92,11 @@ def main(job_json: str, environment: MutableMapping[str, str], places: Places | 
     """
     stop = StopRequest()
     stop.install()
-    let_threads_sleep(environment)
     try:
+        if overridden := settle_threads(environment, sys.modules):
+            _say(overridden)
         job = KaggleJob.from_json(job_json, "the kernel's job")
-    except DataError as error:
+    except GemmaOrchError as error:
         _say(str(error))
         return error.exit_code
     around = Surroundings(

@@ -10,21 +10,81 @@ gradient, 300-390 for the weight's. Both are exact fp32 and bit-identical from r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from state.errors import UserError
+
+_KNOWN_SCHEMA = (
+    "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
+)
+
+
+def has_known_product(operators: Any = torch.ops.mkldnn) -> bool:
+    """Return whether this torch has oneDNN's product as it is called here: it is private, and another torch may change it."""
+    product = getattr(operators, "_linear_pointwise", None)
+    return product is not None and str(product.default._schema) == _KNOWN_SCHEMA
+
+
 _CPU_IS_WIDE = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+USES_ONEDNN = _CPU_IS_WIDE and has_known_product()
+"""Follows from processor and torch alone, both of which a checkpoint's environment names: so a chain's bits do."""
 
 _SLICE_OUTPUTS = 2048
 """Outputs of one slice of a wide product: its result (4 MB at a width of 512) is still in the cache when it is added or
 copied to where it belongs, and neither it nor oneDNN's copy of the matrix needs fresh pages from the system."""
+
+
+_CHECKED_SHAPES = ((512, 256, 256), (64, 64, 2048), (37, 24, 50))  # M, I, O: oneDNN cuts each of them for several threads
+_LARGEST_ERROR = 1e-2  # of sums of up to 256 terms of size 1: rounding stays below 1e-4
+
+
+def check_products(say: Callable[[str], None], operators: Any = torch.ops.mkldnn) -> None:
+    """Compare oneDNN's product with torch's own where it is used: some milliseconds, at a session's start.
+
+    Args:
+        say: Told that this torch does not have it, on a processor where it would be used.
+        operators: Where torch has it.
+
+    Raises:
+        UserError: the two differ.
+    """
+    if not _CPU_IS_WIDE:
+        return
+    if has_known_product(operators):
+        compare_products(_onednn_product_nt)
+    else:
+        say(f"torch {torch.__version__} has no oneDNN product that gemma-orch knows: its own is used, which may be slower")
+
+
+def compare_products(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Compare a product `a @ b.T` with torch's own.
+
+    A session does not go on with torch's own product when they differ: that rounds otherwise, and the chain would no longer have
+    the bits of one long session.
+
+    Raises:
+        UserError: they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for rows, inputs, outputs in _CHECKED_SHAPES:
+        a_MI, b_OI = torch.randn(rows, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
+        expected_MO = a_MI @ b_OI.T
+        torch.full((rows, outputs), torch.nan)  # the result gets this memory: what is not written shows
+        error = float((product(a_MI, b_OI) - expected_MO).abs().max())
+        if not error <= _LARGEST_ERROR:
+            raise UserError(
+                f"oneDNN multiplies wrongly in this process: [{rows}, {inputs}] by [{inputs}, {outputs}] is off by {error:g}",
+                expected=f"torch's own product, from all of the {torch.get_num_threads()} threads that the session uses",
+                remedy="unset OMP_THREAD_LIMIT and OMP_MAX_ACTIVE_LEVELS where the worker is started: OpenMP gives fewer threads",
+            )
 
 
 def product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
@@ -96,7 +156,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _runs_on_onednn(x: Tensor) -> bool:
-    return _CPU_IS_WIDE and x.device.type == "cpu" and x.dtype == torch.float32
+    return USES_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _onednn_product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
