@@ -2,11 +2,16 @@
 
 A checkpoint is staged under a hidden name, fsynced, renamed, and exists from the moment when its manifest is written,
 last of all. Whatever is killed on the way leaves either the checkpoint or nothing that anybody would take for one.
+
+No link is followed to a place outside.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +19,15 @@ from typing import Protocol
 
 from state import files
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
-from state.layout import MANIFEST_NAME
+from state.layout import MANIFEST_NAME, attempt_of
 from state.manifest import FileEntry, Manifest, first_difference, state_sha256
 from state.spec import ExpectedCheckpoint
 from state.tensor_files import tensor_entries
 
 Reader = Callable[[Path, Manifest], Iterable[FileEntry]]
 """Reads the files that a manifest names from a checkpoint's folder; tells of each, in the manifest's order, what it has read."""
+
+_ANOTHER_WAS_FASTER = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
 
 
 class CheckpointStore(Protocol):
@@ -68,20 +75,26 @@ class CheckpointStore(Protocol):
 
 
 class DirectoryCheckpointStore:
-    """Checkpoints as folders of one folder."""
+    """Checkpoints as folders of one folder.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        may_link: Whether a checkpoint may be made of links to files that lie elsewhere, such as a kernel's mounts.
+    """
+
+    def __init__(self, root: Path, *, may_link: bool = False) -> None:
         self._root = root
+        self._may_link = may_link
 
     def ids(self) -> tuple[str, ...]:
-        """Return the ids of all committed checkpoints, sorted."""
+        """Return the ids of all committed checkpoints, sorted; a link is none."""
         if not self._root.is_dir():
             return ()
         return tuple(
             sorted(
                 entry.name
                 for entry in self._root.iterdir()
-                if not entry.name.startswith(".") and (entry / MANIFEST_NAME).is_file()
+                if not entry.name.startswith(".") and not entry.is_symlink() and (entry / MANIFEST_NAME).is_file()
             )
         )
 
@@ -138,6 +151,8 @@ class DirectoryCheckpointStore:
             TemporaryError: the disk does not give a file.
         """
         manifest = self._consistent_manifest(checkpoint_id, expected)
+        if not self._may_link:
+            _refuse_links(self.folder(checkpoint_id), manifest)
         with self._missing_is_not_unknown(checkpoint_id):
             for entry in manifest.files:
                 _compare(checkpoint_id, entry, (self.folder(checkpoint_id) / entry.name).stat().st_size)
@@ -197,12 +212,31 @@ class DirectoryCheckpointStore:
         return manifest
 
     def stage(self, checkpoint_id: str) -> Path:
-        """Return an empty folder to write a checkpoint's files into."""
+        """Return an empty folder to write a checkpoint's files into; for the attempt that saves it.
+
+        Its name is always the same: the attempt's lock lets one process at a time save this checkpoint, and what a killed one
+        has left is found by its name.
+        """
         staged = self._root / f".staging-{checkpoint_id}"
-        if staged.exists():
+        if os.path.lexists(staged):
             files.remove_tree(staged)
         staged.mkdir(parents=True)
         return staged
+
+    @contextmanager
+    def staged_copy(self, checkpoint_id: str) -> Iterator[Path]:
+        """Give an empty folder for the files of a checkpoint that exists elsewhere; what is not committed is removed.
+
+        Any process may bring a checkpoint here, at any time, so the folder is this caller's alone.
+        """
+        files.remove_abandoned(self._root)
+        staged = files.temporary_beside(self._root / f"staging-{checkpoint_id}")
+        staged.mkdir(parents=True)
+        try:
+            yield staged
+        finally:
+            if staged.exists():
+                files.remove_tree(staged)
 
     def commit(self, staged: Path, manifest: Manifest) -> Manifest:
         """Make a staged checkpoint durable and visible; return the manifest that stands.
@@ -213,46 +247,73 @@ class DirectoryCheckpointStore:
             DataError: a checkpoint of this id stands already and holds another state, which exact training cannot do.
         """
         if manifest.id in self.ids():
-            standing, _ = self.manifest(manifest.id)
-            difference = first_difference(standing, manifest)
-            if difference is not None:
-                raise DataError(
-                    f"{manifest.id} was trained twice with different results; first difference: {difference}",
-                    expected="the same bytes, as long as code, torch, device and threads are the same",
-                    remedy=f"compare the two: the new one is kept in {staged.name}",
-                )
-            files.remove_tree(staged)
-            return standing
+            return self._standing(staged, manifest, remedy=f"compare the two: the new one is kept in {staged.name}")
         for entry in manifest.files:
             files.fsync_file(staged / entry.name)
         files.fsync_dir(staged)
         final = self.folder(manifest.id)
-        if final.exists():  # a commit that was killed between its rename and its manifest
+        if os.path.lexists(final):  # a commit that was killed between its rename and its manifest; or a link, which is replaced
             files.remove_tree(final)
         files.rename(staged, final)
         files.write_atomically(final / MANIFEST_NAME, manifest.to_json())
         return manifest
 
+    def commit_copy(self, staged: Path, manifest: Manifest, original: bytes) -> Manifest:
+        """Make a checkpoint that was brought here visible, as `commit` does; several processes may do so at once.
+
+        Args:
+            staged: Its folder, of `staged_copy`.
+            manifest: Its manifest.
+            original: The manifest's bytes, which stay what they were: that of another gemma-orch may say less.
+
+        Raises:
+            DataError: a checkpoint of this id stands already and holds another state.
+        """
+        for entry in manifest.files:
+            files.fsync_file(staged / entry.name)
+        files.write_atomically(staged / MANIFEST_NAME, original)
+        final = self.folder(manifest.id)
+        if os.path.lexists(final) and manifest.id not in self.ids():  # it has no manifest, or is a link
+            files.remove_tree(final)
+        try:
+            files.rename(staged, final)  # with its manifest in it: it is there whole, or not at all
+        except OSError:
+            if manifest.id not in self.ids():
+                raise
+            return self._standing(staged, manifest, remedy="gemma-orch verify looks at it")  # another process has brought it
+        return manifest
+
+    def _standing(self, staged: Path, manifest: Manifest, *, remedy: str) -> Manifest:
+        """Return the manifest of the checkpoint that has the id already, and remove what was staged for it."""
+        standing, _ = self.manifest(manifest.id)
+        difference = first_difference(standing, manifest)
+        if difference is not None:
+            raise DataError(
+                f"{manifest.id} was trained twice with different results; first difference: {difference}",
+                expected="the same bytes, as long as code, torch, device and threads are the same",
+                remedy=remedy,
+            )
+        files.remove_tree(staged)
+        return standing
+
     def quarantine(self, checkpoint_id: str, reason: str) -> None:
         """Put a checkpoint aside, with the reason, so that nobody takes it for one; nothing is deleted."""
         folder = self.folder(checkpoint_id)
-        if not folder.exists():
-            return
-        number = 1
-        while (aside := self._root / f".quarantined-{checkpoint_id}-{number}").exists():
-            number += 1
-        files.rename(folder, aside)
-        files.write_atomically(aside / "why.txt", (reason + "\n").encode())
+        for number in itertools.count(1):
+            if not os.path.lexists(folder):
+                return
+            aside = self._root / f".quarantined-{checkpoint_id}-{number}"
+            if not os.path.lexists(aside) and _moved(folder, aside):
+                if not aside.is_symlink():
+                    files.write_atomically(aside / "why.txt", (reason + "\n").encode())
+                return
 
     def delete(self, checkpoint_id: str) -> None:
         """Delete a checkpoint; it stops existing before its files go."""
-        folder = self.folder(checkpoint_id)
-        if folder.exists():
-            trash = self._root / f".trash-{checkpoint_id}"
-            if trash.exists():
-                files.remove_tree(trash)
-            files.rename(folder, trash)
-            files.remove_tree(trash)
+        folder, trash = self.folder(checkpoint_id), self._root / f"trash-{checkpoint_id}"
+        if os.path.lexists(folder) and _moved(folder, files.temporary_beside(trash)):
+            for moved in self._root.glob(f".{trash.name}*"):  # with what an earlier deletion has left
+                files.remove_tree(moved)
 
     def sweep(self, is_over: Callable[[str], bool]) -> None:
         """Remove the staged and half-committed folders that attempts left behind.
@@ -263,10 +324,14 @@ class DirectoryCheckpointStore:
         if not self._root.is_dir():
             return
         for entry in sorted(self._root.iterdir()):
-            leftover = entry.name.startswith((".staging-", ".trash-"))
-            half_committed = not entry.name.startswith(".") and not (entry / MANIFEST_NAME).exists()
-            if (leftover or half_committed) and is_over(entry.name.rpartition("-")[2]):
+            if entry.name.startswith(".trash-"):
+                files.remove_tree(entry)  # its checkpoint is deleted, whatever became of the process that did it
+                continue
+            attempt = attempt_of(entry.name.removeprefix(".staging-"))
+            is_whole = not entry.name.startswith(".") and (entry / MANIFEST_NAME).exists()
+            if attempt is not None and not is_whole and is_over(attempt):
                 files.remove_tree(entry)
+        files.remove_abandoned(self._root)  # of copies that were being brought here
 
     @contextmanager
     def _missing_is_not_unknown(self, checkpoint_id: str, name: str | None = None) -> Iterator[None]:
@@ -307,3 +372,27 @@ def _compare(checkpoint_id: str, entry: FileEntry, size_bytes: int, sha256: str 
         raise CorruptCheckpointError(
             checkpoint_id, f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 is not the manifest's"
         )
+
+
+def _refuse_links(folder: Path, manifest: Manifest) -> None:
+    """Check that a checkpoint holds its bytes itself: behind a link they can change, or be gone, at any moment.
+
+    Raises:
+        CorruptCheckpointError: it does not.
+    """
+    for path in (folder, folder / MANIFEST_NAME, *(folder / entry.name for entry in manifest.files)):
+        if path.is_symlink():
+            raise CorruptCheckpointError(
+                manifest.id, f"{path.name} of checkpoint {manifest.id} is a link", expected="a file of the checkpoint's own"
+            )
+
+
+def _moved(folder: Path, target: Path) -> bool:
+    """Move a checkpoint's folder out of the way; return False when another process was faster."""
+    try:
+        files.rename(folder, target)
+    except OSError as error:
+        if error.errno not in _ANOTHER_WAS_FASTER:
+            raise
+        return False
+    return True

@@ -5,14 +5,70 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from state import effects
-from state.errors import DataError
+from state.errors import DataError, UserError
 
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the interpreter lock for most of the time
+_LONGEST_NAME_BYTES = 255
+_TEMPORARY = re.compile(r"\..*\.[0-9]+-[0-9a-f]{16}\.part", re.DOTALL)
+_ABANDONED_S = 3600.0  # a writer that lives writes more often: every network call has a timeout
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a hidden name beside a path that no other thread, process or machine uses, such as `.data.json.41-9f...e2.part`.
+
+    The process id alone is not enough: threads share it, and so do containers that share a home.
+    """
+    ending = f".{os.getpid()}-{os.urandom(8).hex()}.part"
+    room = _LONGEST_NAME_BYTES - len(ending) - 1
+    return path.with_name(f".{os.fsencode(path.name)[:room].decode(errors='ignore')}{ending}")
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Give a name of `temporary_beside` for a file; what has that name at the end is removed."""
+    part = temporary_beside(path)
+    try:
+        yield part
+    finally:  # a part that stays would fill the disk that is full already
+        part.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left in a folder under names of `temporary_beside`.
+
+    Whether its process lives cannot be seen from another machine. So only what has not changed for an hour is removed, by the
+    clock of the disk, which is one for all.
+    """
+    leftovers = [entry for entry in _entries(folder) if _TEMPORARY.fullmatch(entry.name)]
+    if not leftovers:
+        return
+    with temporary_file(folder / "now") as probe:
+        probe.touch()
+        now_s = probe.lstat().st_mtime
+    for leftover in leftovers:
+        if _changed_s(leftover) < now_s - _ABANDONED_S:
+            remove_tree(leftover)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _changed_s(path: Path) -> float:
+    """Return when a file, or anything in a folder, was last changed; of what is gone meanwhile, that it never was."""
+    try:
+        inside = _entries(path) if not path.is_symlink() else []
+        return max([path.lstat().st_mtime, *map(_changed_s, inside)])
+    except FileNotFoundError:
+        return 0.0
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -23,17 +79,13 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         data: The whole content.
         durable: Whether it must survive a power cut (fsync of file and folder); not for heartbeats.
     """
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(staged, "wb") as file:
+    with temporary_file(path) as part:
+        with open(part, "xb") as file:
             file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(staged, path)
-    except OSError:  # a part that stays would fill the disk that is full already
-        staged.unlink(missing_ok=True)
-        raise
+        os.replace(part, path)  # a link that has the name is replaced, and never followed
     if durable:
         fsync_dir(path.parent)
     effects.done("write", path.name)
@@ -44,17 +96,15 @@ def create_exclusively(path: Path, data: bytes) -> bool:
 
     The content is complete at the moment when the name appears.
     """
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(staged, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(staged, path)
-    except FileExistsError:
-        return False
-    finally:
-        staged.unlink()
+    with temporary_file(path) as part:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
     fsync_dir(path.parent)
     effects.done("write", path.name)
     return True
@@ -90,22 +140,46 @@ def rename(source: Path, target: Path) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name, in place of what has that name; where it would be another disk's, a copy."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one that knows no second names; a real problem shows in the copy as well
-        shutil.copyfile(source, target)
+    with temporary_file(target) as part:
+        try:
+            os.link(source, part)
+        except OSError:  # another disk, or one that knows no second names; a real problem shows in the copy as well
+            shutil.copyfile(source, part)
+        os.replace(part, target)
     effects.done("write", target.name)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder of ours, and those above it, unless it is there; a link in its place is not followed.
+
+    Raises:
+        UserError: something else has its name.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(parents=True)
+    if path.is_symlink() or path.is_file():
+        raise UserError(
+            f"{path} is a link, or a file",
+            expected="a folder that gemma-orch has made, or nothing",
+            remedy="move it away, and the same command again",
+        )
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; nothing happens when it is not there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    """Remove a file, or a folder with all that is in it; of a link, the link. Nothing happens when it is not there."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+    elif sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=_unless_gone)
     else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        shutil.rmtree(path, onerror=lambda function, inner, info: _unless_gone(function, inner, info[1]))
     effects.done("remove", path.name)
+
+
+def _unless_gone(_function: object, _path: object, error: BaseException) -> None:
+    """Go on where something is gone already: another process removes the same folder."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def sha256_of_file(path: Path) -> str:

@@ -23,6 +23,7 @@ REPORT_NAME = "report.json"
 
 _RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _ATTEMPT_NAME = re.compile(r"s(\d{3,})a(\d+)")
+_CHECKPOINT_ID = re.compile(rf"step-[0-9]+-(?P<attempt>{_ATTEMPT_NAME.pattern})")
 
 
 def check_run_name(name: str) -> str:
@@ -57,6 +58,12 @@ def checkpoint_id(step: int, session: int, attempt: int) -> str:
     Training is a pure function of its start, so the same attempt can only ever save the same state under this id.
     """
     return f"step-{step:08d}-{attempt_name(session, attempt)}"
+
+
+def attempt_of(text: str) -> str | None:
+    """Return the name of the attempt that saved the checkpoint of an id, or None when the text is no such id."""
+    match = _CHECKPOINT_ID.fullmatch(text)
+    return match["attempt"] if match else None
 
 
 def data_folder_name(version: int) -> str:

@@ -6,7 +6,6 @@ does. The user's wishes (spec, stop, rerun) are written without it, so that a se
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -419,12 +418,11 @@ def lease_lost(run: str) -> LeaseLostError:
 
 def _make_empty(path: Path) -> None:
     """Make the file in WAL mode before it gets its name: to switch later, a process would have to be alone with it."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
-    connection = sqlite3.connect(staged)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.close()
-    files.create_exclusively(path, staged.read_bytes())
-    files.remove_tree(staged)
+    with files.temporary_file(path) as part:
+        connection = sqlite3.connect(part)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.close()
+        files.create_exclusively(path, part.read_bytes())
 
 
 def _cannot_open(path: Path, error: Exception) -> UserError:

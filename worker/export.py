@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -67,8 +66,7 @@ def export_checkpoint(
     pieces = _load_tokenizer(tokenizer, architecture)
     _require_readable_by_peer(architecture, form)
     plain = {name: weights[name].detach().cpu().contiguous() for name in parameter_shapes(architecture)}
-    staged = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.part")
-    files.remove_tree(staged)
+    staged = files.temporary_beside(out_dir)
     staged.mkdir(parents=True)
     try:
         _WRITERS[form](staged, plain, architecture, tokenizer, pieces)
@@ -205,7 +203,7 @@ def _put_in_place(staged: Path, out_dir: Path) -> None:
     if not out_dir.exists():
         files.rename(staged, out_dir)
         return
-    replaced = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
+    replaced = files.temporary_beside(out_dir)
     try:
         files.rename(out_dir, replaced)
         files.rename(staged, out_dir)

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
 def run(folder: Path, architecture: Architecture, tokenizer: Path, out_dir: Path, form: ExportFormat) -> Export:
     """Export a checkpoint, every byte of which is verified as it is read."""
     folder = folder.absolute()
-    weights = read_weights(DirectoryCheckpointStore(folder.parent), folder.name, parameter_shapes(architecture))
+    store = DirectoryCheckpointStore(folder.parent, may_link=True)
+    weights = read_weights(store, folder.name, parameter_shapes(architecture))
     return export_checkpoint(weights, architecture, tokenizer, out_dir, form)
 
 

@@ -60,6 +60,8 @@ class Host:
     """Told of every checkpoint that has come to exist, on the saving thread, before older ones are deleted."""
     delivery_reserve_s: Callable[[], float] = lambda: 0.0
     """Tells how many seconds the process needs after the session's end, to bring the last checkpoint away."""
+    start_may_be_links: bool = False
+    """Whether the checkpoint to start from may be made of links: to what is mounted, which is not copied."""
     free_bytes: Callable[[Path], int] = files.free_bytes
     say: Callable[[str], None] = _say
     exit_at_once: Callable[[int], None] = os._exit
@@ -117,7 +119,7 @@ class Session:
         self._layout = layout
         self._host = host
         self._clock = host.clock
-        self._store = DirectoryCheckpointStore(Path(spec.checkpoints_dir))
+        self._store = DirectoryCheckpointStore(Path(spec.checkpoints_dir), may_link=host.start_may_be_links)
         start_step = spec.start.step if spec.start else 0
         self._end_step = min(spec.total_steps, start_step + (spec.max_steps or spec.total_steps))
         self._progress = Progress(

@@ -100,7 +100,7 @@ class LocalBackend:
         return str(child.pid)
 
     def _start(self, folder: AttemptLayout, spec: SessionSpec) -> subprocess.Popen[bytes]:
-        folder.root.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.root)
         lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _take(lock, fcntl.LOCK_EX) or folder.launched.exists():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.kaggle.discovery import Discovery
 from orchestrator.kaggle.disposal import Disposal
-from orchestrator.kaggle.fetching import Fetching, commit
+from orchestrator.kaggle.fetching import Fetching
 from orchestrator.kaggle.index import Entry, EntryState, IndexFile
 from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.standing import Standing
@@ -149,10 +149,10 @@ class KaggleCheckpoints:
             self._fetching.fetch(entry, store)
             return
         manifest, folder = self._local.verify(checkpoint_id), self._local.folder(checkpoint_id)
-        staged = store.stage(checkpoint_id)
-        for file in manifest.files:
-            files.link_or_copy(folder / file.name, staged / file.name)
-        commit(store, staged, manifest, (folder / MANIFEST_NAME).read_bytes())
+        with store.staged_copy(checkpoint_id) as staged:
+            for file in manifest.files:
+                files.link_or_copy(folder / file.name, staged / file.name)
+            store.commit_copy(staged, manifest, (folder / MANIFEST_NAME).read_bytes())
 
     def place(self, checkpoint_id: str) -> CheckpointPlace | None:
         """Return where on the account a checkpoint lies, or None when it is only here."""

@@ -193,12 +193,12 @@ class Control:
         Raises:
             UserError: it is not.
         """
-        path = self._folder / "there.json"
-        files.remove_tree(path)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._api().download(self._slug, version, RUN_NAME, path)
+        with files.temporary_file(self._folder / RUN_NAME) as path:
+            self._api().download(self._slug, version, RUN_NAME, path)
+            text = path.read_bytes()
         try:
-            there = RunSpec.from_json(path.read_bytes(), f"{RUN_NAME} of {self._slug}")
+            there = RunSpec.from_json(text, f"{RUN_NAME} of {self._slug}")
         except DataError as error:
             raise UserError(f"the dataset {self._slug} is none of gemma-orch's: {error.what}", remedy="rename it") from error
         mine = self._record().spec

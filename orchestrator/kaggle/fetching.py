@@ -93,16 +93,10 @@ class Fetching:
             TemporaryError: it cannot be fetched now.
         """
         manifest, _ = self.manifest(entry)
-        staged = store.stage(entry.id)
-        whole = False
-        try:
+        with store.staged_copy(entry.id) as staged:
             for file in manifest.files:
                 self._fetch_file(entry, file.name, file.sha256, staged / file.name)
-            commit(store, staged, manifest, self._manifest_path(entry.id).read_bytes())
-            whole = True
-        finally:
-            if not whole:
-                files.remove_tree(staged)
+            store.commit_copy(staged, manifest, self._manifest_path(entry.id).read_bytes())
 
     def _fetch_file(self, entry: Entry, name: str, sha256: str, target: Path) -> None:
         place, flat = entry.place, entry.flat_name(name)
@@ -129,11 +123,3 @@ class Fetching:
 
     def _manifest_path(self, checkpoint_id: str) -> Path:
         return self._folder / checkpoint_file_names(checkpoint_id, (MANIFEST_NAME,))[MANIFEST_NAME]
-
-
-def commit(store: DirectoryCheckpointStore, staged: Path, manifest: Manifest, original: bytes) -> None:
-    """Commit a checkpoint whose manifest stays byte for byte what it was: that of another gemma-orch may say less."""
-    store.commit(staged, manifest)
-    placed = store.folder(manifest.id) / MANIFEST_NAME
-    if placed.read_bytes() != original:
-        files.write_atomically(placed, original)

@@ -262,7 +262,7 @@ class _Publisher:
         from state.kaggle.datasets import publish_version
 
         folder = publication_folder(self._ports, self._record.name, checkpoint)
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         publication, local = self._made(folder, checkpoint)
         self._make_dataset(slug, folder)
         total_bytes = sum(file.size_bytes for file in local)
@@ -391,22 +391,22 @@ class _Publisher:
                 remedy=f"if a kernel has it in its output: gemma-orch promote {checkpoint.id} --run {self._record.name}",
             )
         self._say(f"fetching checkpoint {checkpoint.id}, {format_size(checkpoint.total_bytes)}")
-        staged = store.stage(checkpoint.id)
-        manifest_name = checkpoint_file_names(checkpoint.id, (MANIFEST_NAME,))[MANIFEST_NAME]
-        target = staged / MANIFEST_NAME
-        sha256 = self._api.download(slug, version, manifest_name, target)
-        if sha256 != checkpoint.manifest_sha256:
-            raise CorruptCheckpointError(
-                checkpoint.id,
-                f"{manifest_name} of dataset {slug} has sha256 {sha256[:12]}",
-                expected=f"{checkpoint.manifest_sha256[:12]}, which is what the ledger knows",
-            )
-        manifest = Manifest.from_json(target.read_bytes(), manifest_name)
-        files.remove_tree(target)  # it is written last, by the commit
-        names: Mapping[str, str] = checkpoint_file_names(checkpoint.id, tuple(file.name for file in manifest.files))
-        for file in manifest.files:
-            self._api.download(slug, version, names[file.name], staged / file.name)
-        store.commit(staged, manifest)
+        with store.staged_copy(checkpoint.id) as staged:
+            manifest_name = checkpoint_file_names(checkpoint.id, (MANIFEST_NAME,))[MANIFEST_NAME]
+            target = staged / MANIFEST_NAME
+            sha256 = self._api.download(slug, version, manifest_name, target)
+            if sha256 != checkpoint.manifest_sha256:
+                raise CorruptCheckpointError(
+                    checkpoint.id,
+                    f"{manifest_name} of dataset {slug} has sha256 {sha256[:12]}",
+                    expected=f"{checkpoint.manifest_sha256[:12]}, which is what the ledger knows",
+                )
+            original = target.read_bytes()
+            manifest = Manifest.from_json(original, manifest_name)
+            names: Mapping[str, str] = checkpoint_file_names(checkpoint.id, tuple(file.name for file in manifest.files))
+            for file in manifest.files:
+                self._api.download(slug, version, names[file.name], staged / file.name)
+            store.commit_copy(staged, manifest, original)
 
 
 def _version_of(dataset: DatasetInfo | None, checkpoint_id: str) -> int | None:

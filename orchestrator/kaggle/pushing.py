@@ -162,7 +162,7 @@ class Pushing:
         folder, content = self._layout.attempt(spec.session, spec.attempt), spec.to_json()
         info = self._api().dataset(slug)
         if info is None:
-            folder.root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder.root)
             if not folder.spec.exists() or folder.spec.read_bytes() != content:
                 files.write_atomically(folder.spec, content)
             local = (LocalFile(path=folder.spec, name=SPEC_NAME, size_bytes=len(content)),)
@@ -180,17 +180,17 @@ class Pushing:
         listed = self._api().dataset_files(slug, SPEC_VERSION)
         if listed is None:
             raise TemporaryError(f"the files of {slug} are not shown yet")
-        there = folder.root / "session-on-kaggle.json"
+        there = None
         if SPEC_NAME in listed:
-            folder.root.mkdir(parents=True, exist_ok=True)
-            files.remove_tree(there)
-            self._api().download(slug, SPEC_VERSION, SPEC_NAME, there)
-        if SPEC_NAME not in listed or there.read_bytes() != content:
+            files.make_folder(folder.root)
+            with files.temporary_file(folder.spec) as fetched:
+                self._api().download(slug, SPEC_VERSION, SPEC_NAME, fetched)
+                there = fetched.read_bytes()
+        if there != content:
             raise UserError(
                 f"the account has a dataset {slug} already, of another run named {self._run}",
                 remedy=f"gemma-orch adopt {self._run} goes on with that run; or begin this one with another --name",
             )
-        files.remove_tree(there)
 
     def _push(self, spec: SessionSpec, slug: str) -> KernelPush:
         place = self._checkpoints.place(spec.start.id) if spec.start is not None else None

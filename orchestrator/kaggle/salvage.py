@@ -120,12 +120,10 @@ class Salvage:
 
     def _keep_report(self, ref: AttemptRef, fetch: Callable[[Path], object]) -> bool:
         folder = self._layout.attempt(ref.session, ref.attempt)
-        folder.root.mkdir(parents=True, exist_ok=True)
-        fetched = folder.root / ".report-on-kaggle.json"
-        files.remove_tree(fetched)
-        fetch(fetched)
-        content = fetched.read_bytes()
-        files.remove_tree(fetched)
+        files.make_folder(folder.root)
+        with files.temporary_file(folder.report) as fetched:
+            fetch(fetched)
+            content = fetched.read_bytes()
         try:
             report = SessionReport.from_json(content, "the session's report")
         except DataError:
@@ -163,5 +161,5 @@ class Salvage:
     def _keep_log(self, ref: AttemptRef, text: str) -> None:
         folder = self._layout.attempt(ref.session, ref.attempt)
         if text and self._looks.seen(ref.session, ref.attempt).ended is not None:
-            folder.root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder.root)
             files.write_atomically(folder.log, text.encode())

@@ -96,12 +96,12 @@ class DataSources:
                 return manifest
         if DATA_MANIFEST_NAME not in listed:
             raise self._missing(data, f"the dataset {slug} has no {DATA_MANIFEST_NAME}")
-        fetched = self._folder / f"{data.data_sha256[:16]}.{DATA_MANIFEST_NAME}"
-        fetched.parent.mkdir(parents=True, exist_ok=True)
-        files.remove_tree(fetched)
-        self._api().download(slug, version, DATA_MANIFEST_NAME, fetched)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with files.temporary_file(self._folder / DATA_MANIFEST_NAME) as fetched:
+            self._api().download(slug, version, DATA_MANIFEST_NAME, fetched)
+            text = fetched.read_bytes()
         try:
-            manifest = DataManifest.from_json(fetched.read_bytes(), f"{DATA_MANIFEST_NAME} of {slug}")
+            manifest = DataManifest.from_json(text, f"{DATA_MANIFEST_NAME} of {slug}")
         except DataError as error:
             raise self._missing(data, error.what) from error
         if manifest.data_sha256 != data.data_sha256:

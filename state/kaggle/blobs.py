@@ -82,6 +82,7 @@ def forget_upload(path: Path, name: str, resume_dir: Path) -> None:
 
 
 def _state_path(path: Path, name: str, resume_dir: Path) -> Path:
+    # Always the same name, so that a later process goes on; two that send the same file at once ask Kaggle how far it is.
     stat = path.stat()
     return resume_dir / (hashlib.sha256(f"{name}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()[:32] + ".json")
 

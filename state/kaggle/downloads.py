@@ -80,10 +80,9 @@ class _Download:
 
     def into(self, target: Path) -> str:
         """Fetch it all, then put it in its place."""
-        part = target.with_name(f".{target.name}.part")
-        unpacked = target.with_name(f".{target.name}.unpacked")
-        try:
-            with open(part, "wb") as file:
+        files.remove_abandoned(target.parent)
+        with files.temporary_file(target) as part, files.temporary_file(target) as unpacked:
+            with open(part, "xb") as file:
                 self._fetch(file)
             if self._got.is_zipped:
                 digest = self._unpack(part, unpacked)
@@ -91,9 +90,6 @@ class _Download:
             else:
                 digest = self._got.digest.hexdigest()
                 files.rename(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-            unpacked.unlink(missing_ok=True)
         return digest
 
     def _fetch(self, file: IO[bytes]) -> None:
@@ -168,7 +164,7 @@ class _Download:
         try:
             with zipfile.ZipFile(packed) as archive:
                 [inside] = archive.infolist()
-                with archive.open(inside) as source, open(target, "wb") as file:
+                with archive.open(inside) as source, open(target, "xb") as file:
                     while piece := source.read(_PIECE_BYTES):
                         file.write(piece)
                         digest.update(piece)

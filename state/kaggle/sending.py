@@ -48,6 +48,7 @@ class SentMark:
     """Remembers over the end of a process that a version was sent."""
 
     def __init__(self, folder: Path, slug: str, notes: str, clock: Clock) -> None:
+        # Always the same name, so that a later process finds it; it is written whole, and says the same whoever sends.
         self._path = folder / f"sent-{hashlib.sha256(f'{slug} {notes}'.encode()).hexdigest()[:32]}.json"
         self._clock = clock
 

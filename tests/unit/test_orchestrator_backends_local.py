@@ -14,7 +14,7 @@ from orchestrator.backends.base import Sighting
 from orchestrator.backends.local import Launched, LocalBackend
 from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
-from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError
+from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError, UserError
 from state.layout import AttemptLayout, HomeLayout
 from state.process import ProcessIdentity, identify
 from state.report import Heartbeat, Phase
@@ -236,6 +236,16 @@ def test_a_command_that_does_not_exist_was_certainly_not_launched(tmp_path: Path
         backend.launch(session_spec())
     assert not isinstance(caught.value, AmbiguousError)
     assert backend.observe(ref()).sighting is Sighting.MISSING
+
+
+def test_a_link_in_the_place_of_a_sessions_folder_is_not_followed(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", HomeLayout(tmp_path).run(RUN).attempt(1, 1).root
+    outside.mkdir()
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(outside)
+    with pytest.raises(UserError, match="is a link, or a file"):
+        local_backend(tmp_path, "finish").launch(session_spec())
+    assert list(outside.iterdir()) == []
 
 
 def test_what_a_session_starts_from_is_brought_here_first(tmp_path: Path) -> None:

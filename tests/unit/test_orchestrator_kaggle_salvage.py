@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from state import files
 from state.kaggle.records import SessionStatus
 from state.layout import attempt_name
 from tests.factories import RUN
@@ -53,3 +54,25 @@ def test_a_stream_that_breaks_off_does_not_take_back_what_was_printed(stage: Sta
     stage.kernel.log = "one"
     stage.clock.advance(6.0)
     assert stage.backend.read_log(ref(), 13) == ("", 13)
+
+
+def test_a_link_in_the_place_of_a_sessions_folder_is_not_followed(stage: Stage, tmp_path: Path) -> None:
+    stage.running(SessionStatus.COMPLETE)
+    stage.deliver(10, last=True)
+    outside, folder = tmp_path / "outside", stage.home.run(RUN).attempt(1, 1).root
+    outside.mkdir()
+    files.remove_tree(folder)
+    folder.symlink_to(outside)
+    for _ in range(3):
+        stage.look()
+    assert list(outside.iterdir()) == []
+
+
+def test_a_report_is_fetched_beside_its_place_and_leaves_nothing_else(stage: Stage) -> None:
+    stage.running(SessionStatus.COMPLETE)
+    stage.deliver(10, last=True)
+    for _ in range(3):
+        stage.look()
+    folder = stage.home.run(RUN).attempt(1, 1)
+    assert folder.report.exists()
+    assert [path.name for path in folder.root.iterdir() if path.name.startswith(".")] == []

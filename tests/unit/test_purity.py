@@ -61,6 +61,7 @@ _IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
 _IMPURE_ATTRIBUTES = {"now", "utcnow", "today", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "stat"}
 
 _ENVIRONMENT_READERS = {"orchestrator/wiring.py", "worker/__main__.py"}
+_NAMES_THAT_STAY = {"worker/corpus/staging.py"}  # always the same, under a lock: the next process goes on there
 _MOST_BROAD_EXCEPTS = 2  # the tick loop and the worker's last resort
 
 
@@ -135,6 +136,22 @@ def test_only_one_module_renames_and_fsyncs(name: str) -> None:
                 bool(node.keywords) and not node.args and {word.arg for word in node.keywords} <= {"tzinfo", "microsecond"}
             )
             assert of_files or of_a_moment or len(node.args) == 2, f"{name}:{node.lineno} renames by itself"
+
+
+@pytest.mark.parametrize("name", [name for name in _SOURCES if name != "state/files.py"])
+def test_only_one_module_makes_names_of_temporary_files(name: str) -> None:
+    """What is made from a process id, or from nothing but the file's own name, another process can make as well."""
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in {"with_suffix", "mkstemp", "mktemp"}, f"{name}:{node.lineno} makes a name by itself"
+            beside = node.func.attr == "with_name" and name not in _NAMES_THAT_STAY
+            assert not beside, f"{name}:{node.lineno} makes a name by itself"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            ending = node.value.rpartition(".")[2] if "." in node.value else ""
+            assert ending not in {"part", "tmp", "temp", "new", "old", "bak"}, f"{name}:{node.lineno} names a temporary file"
+        if isinstance(node, ast.JoinedStr):
+            inner = {call.attr for call in ast.walk(node) if isinstance(call, ast.Attribute)}
+            assert "getpid" not in inner, f"{name}:{node.lineno} makes a name of the process id, which others may have"
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from state import effects
+from state import effects, files
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
@@ -89,7 +91,7 @@ def test_a_checkpoint_is_deleted_even_when_an_earlier_deletion_was_killed_half_w
     store = DirectoryCheckpointStore(tmp_path)
     commit_checkpoint(store, 10)
     assert not die_after(1, lambda: store.delete(ID))
-    assert (tmp_path / f".trash-{ID}" / "rank-0.safetensors").exists()
+    assert len(list(tmp_path.glob(f".trash-{ID}.*/rank-0.safetensors"))) == 1
     commit_checkpoint(store, 10)
     store.delete(ID)
     assert list(tmp_path.iterdir()) == []
@@ -114,7 +116,7 @@ def test_a_manifest_that_the_disk_does_not_give_is_unknown_and_not_corrupt(tmp_p
 
 
 def test_a_file_that_the_disk_does_not_give_is_unknown_and_not_corrupt(tmp_path: Path) -> None:
-    store = DirectoryCheckpointStore(tmp_path)
+    store = DirectoryCheckpointStore(tmp_path, may_link=True)
     staged, manifest = stage_checkpoint(store, 10)
     unreadable = FileEntry(name="bad-sector", size_bytes=0, sha256="0" * 64)
     (staged / "bad-sector").touch()
@@ -215,3 +217,121 @@ def test_the_manifest_of_an_expected_checkpoint_must_be_that_one(tmp_path: Path)
     assert store.manifest_of(manifest.expected(store.manifest(ID)[1])) == manifest
     with pytest.raises(CorruptCheckpointError, match="which is what was verified before"):
         store.manifest_of(manifest.expected("0" * 64))
+
+
+def outside_of(root: Path) -> Path:
+    """A folder elsewhere, with a file that must stay."""
+    outside = root / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("precious")
+    return outside
+
+
+@pytest.mark.parametrize("place", [ID, f".staging-{ID}", f".trash-{ID}", f".quarantined-{ID}-1"])
+@pytest.mark.parametrize("leads", ["to a folder", "nowhere"])
+def test_a_link_in_the_place_of_a_folder_is_never_followed(tmp_path: Path, place: str, leads: str) -> None:
+    outside = outside_of(tmp_path)
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    (root / place).symlink_to(outside if leads == "to a folder" else tmp_path / "not there")
+    store = DirectoryCheckpointStore(root)
+    assert store.ids() == ()
+    commit_checkpoint(store, 10)
+    assert store.verify(ID).step == 10
+    store.quarantine(ID, "why")
+    commit_checkpoint(store, 10)
+    store.delete(ID)
+    store.sweep(lambda _name: True)
+    assert store.ids() == ()
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"precious": "precious"}
+    assert not (tmp_path / "not there").exists()
+
+
+def test_of_a_link_that_has_a_checkpoints_name_only_the_link_is_removed(tmp_path: Path) -> None:
+    outside, root = outside_of(tmp_path), tmp_path / "checkpoints"
+    (outside / MANIFEST_NAME).write_text("{}")
+    root.mkdir()
+    store = DirectoryCheckpointStore(root)
+    for remove in (store.delete, lambda name: store.quarantine(name, "why")):
+        (root / ID).symlink_to(outside)
+        assert store.ids() == ()
+        remove(ID)
+        assert not (root / ID).exists()
+    assert sorted(path.name for path in outside.iterdir()) == [MANIFEST_NAME, "precious"]
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, "rank-0.safetensors", ""])
+def test_a_checkpoint_that_is_not_made_of_files_of_its_own_is_corrupt(tmp_path: Path, name: str) -> None:
+    store = DirectoryCheckpointStore(tmp_path / "checkpoints")
+    commit_checkpoint(store, 10)
+    path = store.folder(ID) / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptCheckpointError, match="is a link"):
+        store.verify(ID)
+    assert DirectoryCheckpointStore(tmp_path / "checkpoints", may_link=True).verify(ID).step == 10
+
+
+def copied(source: DirectoryCheckpointStore, store: DirectoryCheckpointStore, before_commit: Callable[[], object]) -> Manifest:
+    """Bring a checkpoint from one store into another, as a command does that fetches it."""
+    manifest, folder = source.verify(ID), source.folder(ID)
+    with store.staged_copy(ID) as staged:
+        for entry in manifest.files:
+            files.link_or_copy(folder / entry.name, staged / entry.name)
+        before_commit()
+        return store.commit_copy(staged, manifest, (folder / MANIFEST_NAME).read_bytes())
+
+
+def test_many_processes_may_bring_one_checkpoint_here_at_once(tmp_path: Path) -> None:
+    source, store = DirectoryCheckpointStore(tmp_path / "source"), DirectoryCheckpointStore(tmp_path / "checkpoints")
+    made = commit_checkpoint(source, 10)
+    for _ in range(5):
+        barrier = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            brought = list(pool.map(lambda _, wait=barrier.wait: copied(source, store, wait), range(4)))
+        assert brought == [made] * 4
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [ID]
+        assert store.verify(ID) == made
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: store.delete(ID), range(4)))
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_copy_that_is_being_made_is_not_swept_and_one_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    with store.staged_copy(ID) as staged:
+        (staged / "rank-0.safetensors").touch()
+        store.sweep(lambda _name: True)
+        assert (staged / "rank-0.safetensors").exists()
+        assert store.ids() == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_takes_the_place_of_a_half_committed_one_and_of_a_link(tmp_path: Path) -> None:
+    source, store = DirectoryCheckpointStore(tmp_path / "source"), DirectoryCheckpointStore(tmp_path / "checkpoints")
+    made, outside = commit_checkpoint(source, 10), outside_of(tmp_path)
+    store.folder(ID).mkdir(parents=True)
+    (store.folder(ID) / "half").touch()
+    assert copied(source, store, lambda: None) == made
+    store.delete(ID)
+    store.folder(ID).symlink_to(outside)
+    assert copied(source, store, lambda: None) == made
+    assert (outside / "precious").read_text() == "precious"
+    assert store.verify(ID) == made
+
+
+def test_a_copy_of_another_state_is_refused_and_not_kept(tmp_path: Path) -> None:
+    source, store = DirectoryCheckpointStore(tmp_path / "source"), DirectoryCheckpointStore(tmp_path / "checkpoints")
+    commit_checkpoint(source, 10)
+    first = store.commit(*stage_checkpoint(store, 10, content=b"other"))
+    with pytest.raises(DataError, match="trained twice"):
+        copied(source, store, lambda: None)
+    assert store.verify(ID) == first
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [ID]
+
+
+def test_a_disk_that_takes_no_copy_says_so(tmp_path: Path) -> None:
+    source, store = DirectoryCheckpointStore(tmp_path / "source"), DirectoryCheckpointStore(tmp_path / "checkpoints")
+    commit_checkpoint(source, 10)
+    with pytest.raises(FileNotFoundError):
+        copied(source, store, lambda: files.remove_tree(tmp_path / "checkpoints"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ from unittest.mock import patch
 
 import pytest
 
+from state import files
 from state.clock import ManualClock
 from state.errors import AmbiguousError, GemmaOrchError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi, KernelPush, OutputFile, SessionStatus
@@ -349,6 +351,48 @@ def test_a_download_that_cannot_be_had_leaves_nothing(sdk: Sdk, api: KaggleApi, 
     with pytest.raises(TemporaryError, match="3 bytes, where 4 were listed"):
         api.download("too-short", 1, "a.bin", tmp_path / "a.bin", size_bytes=4)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [3, 300_000], ids=["as it is", "zipped"])
+def test_two_that_download_one_file_at_once_both_get_it_and_leave_nothing_else(
+    sdk: Sdk, api: KaggleApi, tmp_path: Path, size: int
+) -> None:
+    slug, data = f"twice-{size}", bytes(size)
+    sdk.create_dataset(slug, {"a.bin": data})
+    both = threading.Barrier(2)
+    target = tmp_path / "a.bin"
+
+    def download(_: int) -> str:
+        waited = False
+
+        def meet(_count: int) -> None:
+            nonlocal waited
+            if not waited:
+                waited = True
+                both.wait(30.0)
+
+        return api.download(slug, 1, "a.bin", target, on_bytes=meet)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(download, range(2))) == [hashlib.sha256(data).hexdigest()] * 2
+    assert target.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_download_replaces_a_link_and_removes_what_a_killed_one_left(sdk: Sdk, api: KaggleApi, tmp_path: Path) -> None:
+    sdk.create_dataset("not-followed", {"a.bin": b"new"})
+    (tmp_path / "precious").write_text("precious")
+    target = tmp_path / "folder" / "a.bin"
+    target.parent.mkdir()
+    target.symlink_to(tmp_path / "precious")
+    left = files.temporary_beside(target)
+    left.touch()
+    os.utime(left, (0.0, 0.0))
+    api.download("not-followed", 1, "a.bin", target)
+    assert not target.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_file_that_is_served_as_a_zip_is_unpacked(sdk: Sdk, api: KaggleApi, tmp_path: Path) -> None:

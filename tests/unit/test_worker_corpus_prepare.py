@@ -623,6 +623,15 @@ def test_workers_of_a_killed_preparation_end_and_the_same_command_finishes(tmp_p
     assert tree(tmp_path / "data") == tree(tmp_path / "whole")
 
 
+def test_a_link_in_the_place_of_the_staging_folder_is_not_followed(tmp_path: Path):
+    write_lines(tmp_path / "corpus" / "english" / "a.jsonl", *texts("one document with some words in it"))
+    (tmp_path / "outside").mkdir()
+    (tmp_path / ".data.staging").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="is a link, or a file"):
+        prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", num_workers=1)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
 # ---------------------------------------------------------------------- real text
 
 

@@ -170,7 +170,7 @@ def test_a_mounted_checkpoint_is_found(
     tmp_path: Path, root: Path, store: DirectoryCheckpointStore, expected: ExpectedCheckpoint, place: str
 ):
     mount_checkpoint(store, expected.id, root / place)
-    found = DirectoryCheckpointStore(tmp_path / "found")
+    found = DirectoryCheckpointStore(tmp_path / "found", may_link=True)
     assert find_checkpoint(Mounts(root), expected, found.folder(expected.id))
     assert found.verify(expected.id, expected) == store.verify(expected.id)
 

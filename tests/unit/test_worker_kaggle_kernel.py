@@ -99,7 +99,7 @@ class Bench:
 
     @property
     def checkpoints(self) -> DirectoryCheckpointStore:
-        return DirectoryCheckpointStore(self.places.scratch / "checkpoints")
+        return DirectoryCheckpointStore(self.places.scratch / "checkpoints", may_link=True)
 
 
 @pytest.fixture

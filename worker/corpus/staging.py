@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from state.errors import TemporaryError
+from state.errors import TemporaryError, UserError
 from state.files import remove_tree, rename
 
 
@@ -41,7 +42,7 @@ class Staging:
 
 
 def staging_of(out: Path) -> Path:
-    """Return where `out` is made."""
+    """Return where `out` is made: always the same place, for the next process to go on there; its lock keeps two apart."""
     return out.with_name(f".{out.name}.staging")
 
 
@@ -53,6 +54,7 @@ def staging_beside(out: Path) -> Iterator[Staging]:
 
     Raises:
         TemporaryError: another process is making the same folder.
+        UserError: something else has the staging folder's name.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Staging(staging_of(out), out)
@@ -71,11 +73,22 @@ def remove_leftovers(out: Path) -> None:
             remove_tree(root)
 
 
+def _opened(staging: Path) -> int:
+    try:
+        return os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise UserError(
+            f"{staging} is a link, or a file", expected="a folder that gemma-orch has made, or nothing", remedy="move it away"
+        ) from error
+
+
 def _locked(staging: Path, out: Path) -> int:
     while True:
         staging.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another process finished and moved it: make a new one
-            descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = _opened(staging)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(descriptor), staging.stat()):

@@ -96,7 +96,7 @@ def download_checkpoint(
     """
     fetch = _from_dataset(api, place) if place.kind == "dataset" else _from_output(api, place)
     _remake(folder)
-    staged = folder / f".{MANIFEST_NAME}"  # the checkpoint exists when its manifest does
+    staged = files.temporary_beside(folder / MANIFEST_NAME)  # the checkpoint exists when its manifest does
     sha256 = fetch(_flat(expected.id, MANIFEST_NAME), staged)
     if sha256 != expected.manifest_sha256:
         raise TemporaryError(

@@ -148,6 +148,7 @@ class Kernel:
             asked_to_stop=self._around.asked_to_stop,
             committed=delivery.committed,
             delivery_reserve_s=delivery.reserve_s,
+            start_may_be_links=True,
             say=say,
             # Of a session that hangs, too, is brought home what can be; the thread that has noticed it does so.
             exit_at_once=lambda code: self._around.exit_at_once(self._deliver(delivery, code)),

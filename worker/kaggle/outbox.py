@@ -56,11 +56,12 @@ class Outbox:
         Raises:
             CorruptCheckpointError: there is no such checkpoint.
             OSError: the disk does not take it.
+            UserError: there is something else in its place.
         """
         manifest, manifest_sha256 = self._store.manifest(checkpoint_id)
         source, target = self._store.folder(checkpoint_id), self._folder / checkpoint_id
         flat = checkpoint_file_names(checkpoint_id, (*(entry.name for entry in manifest.files), MANIFEST_NAME))
-        target.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target)
         for name, public in flat.items():
             files.link_or_copy(source / name, target / public)
         return Parcel(
