@@ -36,7 +36,6 @@ from state.ledger import (
     CEILING_GRACE_S,
     AttemptRecord,
     Change,
-    CheckpointRecord,
     CheckpointState,
     ClearWish,
     DataRecord,
@@ -49,7 +48,7 @@ from state.process import ProcessIdentity
 from state.report import Outcome
 from state.run_store import RunStore, lease_lost
 from state.session import AttemptState, RunState
-from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec, SessionSpec
+from state.spec import ORDER_VERSION, RunSpec, SessionSpec
 
 LEASE_S = 60.0  # a controller that is silent for this long may be replaced; a dead one on this machine at once
 
@@ -374,7 +373,7 @@ class Controller:
     def _is_sound(self, record: RunRecord, checkpoint_id: str, decision: Launch | None = None) -> bool:
         """Return whether a checkpoint is what it was; else put it aside, and call off the rerun that wanted it."""
         try:
-            self._ports.checkpoints(record.name).verify(checkpoint_id, _expected(record.checkpoints[checkpoint_id]))
+            self._ports.checkpoints(record.name).verify(checkpoint_id, record.checkpoints[checkpoint_id].expected())
         except CorruptCheckpointError as error:
             draft = Draft(record, self._ports.clock.now())
             step_back(draft, checkpoint_id, error.what)
@@ -475,12 +474,3 @@ def _not_ready(backend: Backend, spec: SessionSpec) -> str | None:
 def ref_of(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
     """Return what a backend knows an attempt by."""
     return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle, attempt.launched_at)
-
-
-def _expected(checkpoint: CheckpointRecord) -> ExpectedCheckpoint:
-    return ExpectedCheckpoint(
-        id=checkpoint.id,
-        step=checkpoint.step,
-        manifest_sha256=checkpoint.manifest_sha256,
-        state_sha256=checkpoint.state_sha256,
-    )

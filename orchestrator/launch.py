@@ -11,7 +11,7 @@ from state.fence import next_fence
 from state.layout import HomeLayout
 from state.ledger import AttemptRecord, RunRecord
 from state.session import AttemptState
-from state.spec import ExpectedCheckpoint, SessionData, SessionSpec
+from state.spec import SessionData, SessionSpec
 
 _SAVES_REMEMBERED = 5  # attempts whose longest save tells the next one how much time to keep back
 
@@ -62,11 +62,7 @@ def plan_attempt(record: RunRecord, decision: Launch, home: HomeLayout, now: dat
         reading=spec.reading,
         checkpoints_dir=str(run.checkpoints),
         cache_dir=str(home.cache),
-        start=ExpectedCheckpoint(
-            id=start.id, step=start.step, manifest_sha256=start.manifest_sha256, state_sha256=start.state_sha256
-        )
-        if start is not None
-        else None,
+        start=start.expected() if start is not None else None,
         total_steps=spec.total_steps,
         max_steps=decision.max_steps,
         limit_s=spec.limits.session_limit_s,

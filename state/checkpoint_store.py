@@ -3,7 +3,7 @@
 A checkpoint is staged under a hidden name, fsynced, renamed, and exists from the moment when its manifest is written,
 last of all. Whatever is killed on the way leaves either the checkpoint or nothing that anybody would take for one.
 
-No link is followed to a place outside.
+Only what has the form of a checkpoint's id becomes a path here, and no link is followed to a place outside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from state import files
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
-from state.layout import MANIFEST_NAME, attempt_of
+from state.layout import MANIFEST_NAME, attempt_of, check_checkpoint_id, is_checkpoint_id
 from state.manifest import FileEntry, Manifest, first_difference, state_sha256
 from state.spec import ExpectedCheckpoint
 from state.tensor_files import tensor_entries
@@ -87,20 +87,24 @@ class DirectoryCheckpointStore:
         self._may_link = may_link
 
     def ids(self) -> tuple[str, ...]:
-        """Return the ids of all committed checkpoints, sorted; a link is none."""
+        """Return the ids of all committed checkpoints, sorted; a link is none, nor is a folder of another name."""
         if not self._root.is_dir():
             return ()
         return tuple(
             sorted(
                 entry.name
                 for entry in self._root.iterdir()
-                if not entry.name.startswith(".") and not entry.is_symlink() and (entry / MANIFEST_NAME).is_file()
+                if is_checkpoint_id(entry.name) and not entry.is_symlink() and (entry / MANIFEST_NAME).is_file()
             )
         )
 
     def folder(self, checkpoint_id: str) -> Path:
-        """Return the folder that holds a committed checkpoint's files."""
-        return self._root / checkpoint_id
+        """Return the folder that holds a committed checkpoint's files.
+
+        Raises:
+            CorruptCheckpointError: what is asked for is no checkpoint's id.
+        """
+        return self._root / check_checkpoint_id(checkpoint_id)
 
     def manifest(self, checkpoint_id: str) -> tuple[Manifest, str]:
         """Return a committed checkpoint's manifest and the manifest's own sha256.
@@ -217,7 +221,7 @@ class DirectoryCheckpointStore:
         Its name is always the same: the attempt's lock lets one process at a time save this checkpoint, and what a killed one
         has left is found by its name.
         """
-        staged = self._root / f".staging-{checkpoint_id}"
+        staged = self._root / f".staging-{self.folder(checkpoint_id).name}"
         if os.path.lexists(staged):
             files.remove_tree(staged)
         staged.mkdir(parents=True)
@@ -230,7 +234,7 @@ class DirectoryCheckpointStore:
         Any process may bring a checkpoint here, at any time, so the folder is this caller's alone.
         """
         files.remove_abandoned(self._root)
-        staged = files.temporary_beside(self._root / f"staging-{checkpoint_id}")
+        staged = files.temporary_beside(self._root / f"staging-{self.folder(checkpoint_id).name}")
         staged.mkdir(parents=True)
         try:
             yield staged
@@ -328,7 +332,7 @@ class DirectoryCheckpointStore:
                 files.remove_tree(entry)  # its checkpoint is deleted, whatever became of the process that did it
                 continue
             attempt = attempt_of(entry.name.removeprefix(".staging-"))
-            is_whole = not entry.name.startswith(".") and (entry / MANIFEST_NAME).exists()
+            is_whole = is_checkpoint_id(entry.name) and (entry / MANIFEST_NAME).exists()
             if attempt is not None and not is_whole and is_over(attempt):
                 files.remove_tree(entry)
         files.remove_abandoned(self._root)  # of copies that were being brought here

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from state.document import Document, digest_of
-from state.layout import DATA_MANIFEST_NAME
+from state.layout import DATA_MANIFEST_NAME, FileName, InnerPath
 
 TOKENIZER_NAME = "tokenizer.model"
 REPORT_NAME = "report.json"
@@ -75,7 +75,7 @@ class ShardIndex(Document):
     is not repeated.
     """
 
-    name: str
+    name: InnerPath
     num_documents: int = Field(ge=0)
     sha256: str = Field(pattern=_SHA256)
 
@@ -83,7 +83,7 @@ class ShardIndex(Document):
 class Shard(Document):
     """One file of raw little-endian tokens; the name's last part is unique in the data folder."""
 
-    name: str = Field(description="path within the data folder, with forward slashes")
+    name: InnerPath = Field(description="path within the data folder, with forward slashes")
     num_tokens: int = Field(ge=1)
     sha256: str = Field(pattern=_SHA256)
     index: ShardIndex
@@ -156,7 +156,7 @@ class DataManifest(Document):
     eos_id: int = Field(ge=0)
     pad_id: int | None = Field(ge=0, description="none: the tokenizer has no padding piece, and training needs none")
     unk_id: int = Field(ge=0)
-    tokenizer_file: str = Field(default=TOKENIZER_NAME, description="copy of the SentencePiece model in the data folder")
+    tokenizer_file: FileName = Field(default=TOKENIZER_NAME, description="copy of the SentencePiece model in the data folder")
     tokenizer_sha256: str = Field(pattern=_SHA256)
     recipe: Recipe = Recipe()
     languages: dict[str, LanguageData] = Field(min_length=1)

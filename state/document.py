@@ -9,7 +9,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from state.errors import DataError
+from state.errors import DataError, shown
+
+_LONGEST_PLACE = 80
 
 
 class Document(BaseModel):
@@ -36,10 +38,7 @@ class Document(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: {problem['msg']}"
-                for problem in error.errors()[:3]
-            )
+            problems = "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3])
             raise DataError(f"{origin} is not a valid {cls.__name__}: {problems}") from error
 
     def digested_values(self, first_fields: Collection[str]) -> dict[str, Any]:
@@ -61,6 +60,12 @@ class Document(BaseModel):
     def digest(self) -> str:
         """Return the sha256 of the canonical form: 64 hex digits."""
         return digest_of(self.model_dump(mode="json"))
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Return where in a document something is; keys may be anything, as they come from outside."""
+    place = ".".join(map(str, location)) or "document"
+    return place if place.isprintable() and len(place) <= _LONGEST_PLACE else shown(place)
 
 
 def digest_of(value: Any) -> str:

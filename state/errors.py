@@ -113,6 +113,11 @@ class CanaryError(CorruptCheckpointError):
     """The first step after a restore gave another loss than the parent's session recorded for it."""
 
 
+def shown(text: str, longest: int = 80) -> str:
+    """Return a text from outside as a message may show it: quoted, without control characters, and cut."""
+    return repr(text) if len(text) <= longest else f"{text[:longest]!r} ..."
+
+
 def did_you_mean(wrong: str, known: list[str]) -> str:
     """Return a hint such as `Did you mean 'tiny'? ` for the closest known name, else an empty string."""
     import difflib

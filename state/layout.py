@@ -11,19 +11,72 @@ HOME/runs/RUN/controller.log                     what a detached controller prin
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from state.errors import UserError
+from pydantic import AfterValidator
+
+from state.errors import CorruptCheckpointError, DataError, UserError, shown
 
 MANIFEST_NAME = "manifest.json"
 DATA_MANIFEST_NAME = "data.json"
 SPEC_NAME = "session.json"
 REPORT_NAME = "report.json"
 
+# Digits are [0-9]: \d would also be those of other scripts. Numbers have one form only, so that one thing has one name.
 _RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
-_ATTEMPT_NAME = re.compile(r"s(\d{3,})a(\d+)")
-_CHECKPOINT_ID = re.compile(rf"step-[0-9]+-(?P<attempt>{_ATTEMPT_NAME.pattern})")
+_ATTEMPT_NAME = re.compile(r"s([0-9]{3}|[1-9][0-9]{3,8})a([1-9][0-9]{0,8})")
+_CHECKPOINT_ID = re.compile(rf"step-(?:[0-9]{{8}}|[1-9][0-9]{{8,17}})-(?P<attempt>{_ATTEMPT_NAME.pattern})")
+_BRANCH_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_DATA_FOLDER = re.compile(r"data(?:-[1-9][0-9]{0,8})?")
+_LONGEST_FILE_NAME_BYTES = 255
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a text can name a run."""
+    return _RUN_NAME.fullmatch(name) is not None
+
+
+def is_checkpoint_id(text: str) -> bool:
+    """Return whether a text is of the form of `checkpoint_id`: only then may it become a path."""
+    return _CHECKPOINT_ID.fullmatch(text) is not None
+
+
+def is_file_name(text: str) -> bool:
+    """Return whether a text names a file within a folder, and nothing else: no path, no hidden file, no control character."""
+    plain = text.isprintable() and not text.startswith(".") and not set(text) & set("/\\")
+    return plain and 0 < len(text.encode()) <= _LONGEST_FILE_NAME_BYTES
+
+
+def is_inner_path(text: str) -> bool:
+    """Return whether a text, with forward slashes, names a file within a folder or one of its folders."""
+    return all(map(is_file_name, text.split("/")))
+
+
+def is_data_folder(text: str) -> bool:
+    """Return whether a text can be the folder of a data version: `data`, `data-2` ..., or an absolute path of the user's own."""
+    return _DATA_FOLDER.fullmatch(text) is not None or (text.startswith("/") and "\0" not in text)
+
+
+def _checked(accepts: Callable[[str], object], what: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not accepts(text):
+            raise ValueError(f"{shown(text)} is no {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+RunName = Annotated[str, _checked(is_run_name, "name of a run")]
+AttemptName = Annotated[str, _checked(_ATTEMPT_NAME.fullmatch, "name of an attempt, such as s003a1")]
+CheckpointId = Annotated[str, _checked(is_checkpoint_id, "checkpoint's id, such as step-00000040-s003a1")]
+BranchName = Annotated[str, _checked(_BRANCH_NAME.fullmatch, "name of a branch, such as rerun-s003a2")]
+FileName = Annotated[str, _checked(is_file_name, "plain file name")]
+InnerPath = Annotated[str, _checked(is_inner_path, "path within a folder")]
+DataFolder = Annotated[str, _checked(is_data_folder, "folder of data, such as data-2, or an absolute path")]
+"""What documents say such things with: whatever comes from outside is checked as it is read."""
 
 
 def check_run_name(name: str) -> str:
@@ -32,9 +85,9 @@ def check_run_name(name: str) -> str:
     Raises:
         UserError: it is not 1 to 40 lower-case letters, digits and inner hyphens.
     """
-    if not _RUN_NAME.fullmatch(name):
+    if not is_run_name(name):
         raise UserError(
-            f"{name!r} cannot name a run",
+            f"{shown(name)} cannot name a run",
             expected="1 to 40 lower-case letters, digits and hyphens, not at either end",
             remedy="choose another --name",
         )
@@ -58,6 +111,19 @@ def checkpoint_id(step: int, session: int, attempt: int) -> str:
     Training is a pure function of its start, so the same attempt can only ever save the same state under this id.
     """
     return f"step-{step:08d}-{attempt_name(session, attempt)}"
+
+
+def check_checkpoint_id(text: str) -> str:
+    """Return the id when it is one.
+
+    Raises:
+        CorruptCheckpointError: it is none.
+    """
+    if not is_checkpoint_id(text):
+        raise CorruptCheckpointError(
+            text, f"{shown(text)} is no checkpoint's id", expected=f"one such as {checkpoint_id(40, 3, 1)}"
+        )
+    return text
 
 
 def attempt_of(text: str) -> str | None:
@@ -88,8 +154,12 @@ class HomeLayout:
         return self.root / "cache"
 
     def run(self, name: str) -> RunLayout:
-        """The folder of one run."""
-        return RunLayout(self.root / "runs" / name)
+        """The folder of one run.
+
+        Raises:
+            UserError: it is no name of a run.
+        """
+        return RunLayout(self.root / "runs" / check_run_name(name))
 
 
 @dataclass(frozen=True)
@@ -104,7 +174,13 @@ class RunLayout:
         return self.root / "data"
 
     def data_folder(self, folder: str) -> Path:
-        """The folder of a data version, by what its record says: a name in this folder, or a path of its own."""
+        """The folder of a data version, by what its record says: a name in this folder, or a path of its own.
+
+        Raises:
+            DataError: it is neither.
+        """
+        if not is_data_folder(folder):
+            raise DataError(f"{shown(folder)} is no folder of data", expected="data, data-2 ..., or an absolute path")
         return self.root / folder
 
     @property

@@ -11,10 +11,11 @@ from pydantic import Field, field_validator
 
 from state.document import Document
 from state.errors import ErrorClass
+from state.layout import DataFolder, RunName, check_checkpoint_id
 from state.process import ProcessIdentity
 from state.report import Outcome
 from state.session import LIVE_STATES, AttemptState, RunState
-from state.spec import ORDER_VERSION, RunSpec, SessionSpec
+from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec, SessionSpec
 
 CEILING_GRACE_S = 120.0
 """A worker ends itself before its limit; one that is this late, or this slow to stop when asked, does not."""
@@ -24,7 +25,7 @@ class DataRecord(Document):
     """One version of a run's prepared data; a run has one, and more when data is added later."""
 
     first_step: int = Field(default=0, ge=0, description="steps that are done when it is first read; 0: from the beginning")
-    folder: str = Field(default="data", description="within the run's folder; a path of its own when it was made already")
+    folder: DataFolder = Field(default="data", description="within the run's folder; a path of its own when it was made already")
     corpus: tuple[str, ...] = Field(default=(), description="where its text came from; none: the sample, or made already")
     sha256: str
     tokenizer_sha256: str | None = Field(default=None, description="none: recorded by an older gemma-orch")
@@ -84,7 +85,11 @@ class CheckpointState(StrEnum):
 
 
 class CheckpointRecord(Document):
-    """One checkpoint of a run; it stays in the ledger when its files are pruned."""
+    """One checkpoint of a run; it stays in the ledger when its files are pruned.
+
+    Its id comes from documents that were checked. Here it is read unchecked: earlier versions took any text for one, and the
+    run must stay readable. The store refuses such an id, and the run falls back.
+    """
 
     id: str
     step: int
@@ -102,6 +107,19 @@ class CheckpointRecord(Document):
     train_s: float
     note: str | None = None
 
+    def expected(self) -> ExpectedCheckpoint:
+        """Return what a session is told to start from this checkpoint.
+
+        Raises:
+            CorruptCheckpointError: its id is none.
+        """
+        return ExpectedCheckpoint(
+            id=check_checkpoint_id(self.id),
+            step=self.step,
+            manifest_sha256=self.manifest_sha256,
+            state_sha256=self.state_sha256,
+        )
+
 
 class Waiting(Document):
     """What keeps a run from its next session."""
@@ -113,7 +131,7 @@ class Waiting(Document):
 class RunHeader(Document):
     """What the controller alone writes about a run."""
 
-    name: str
+    name: RunName
     created_at: datetime
     state: RunState = RunState.ACTIVE
     message: str | None = Field(default=None, description="why it is in this state")

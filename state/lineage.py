@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from state.errors import UserError, did_you_mean
+from state.errors import UserError, did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def resolve(prefix: str, known: Iterable[str], kind: str) -> str:
         return matches[0]
     if matches:
         raise UserError(
-            f"{prefix!r} begins {len(matches)} {kind}s: {', '.join(matches[:4])}{' ...' if len(matches) > 4 else ''}",
+            f"{shown(prefix)} begins {len(matches)} {kind}s: {', '.join(matches[:4])}{' ...' if len(matches) > 4 else ''}",
             remedy="type more of it",
         )
     hint = did_you_mean(prefix, ids)
-    raise UserError(f"there is no {kind} {prefix!r}" + (f"; {hint}" if hint else ""))
+    raise UserError(f"there is no {kind} {shown(prefix)}" + (f"; {hint}" if hint else ""))

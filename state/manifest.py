@@ -9,13 +9,14 @@ from typing import Literal
 from pydantic import Field
 
 from state.document import Document, digest_of
+from state.layout import BranchName, CheckpointId, RunName
 from state.spec import ExpectedCheckpoint
 
 
 class FileEntry(Document):
     """One file of a checkpoint."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="flat: no folders")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=150, description="flat: no folders")
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -54,14 +55,14 @@ class Manifest(Document):
     """What a checkpoint is: its files, its place in the lineage, its digests. Written last."""
 
     schema_version: Literal[1] = 1
-    id: str
-    run: str
+    id: CheckpointId
+    run: RunName
     session: int
     attempt: int
     fence: int
-    branch: str | None
+    branch: BranchName | None
     step: int = Field(ge=1, description="steps trained when it was taken")
-    parent: str | None = Field(description="the checkpoint that it was trained from; none: the initial weights")
+    parent: CheckpointId | None = Field(description="the checkpoint that it was trained from; none: the initial weights")
     created_at: datetime
     trajectory_sha256: str
     order_version: int = Field(default=1, description="of the order in which its data was read; older manifests do not say")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from state.document import Document
 from state.errors import ErrorClass
+from state.layout import CheckpointId, RunName
 from state.process import ProcessIdentity
 
 
@@ -73,7 +74,7 @@ class SessionReport(Document):
     """What a session says at its end."""
 
     schema_version: Literal[1] = 1
-    run: str
+    run: RunName
     session: int
     attempt: int
     fence: int
@@ -81,11 +82,11 @@ class SessionReport(Document):
     reason: str = Field(description="why it ended, in the user's words")
     error_class: ErrorClass | None = None
     error_fingerprint: str | None = Field(default=None, description="equal for equal errors")
-    corrupt_checkpoint: str | None = Field(default=None, description="the checkpoint that failed its verification")
+    corrupt_checkpoint: CheckpointId | None = Field(default=None, description="the checkpoint that failed its verification")
     start_step: int
     end_step: int = Field(description="last step trained")
     saved_step: int | None = Field(description="last step with a committed checkpoint of this attempt")
-    head: str | None = Field(description="the last checkpoint that this attempt committed")
+    head: CheckpointId | None = Field(description="the last checkpoint that this attempt committed")
     started_at: datetime
     ended_at: datetime
     tokens: int = 0

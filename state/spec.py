@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from state.architecture import Architecture, ModelSpec
 from state.document import Document, digest_of
 from state.kaggle.settings import KaggleSettings
+from state.layout import BranchName, CheckpointId, RunName
 from state.mixture import DEFAULT_ALPHA, DEFAULT_MAX_EPOCHS, Mixing
 
 ORDER_VERSION = 2
@@ -125,7 +126,7 @@ class RunSpec(Document):
     """One training goal, as the user asked for it."""
 
     schema_version: Literal[1] = 1
-    name: str
+    name: RunName
     total_steps: int = Field(ge=1, le=10**12)
     backend: str = "local"
     model: ModelSpec = ModelSpec()
@@ -203,7 +204,7 @@ def _flatten(spec: RunSpec) -> dict[str, Any]:
 class ExpectedCheckpoint(Document):
     """The checkpoint that a session must start from: it may start from these bytes only."""
 
-    id: str
+    id: CheckpointId
     step: int = Field(ge=1)
     manifest_sha256: str
     state_sha256: str
@@ -222,11 +223,11 @@ class SessionSpec(Document):
     """All that a worker needs to know; with it, a session runs by hand with no controller at all."""
 
     schema_version: Literal[2] = 2
-    run: str
+    run: RunName
     session: int = Field(ge=1)
     attempt: int = Field(ge=1)
     fence: int = Field(ge=1)
-    branch: str | None = Field(default=None, description="set when the result must not become the head")
+    branch: BranchName | None = Field(default=None, description="set when the result must not become the head")
     architecture: Architecture
     training: TrainingSpec
     sequence_length: int = Field(ge=1)

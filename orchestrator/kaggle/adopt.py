@@ -23,7 +23,7 @@ from orchestrator.kaggle.control import DATA_NAME, RUN_NAME, ControlState, DataR
 from orchestrator.reconcile import Found
 from state import files
 from state.document import digest_of
-from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError, did_you_mean
+from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError, did_you_mean, shown
 from state.kaggle.job import KaggleJob, StopFlag
 from state.kaggle.names import (
     PREFIX,
@@ -34,11 +34,12 @@ from state.kaggle.names import (
     check_run_fits,
     checkpoint_file_names,
     control_slug,
+    misnamed,
     parse_attempt_dataset_slug,
     parse_attempt_kernel_slug,
     pushed_kernels,
 )
-from state.layout import MANIFEST_NAME, REPORT_NAME, SPEC_NAME
+from state.layout import MANIFEST_NAME, REPORT_NAME, SPEC_NAME, attempt_name, attempt_of
 from state.ledger import PutAttempt, RunRecord
 from state.manifest import Manifest, state_sha256
 from state.report import Outcome, SessionReport
@@ -304,6 +305,9 @@ class _Reader:
                 text = self._file(dataset.slug, version.number, REPORT_NAME)
                 contents.report = SessionReport.from_json(text, f"{REPORT_NAME} of {dataset.slug}")
             note = VersionNote.parse(version.notes)
+            if (false := misnamed(version.notes)) is not None:
+                what = f"{shown(false[1])} in version {version.number} of {dataset.slug} is no checkpoint of this run"
+                contents.corrupt.append(CorruptCheckpointError(false[0].checkpoint, what))
             if note is not None and note.checkpoint not in contents.found:
                 try:
                     contents.found[note.checkpoint] = self._found(dataset.slug, version.number, names, note)
@@ -348,6 +352,9 @@ class _Reader:
         for name, file in left.items():
             checkpoint, dot, rest = name.partition(".")
             if not dot or rest != MANIFEST_NAME or checkpoint in contents.found:
+                continue
+            if attempt_of(checkpoint) != attempt_name(*key):
+                self._say(f"{shown(name)}, output of {slug}, is left out: it is no checkpoint of that attempt")
                 continue
             self.outputs[key] = (PushedKernel(slug, kernel.version), tuple(left.values()))
             try:

@@ -16,7 +16,7 @@ from orchestrator.plan import stop_message
 from orchestrator.reconcile import Found, World, reconcile
 from state.errors import CorruptCheckpointError, DataError, ExitCode, UserError
 from state.kaggle.job import StopFlag
-from state.layout import attempt_name, parse_attempt_name
+from state.layout import attempt_name, attempt_of, parse_attempt_name
 from state.ledger import (
     AttemptRecord,
     Change,
@@ -351,7 +351,7 @@ class _Adoption:
         if start.id in self._record.checkpoints:
             return
         owner = next((known for known in self._record.attempts if start.id.endswith(f"-{_name(known)}")), None)
-        numbers = parse_attempt_name(start.id.rpartition("-")[2]) or (0, 0)
+        numbers = parse_attempt_name(attempt_of(start.id) or "") or (0, 0)
         state, note = self._state_of_missing(start, owner)
         checkpoint = CheckpointRecord(
             id=start.id,

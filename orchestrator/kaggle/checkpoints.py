@@ -23,7 +23,7 @@ from state.clock import Clock
 from state.errors import CorruptCheckpointError, TemporaryError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.settings import KaggleSettings
-from state.layout import MANIFEST_NAME, RunLayout, parse_attempt_name
+from state.layout import MANIFEST_NAME, RunLayout, attempt_of
 from state.ledger import AttemptRecord
 from state.manifest import Manifest
 from state.spec import ExpectedCheckpoint
@@ -225,10 +225,10 @@ class KaggleCheckpoints:
         entry = self._index.entry(checkpoint_id)
         if entry is not None or checkpoint_id in self._local.ids():
             return entry
-        name = checkpoint_id.rpartition("-")[2]
-        known = self._index.attempt(name)
-        if parse_attempt_name(name) is None or not self.discovery.is_ours(name):
+        name = attempt_of(checkpoint_id)
+        if name is None or not self.discovery.is_ours(name):
             return None
+        known = self._index.attempt(name)
         if not known.is_closed:
             raise TemporaryError(f"the dataset of {name}, where {checkpoint_id} may lie, was not looked at for long enough yet")
         raise CorruptCheckpointError(checkpoint_id, f"{checkpoint_id} is in no version of the dataset of {name}, nor is it here")

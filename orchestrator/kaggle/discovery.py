@@ -13,12 +13,12 @@ from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.seen import DatasetSeen, VersionSeen
 from orchestrator.kaggle.standing import check_list
 from state.clock import Clock
-from state.errors import CorruptCheckpointError, GemmaOrchError
+from state.errors import CorruptCheckpointError, GemmaOrchError, shown
 from state.kaggle.job import CheckpointPlace
-from state.kaggle.names import PushedKernel, VersionNote, attempt_dataset_slug
+from state.kaggle.names import PushedKernel, VersionNote, attempt_dataset_slug, misnamed
 from state.kaggle.records import DatasetInfo, OutputFile
 from state.kaggle.settings import KaggleSettings
-from state.layout import MANIFEST_NAME, REPORT_NAME, attempt_name
+from state.layout import MANIFEST_NAME, REPORT_NAME, attempt_name, attempt_of
 from state.ledger import AttemptRecord
 from state.session import AttemptState
 
@@ -142,7 +142,7 @@ class Discovery:
         for name, output in named.items():
             checkpoint_id = name.removesuffix(f".{MANIFEST_NAME}")
             known = self._index.entry(checkpoint_id)
-            of_attempt = checkpoint_id.rpartition("-")[2] == attempt_name(session, attempt)
+            of_attempt = attempt_of(checkpoint_id) == attempt_name(session, attempt)  # else it is some other file
             if checkpoint_id == name or known is not None or not of_attempt:
                 continue
             owner = owner_of(self._settings, self._api)
@@ -204,6 +204,7 @@ class Discovery:
         note = VersionNote.parse(version.notes)
         standing = self._index.entry(note.checkpoint) if note is not None else None
         if note is None or (note.session, note.attempt) != (session, attempt):
+            self._tell_of_a_false_note(session, attempt, version)
             self._index.change_attempt(name, examined=(*known.examined, version.number))
             return
         in_output = standing if standing is not None and standing.place.kind == "output" else None
@@ -219,6 +220,17 @@ class Discovery:
         self._index.put(_promoted(in_output, judged) if in_output is not None else judged)
         wrong = {number: since for number, since in known.wrong.items() if number != str(version.number)}
         self._index.change_attempt(name, examined=(*known.examined, version.number), wrong=wrong)
+
+    def _tell_of_a_false_note(self, session: int, attempt: int, version: VersionSeen) -> None:
+        """Let the controller hear of a version that names what its attempt cannot save; what it holds is never read."""
+        note, named = misnamed(version.notes) or (None, "")
+        if note is None or (note.session, note.attempt) != (session, attempt) or self._index.entry(note.checkpoint) is not None:
+            return
+        slug = attempt_dataset_slug(self._run, session, attempt)
+        place = CheckpointPlace(kind="dataset", owner=owner_of(self._settings, self._api), slug=slug, version=version.number)
+        entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
+        why = f"{entry.where} says that it holds {shown(named)}, which is no checkpoint of this run"
+        self._index.put(entry.model_copy(update={"state": EntryState.CORRUPT, "why": why}))
 
     def _may_still_come(self, name: str, version: int) -> bool:
         """Return whether a version that is not what its note says may only be shown too early: lists lag, too."""

@@ -17,6 +17,7 @@ from state.document import Document
 from state.errors import DataError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import checkpoint_file_names
+from state.layout import AttemptName, CheckpointId, attempt_of
 
 
 class EntryState(StrEnum):
@@ -35,7 +36,7 @@ class EntryState(StrEnum):
 class Entry(Document):
     """One checkpoint on the account."""
 
-    id: str
+    id: CheckpointId
     session: int
     attempt: int
     place: CheckpointPlace
@@ -74,8 +75,8 @@ class Index(Document):
     """All that is known of the checkpoints of a run on the account."""
 
     schema_version: Literal[1] = 1
-    checkpoints: dict[str, Entry] = Field(default_factory=dict)
-    attempts: dict[str, AttemptIndex] = Field(default_factory=dict, description="by attempt name")
+    checkpoints: dict[CheckpointId, Entry] = Field(default_factory=dict)
+    attempts: dict[AttemptName, AttemptIndex] = Field(default_factory=dict)
 
     @property
     def stored_bytes(self) -> int:
@@ -84,7 +85,7 @@ class Index(Document):
         return sum(entry.total_bytes for entry in standing)
 
     def _is_gone(self, entry: Entry) -> bool:
-        attempt = self.attempts.get(entry.id.rpartition("-")[2])
+        attempt = self.attempts.get(attempt_of(entry.id) or "")
         return attempt is not None and attempt.is_gone
 
 

@@ -25,7 +25,6 @@ from state.layout import MANIFEST_NAME, RunLayout
 from state.ledger import CheckpointRecord
 from state.manifest import Manifest
 from state.size import format_size
-from state.spec import ExpectedCheckpoint
 
 if TYPE_CHECKING:
     from orchestrator.kaggle.upload import Talk
@@ -166,12 +165,7 @@ class Promotion:
 
     def _fetch(self, checkpoint: CheckpointRecord, talk: Talk) -> Manifest:
         """Bring a checkpoint's files into a folder of their own, every byte verified, unless an earlier call has."""
-        expected = ExpectedCheckpoint(
-            id=checkpoint.id,
-            step=checkpoint.step,
-            manifest_sha256=checkpoint.manifest_sha256,
-            state_sha256=checkpoint.state_sha256,
-        )
+        expected = checkpoint.expected()
         if checkpoint.id in self._fetched.ids():
             try:
                 return self._fetched.verify(checkpoint.id, expected)

@@ -33,7 +33,7 @@ from state.kaggle.names import (
     slugify,
     weights_slug,
 )
-from state.layout import MANIFEST_NAME
+from state.layout import MANIFEST_NAME, CheckpointId, FileName, RunName, check_checkpoint_id
 from state.manifest import Manifest
 from state.size import format_size
 
@@ -66,11 +66,11 @@ class Publication(Document):
     """`published.json`: what a dataset of weights holds."""
 
     schema_version: Literal[1] = 1
-    run: str
-    checkpoint: str | None = Field(default=None, description="none: nothing yet, it is about to be filled")
+    run: RunName
+    checkpoint: CheckpointId | None = Field(default=None, description="none: nothing yet, it is about to be filled")
     step: int = 0
     state_sha256: str = ""
-    files: dict[str, PublishedFile] = Field(default_factory=dict, description="all but this one")
+    files: dict[FileName, PublishedFile] = Field(default_factory=dict, description="all but this one")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class _Standing:
 
 def publication_folder(ports: Ports, run: str, checkpoint: CheckpointRecord) -> Path:
     """Return where what is to be sent lies until it stands."""
-    return ports.home.run(run).root / "publish" / checkpoint.id
+    return ports.home.run(run).root / "publish" / check_checkpoint_id(checkpoint.id)
 
 
 def _standing(api: KaggleApi, slug: str, run: str) -> _Standing | None:

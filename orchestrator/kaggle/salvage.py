@@ -107,7 +107,10 @@ class Salvage:
             data = self._layout.attempt(ref.session, ref.attempt).report.read_bytes()
         except FileNotFoundError:
             return None
-        return SessionReport.from_json(data, "the session's report")
+        try:
+            return SessionReport.from_json(data, "the session's report")
+        except DataError:
+            return None  # an earlier version kept what this one does not take for a report
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
         """Return what an attempt has printed from an offset on, in characters, and the offset after it.

@@ -13,7 +13,14 @@ from enum import StrEnum
 
 from state.document import Document
 from state.errors import UserError
-from state.layout import attempt_name, parse_attempt_name
+from state.layout import (
+    CheckpointId,
+    attempt_name,
+    check_checkpoint_id,
+    check_run_name,
+    checkpoint_id,
+    parse_attempt_name,
+)
 
 LONGEST_SLUG = 50
 PREFIX = "gemma-orch"
@@ -35,7 +42,8 @@ _KERNEL_ENDING = "-k"
 _LONGEST_RUN_WITH_ENDING = _LONGEST_RUN - len(_KERNEL_ENDING)
 _HANDLE = re.compile(r"(?P<slug>.+)/v(?P<version>\d+)")
 _NOTE = re.compile(
-    r"gemma-orch (?P<attempt>s\d+a\d+) fence (?P<fence>\d+) step (?P<step>\d+) (?P<checkpoint>\S+) (?P<sha>[0-9a-f]{64})"
+    r"gemma-orch (?P<attempt>s[0-9]+a[0-9]+) fence (?P<fence>[0-9]{1,18}) step (?P<step>[0-9]{1,18}) "
+    r"(?P<checkpoint>\S+) (?P<sha>[0-9a-f]{64})"
 )
 
 
@@ -50,6 +58,7 @@ def check_run_fits(run: str) -> None:
     Raises:
         UserError: the run's name is too long, or its slug would be another one.
     """
+    check_run_name(run)
     if len(run) > _LONGEST_RUN or slugify(run) != run:
         raise UserError(
             f"run {run!r} cannot have kernels on Kaggle: their names would be too long, or not their own slugs",
@@ -174,7 +183,7 @@ class VersionNote(Document):
     attempt: int
     fence: int
     step: int
-    checkpoint: str
+    checkpoint: CheckpointId
     manifest_sha256: str
 
     def __str__(self) -> str:
@@ -183,21 +192,40 @@ class VersionNote(Document):
 
     @classmethod
     def parse(cls, text: str) -> VersionNote | None:
-        """Return the note that a text is, or None when it is another text."""
-        match = _NOTE.fullmatch(text.strip())
-        numbers = parse_attempt_name(match["attempt"]) if match else None
-        if match is None or numbers is None:
-            return None
-        return cls(
-            session=numbers[0],
-            attempt=numbers[1],
-            fence=int(match["fence"]),
-            step=int(match["step"]),
-            checkpoint=match["checkpoint"],
-            manifest_sha256=match["sha"],
-        )
+        """Return the note that a text is, or None when it is another text, or names a checkpoint that its attempt cannot save."""
+        note, named = _read(text) or (None, "")
+        return note if note is not None and note.checkpoint == named else None
+
+
+def misnamed(text: str) -> tuple[VersionNote, str] | None:
+    """Return a note that names another checkpoint than its attempt saves at its step: as it should be, and what it names."""
+    note, named = _read(text) or (None, "")
+    return (note, named) if note is not None and note.checkpoint != named else None
+
+
+def _read(text: str) -> tuple[VersionNote, str] | None:
+    """Return the note that a text's numbers make, and the checkpoint that it names."""
+    match = _NOTE.fullmatch(text.strip())
+    numbers = parse_attempt_name(match["attempt"]) if match else None
+    if match is None or numbers is None:
+        return None
+    step = int(match["step"])
+    note = VersionNote(
+        session=numbers[0],
+        attempt=numbers[1],
+        fence=int(match["fence"]),
+        step=step,
+        checkpoint=checkpoint_id(step, *numbers),
+        manifest_sha256=match["sha"],
+    )
+    return note, match["checkpoint"]
 
 
 def checkpoint_file_names(checkpoint_id: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Return, by a checkpoint's own file names, those that they have in a dataset: flat, and unique over all checkpoints."""
+    """Return, by a checkpoint's own file names, those that they have in a dataset: flat, and unique over all checkpoints.
+
+    Raises:
+        CorruptCheckpointError: it is no checkpoint's id.
+    """
+    check_checkpoint_id(checkpoint_id)
     return {name: f"{checkpoint_id}.{name}" for name in names}

@@ -235,12 +235,26 @@ root = pathlib.Path("/kaggle/working") if pathlib.Path("/kaggle/working").is_dir
 (root / "checkpoint").mkdir()
 (root / "checkpoint/{made.id}.state.safetensors").write_bytes(bytes(10))
 (root / "checkpoint/{made.id}.manifest.json").write_text({made.to_json().decode()!r})
+(root / "checkpoint/notes.manifest.json").write_text("mine")
 (root / "report.json").write_text({said.to_json().decode()!r})
 (root / "session.json").write_text({spec.to_json().decode()!r})
 """,
     )
-    record = account.adopt(account.home()).record
+    said_aloud: list[str] = []
+    record = adopt(account.api, account.home(), RUN, say=said_aloud.append).record
     assert (states(record), record.header.head) == ({"s001a1": "done"}, made.id)
+    assert any(text.startswith("'notes.manifest.json', output of") for text in said_aloud)
+
+
+def test_a_version_whose_note_names_something_else_is_put_aside_and_not_read(account: Account) -> None:
+    account.fill()
+    note = f"gemma-orch s002a1 fence 2 step 40 ../x {'a' * 64}"
+    account.sdk.new_version(attempt_dataset_slug(RUN, 2, 1), {"..x.manifest.json": b"{}"}, note)
+    ports = account.home()
+    record = account.adopt(ports).record
+    assert record.header.head == "step-00000030-s002a1"
+    assert not any(".." in known for known in record.checkpoints)
+    assert any("'../x' in version" in event.text and "no checkpoint" in event.text for event in ports.runs.events(RUN, 100))
 
 
 def test_an_attempt_whose_dataset_was_deleted_keeps_its_name(account: Account) -> None:

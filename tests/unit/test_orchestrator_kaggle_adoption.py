@@ -85,9 +85,8 @@ def states(record: RunRecord) -> dict[str, str]:
 
 
 def test_a_finished_chain_is_known_with_its_lineage_and_its_reports() -> None:
-    record = adopted(
-        account(seen(1, found=(found(10, 1), found(20, 1))), seen(2, start=start_at(20, 1), found=(found(40, 2, parent="x"),)))
-    )
+    pruned = found(40, 2, parent="step-00000030-s002a1")
+    record = adopted(account(seen(1, found=(found(10, 1), found(20, 1))), seen(2, start=start_at(20, 1), found=(pruned,))))
     assert states(record) == {"s001a1": "done", "s002a1": "done"}
     assert record.header.head == "step-00000040-s002a1"
     assert record.header.newest_fence == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import CorruptCheckpointError, TemporaryError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import attempt_dataset_slug
+from state.kaggle.records import OutputFile
 from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME
 from state.ledger import AttemptRecord
@@ -427,3 +429,56 @@ def test_an_index_of_another_gemma_orch_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints.json"
     path.write_text('{"schema_version": 9}')
     assert IndexFile(path).read() == Index()
+
+
+@pytest.mark.parametrize("named", ["/precious", "../precious", "precious", "step-00000010-s009a1"])
+def test_a_note_that_names_something_else_than_its_attempts_checkpoint_is_told_and_brings_nothing_here(
+    tmp_path: Path, named: str
+) -> None:
+    shelf = Shelf(tmp_path)
+    evil = f"{tmp_path}/precious" if named.startswith("/") else named
+    precious = tmp_path / f"precious.{MANIFEST_NAME}"
+    precious.write_text("precious")
+    made = commit_checkpoint(DirectoryCheckpointStore(tmp_path / "worker"), 10)
+    files = checkpoint_files(DirectoryCheckpointStore(tmp_path / "worker"), made)
+    content = {name.replace(made.id, evil): data.replace(made.id.encode(), evil.encode()) for name, data in files.items()}
+    sha256 = hashlib.sha256(content[f"{evil}.{MANIFEST_NAME}"]).hexdigest()
+    shelf.account.add_version(DATASET, f"gemma-orch s001a1 fence 1 step 10 {evil} {sha256}", content)
+    before = {path for path in tmp_path.rglob("*") if "home" not in path.parts}
+    shelf.settle()
+    assert shelf.store.ids() == (made.id,)
+    with pytest.raises(CorruptCheckpointError, match=f"version 1 of {DATASET} says that it holds .* no checkpoint of this run"):
+        shelf.store.verify(made.id)
+    shelf.store.quarantine(made.id, "as the controller does")
+    shelf.store.sweep(lambda _name: True)
+    assert shelf.store.ids() == ()
+    assert {path for path in tmp_path.rglob("*") if "home" not in path.parts} == before
+    assert precious.read_text() == "precious"
+    assert shelf.account.count("download") == 0
+
+
+def test_a_note_that_names_something_else_takes_nothing_from_the_checkpoint_that_stands(shelf: Shelf) -> None:
+    made = shelf.deliver(10)
+    shelf.settle()
+    shelf.account.add_version(DATASET, f"gemma-orch s001a1 fence 1 step 10 ../x {'a' * 64}", {"x": b"x"})
+    shelf.settle()
+    assert shelf.store.verify(made.id) == made
+
+
+def test_what_lies_among_a_kernels_outputs_under_another_name_is_no_checkpoint(shelf: Shelf) -> None:
+    names = ("..", "../x", "step-10-s001a1", "step-0000001०-s001a1", "x-s001a1", "step-00000010-s002a1", "\n")
+    outputs = [OutputFile(f"checkpoint/{name}.{MANIFEST_NAME}", "an address") for name in names]
+    shelf.store.discovery.take_outputs(1, 1, 1, outputs)
+    assert shelf.store.ids() == ()
+    assert shelf.account.count("download_output") == 0
+
+
+def test_an_index_with_an_id_that_is_none_is_made_again(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    made = shelf.deliver(10)
+    shelf.settle()
+    [path] = tmp_path.rglob("kaggle/checkpoints.json")
+    path.write_text(path.read_text().replace(made.id, "../x"))
+    shelf.stage.open()
+    shelf.settle()
+    assert shelf.store.ids() == (made.id,)

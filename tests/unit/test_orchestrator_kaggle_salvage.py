@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.backends.base import Sighting
 from state import files
 from state.kaggle.records import SessionStatus
 from state.layout import attempt_name
-from tests.factories import RUN
+from tests.factories import RUN, report
 from tests.kaggle_stage import Stage, ref
 
 
@@ -54,6 +55,15 @@ def test_a_stream_that_breaks_off_does_not_take_back_what_was_printed(stage: Sta
     stage.kernel.log = "one"
     stage.clock.advance(6.0)
     assert stage.backend.read_log(ref(), 13) == ("", 13)
+
+
+def test_a_report_that_an_earlier_version_kept_and_this_one_does_not_believe_is_none(stage: Stage) -> None:
+    stage.running()
+    folder = stage.home.run(RUN).attempt(1, 1)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    folder.report.write_bytes(report(1).to_json().replace(b"step-00000020-s001a1", b"../x"))
+    assert stage.backend.report(ref()) is None
+    assert stage.look().sighting is Sighting.RUNNING
 
 
 def test_a_link_in_the_place_of_a_sessions_folder_is_not_followed(stage: Stage, tmp_path: Path) -> None:

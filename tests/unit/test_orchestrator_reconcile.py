@@ -211,9 +211,9 @@ def test_a_late_commit_of_an_older_attempt_is_kept_as_a_branch(found: Any) -> No
 
 
 def test_a_commit_of_an_attempt_that_we_never_planned_is_kept_as_a_branch(found: Any) -> None:
-    changes = reconcile(with_live(), World(found=(found(99, session=7, fence=7, parent="elsewhere"),)), START)
+    changes = reconcile(with_live(), World(found=(found(99, session=7, fence=7, parent="step-00000090-s006a1"),)), START)
     assert last(changes, SetHeader) is None
-    assert last(changes, PutCheckpoint).checkpoint.parent == "elsewhere"
+    assert last(changes, PutCheckpoint).checkpoint.parent == "step-00000090-s006a1"
     assert len(texts(changes)) == 1
 
 

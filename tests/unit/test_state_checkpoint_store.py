@@ -272,6 +272,17 @@ def test_a_checkpoint_that_is_not_made_of_files_of_its_own_is_corrupt(tmp_path: 
     assert DirectoryCheckpointStore(tmp_path / "checkpoints", may_link=True).verify(ID).step == 10
 
 
+def test_folders_of_other_names_are_no_checkpoints_and_are_left_alone(tmp_path: Path) -> None:
+    store = DirectoryCheckpointStore(tmp_path)
+    commit_checkpoint(store, 10)
+    for name in ("notes", "step-10-s001a1", "lost+found", ".staging-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST_NAME).write_bytes((store.folder(ID) / MANIFEST_NAME).read_bytes())
+    assert store.ids() == (ID,)
+    store.sweep(lambda _name: True)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 def copied(source: DirectoryCheckpointStore, store: DirectoryCheckpointStore, before_commit: Callable[[], object]) -> Manifest:
     """Bring a checkpoint from one store into another, as a command does that fetches it."""
     manifest, folder = source.verify(ID), source.folder(ID)

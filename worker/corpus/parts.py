@@ -9,6 +9,7 @@ from state.data_manifest import INDEX_ROW_BYTES, DataManifest, LanguageData, Rec
 from state.document import Document
 from state.errors import UserError
 from state.files import rename, write_atomically
+from state.layout import FileName
 
 PART_NAME = "part.json"
 MAX_PART_FILES = 50  # what the smallest of the stores that parts are for takes at the top level
@@ -18,7 +19,7 @@ _RESERVED_FILES = 4  # part.json, and room for the manifest, the tokenizer and a
 class PartFile(Document):
     """One file of a part."""
 
-    name: str
+    name: FileName
     num_bytes: int
     sha256: str
 
