@@ -473,4 +473,4 @@ def _not_ready(backend: Backend, spec: SessionSpec) -> str | None:
 
 def ref_of(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
     """Return what a backend knows an attempt by."""
-    return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle, attempt.launched_at)
+    return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle, attempt.launched_at, attempt.limit_s)

@@ -57,7 +57,11 @@ class FakeKaggle:
         self.failures: dict[str, list[Exception]] = {}
         self.failures_after: dict[str, list[Exception]] = {}
         self.hidden: set[str] = set()
-        """Slugs that reads say are missing."""
+        """Slugs that reads refuse to show, as what is not there; lists show them."""
+        self.refused: set[str] = set()
+        """Reads that answer 403 or 404, as of what is not there, for as long as they are in here."""
+        self.refusals: dict[str, list[bool]] = {}
+        """Whether the next reads of a name answer so, in order."""
         self.broken: set[str] = set()
         """Calls that fail for as long as they are in here."""
         self.dataset_statuses: dict[str, str] = {}
@@ -85,6 +89,11 @@ class FakeKaggle:
         if self.failures.get(name):
             raise self.failures[name].pop(0)
 
+    def _is_refused(self, name: str, slug: str) -> bool:
+        """Whether a read answers as of what is not there."""
+        next_one = self.refusals[name].pop(0) if self.refusals.get(name) else False
+        return next_one or name in self.refused or slug in self.hidden
+
     def _done(self, name: str) -> None:
         if self.failures_after.get(name):
             raise self.failures_after[name].pop(0)
@@ -104,14 +113,14 @@ class FakeKaggle:
     def kernel(self, slug: str, *, owner: str | None = None) -> KernelInfo | None:
         self._called("kernel", slug)
         known = self.kernel_table.get(slug)
-        if known is None or slug in self.hidden:
+        if self._is_refused("kernel", slug) or known is None:
             return None
         return KernelInfo(slug, 1, known.shape, known.push.source, self.clock.now())
 
     def session_status(self, slug: str, version: int) -> SessionStatus | None:
         self._called("session_status", slug)
         known = self.kernel_table.get(slug)
-        if known is None or slug in self.hidden or version != 1:
+        if self._is_refused("session_status", slug) or known is None or version != 1:
             return None
         known.on_look()
         return known.status
@@ -119,7 +128,7 @@ class FakeKaggle:
     def session_outputs(self, slug: str, version: int) -> tuple[tuple[OutputFile, ...], str] | None:
         self._called("session_outputs", slug)
         known = self.kernel_table.get(slug)
-        if known is None:
+        if self._is_refused("session_outputs", slug) or known is None:
             return None
         return tuple(OutputFile(name, f"{slug}/{name}") for name in known.outputs), known.log
 
@@ -155,7 +164,7 @@ class FakeKaggle:
     def dataset(self, slug: str, *, owner: str | None = None) -> DatasetInfo | None:
         self._called("dataset", slug)
         versions = self.dataset_table.get(slug)
-        if versions is None or slug in self.hidden:
+        if self._is_refused("dataset", slug) or versions is None:
             return None
         ready = [number for number, version in enumerate(versions, start=1) if version.status == "Ready"]
         shown = tuple(
@@ -176,14 +185,15 @@ class FakeKaggle:
     def dataset_status(self, slug: str, *, owner: str | None = None) -> str | None:
         self._called("dataset_status", slug)
         versions = self.dataset_table.get(slug)
-        if versions is None or slug in self.hidden:
+        if self._is_refused("dataset_status", slug) or versions is None:
             return None
         return "READY" if any(version.status == "Ready" for version in versions) else "PENDING"
 
     def dataset_files(self, slug: str, version: int, *, owner: str | None = None) -> dict[str, int] | None:
         self._called("dataset_files", slug)
         versions = self.dataset_table.get(slug, [])
-        if not 1 <= version <= len(versions) or versions[version - 1].status != "Ready":
+        refused = self._is_refused("dataset_files", slug)
+        if refused or not 1 <= version <= len(versions) or versions[version - 1].status != "Ready":
             return None
         return {name: len(content) for name, content in versions[version - 1].files.items()}
 

@@ -28,6 +28,7 @@ from tests.fake_kaggle import FakeKaggle, FakeKernel, job_in, source_root
 SLUG = attempt_kernel_slug(RUN, 1, 1)
 """The kernel of the first attempt."""
 DATASET = attempt_dataset_slug(RUN, 1, 1)
+LIMIT_S = 3600.0
 SETTINGS = KaggleSettings(poll_every_s=60.0, settle_s=600.0, accelerator="cpu")
 
 
@@ -113,18 +114,18 @@ class Stage:
         self.kernel.status = status
         return self
 
-    def look(self, after_s: float | None = None, launched_at: datetime | None = None) -> Observation:
+    def look(self, after_s: float | None = None, launched_at: datetime | None = None, *, has_handle: bool = True) -> Observation:
         """Observe the first attempt, a poll interval and its jitter later unless said otherwise."""
         self.clock.advance(self.settings.poll_every_s * 1.1 if after_s is None else after_s)
-        return self.backend.observe(ref(launched_at))
+        return self.backend.observe(ref(launched_at, has_handle=has_handle))
 
     def deliver(self, step: int, *, last: bool = False, **values: Any) -> Manifest:
         """Let the first attempt deliver a checkpoint, with its report when it is the last one."""
         return upload_checkpoint(self.account, self.root / f"worker-{step}", step, with_report=last, **values)
 
 
-def ref(launched_at: datetime | None = None) -> AttemptRef:
-    return AttemptRef(RUN, 1, 1, f"{SLUG}/v1", launched_at)
+def ref(launched_at: datetime | None = None, *, has_handle: bool = True) -> AttemptRef:
+    return AttemptRef(RUN, 1, 1, f"{SLUG}/v1" if has_handle else None, launched_at, LIMIT_S)
 
 
 def upload_checkpoint(

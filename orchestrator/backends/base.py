@@ -22,6 +22,8 @@ class AttemptRef:
     """The backend's own id, once known."""
     launched_at: datetime | None = None
     """When it was last sent: a platform whose reads lag is not believed that it is missing for a while after that."""
+    limit_s: float | None = None
+    """Seconds that it may run."""
 
 
 class Sighting(StrEnum):

@@ -18,12 +18,13 @@ from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
 from orchestrator.kaggle.admission import Admission
 from orchestrator.kaggle.checkpoints import KaggleCheckpoints, kaggle_folder
 from orchestrator.kaggle.control import Control
+from orchestrator.kaggle.listing import dataset_is_listed
 from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.pushing import Pushing
 from orchestrator.kaggle.salvage import Salvage
 from orchestrator.kaggle.seen import Look
 from orchestrator.kaggle.sources import DataSources
-from orchestrator.kaggle.verdict import judge
+from orchestrator.kaggle.verdict import all_shown_at, judge
 from state import effects
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock
@@ -144,15 +145,18 @@ class KaggleBackend:
         seen = self._looks.refresh(ref.session, ref.attempt, ref.handle)
         if seen.looks != looks_before:
             seen = self._salvage.take_in(ref, seen)
-        report = self._salvage.report(ref)
+        report, now = self._salvage.report(ref), self._clock.now()
+        shown_at = all_shown_at(seen, ref, report=report, settings=self._settings)
+        if seen.looks != looks_before and shown_at is not None and now >= shown_at:
+            seen = self._looks.change(ref.session, ref.attempt, looks_after_end=seen.looks_after_end + 1)
         observation = judge(
             seen,
-            launched_at=ref.launched_at,
+            ref,
             report=report,
             delivered=report is not None and self._salvage.is_delivered(report),
-            salvaged=self._salvage.is_salvaged(ref, seen),
+            salvaged=self._salvage.is_salvaged(ref, seen, shown_at),
             settings=self._settings,
-            now=self._clock.now(),
+            now=now,
         )
         if observation.sighting is Sighting.ENDED:
             over_at = observation.ended_at or (report.ended_at if report is not None else self._clock.now())
@@ -186,29 +190,33 @@ class KaggleBackend:
             TemporaryError: something could not be saved or deleted now; nothing is lost, try again.
         """
         seen = self._looks.seen(ref.session, ref.attempt)
-        if seen.over is not None:
-            return
+        if seen.over is not None or seen.missing_since is not None:
+            return  # nothing can be saved of what Kaggle refuses to show, nor is it gone: observing finds out when it is over
         api, kernel = self._api(), self._looks.kernel(ref.session, ref.attempt, ref.handle)
         if api.kernel(kernel.slug) is None:
-            return  # one look that does not show it is no proof that it is gone: observing it finds that out
+            return
         if seen.ended is not None and not seen.ended_again:  # nor is one word that it is over
             seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, ref.handle)
             if seen.ended is not None and not seen.ended_again:
                 raise TemporaryError(f"whether {kernel.slug} is over cannot be told now")
-        if seen.ended is None:  # a kernel that is deleted may run on unseen: then it is to end soon
-            with contextlib.suppress(TemporaryError):  # the wish is remembered, and goes out with the next session at the latest
-                self._control.ask_to_stop(ref.session, ref.attempt)
-        dataset = api.dataset(attempt_dataset_slug(ref.run, ref.session, ref.attempt))
-        self._looks.take_dataset(ref.session, ref.attempt, dataset)
+        if seen.ended is not None:
+            return  # what it has left may still come to be shown: observing it waits for that
+        with contextlib.suppress(TemporaryError):  # the wish is remembered, and goes out with the next session at the latest
+            self._control.ask_to_stop(ref.session, ref.attempt)  # a kernel that is deleted may run on unseen
+        dataset = attempt_dataset_slug(ref.run, ref.session, ref.attempt)
+        info = api.dataset(dataset)
+        if info is None and dataset_is_listed(api, dataset):
+            raise TemporaryError(
+                f"Kaggle refuses to show the dataset {dataset} (403 or 404), where something may be still to save"
+            )
+        self._looks.take_dataset(ref.session, ref.attempt, info)
         self._checkpoints.discovery.examine(ref.session, ref.attempt)
         self._salvage.find_report(ref)
         self._salvage.read_outputs(ref)
-        how = "it was over already"
-        if seen.ended is None:
-            self._checkpoints.bring_home(ref.session, ref.attempt)
-            api.delete_kernel(kernel.slug)
-            effects.done("signal", "delete")
-            how = "its kernel was deleted, after all that could be saved of it was"
+        self._checkpoints.bring_home(ref.session, ref.attempt)
+        api.delete_kernel(kernel.slug)
+        effects.done("signal", "delete")
+        how = "its kernel was deleted, after all that could be saved of it was"
         self._looks.change(ref.session, ref.attempt, over=how, over_at=self._clock.now())
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
@@ -255,7 +263,7 @@ def open_kaggle_run(
     """
     layout = home.run(run)
     folder = kaggle_folder(layout)
-    looks = Looks(api, run, folder, clock, settings)
+    looks = Looks(api, run, folder, clock, settings, known_attempts=lambda: record().attempts)
     checkpoints = KaggleCheckpoints(
         api,
         run,

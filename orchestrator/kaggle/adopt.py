@@ -157,6 +157,8 @@ class _Reader:
             UserError: there is no such run.
         """
         control = self._api.dataset(control_slug(self._run))
+        if control is None and control_slug(self._run) in self._api.datasets(control_slug(self._run)):
+            raise _refused(control_slug(self._run))
         if control is None or control.current_version is None:
             raise self._not_there()
         version = control.current_version
@@ -250,7 +252,10 @@ class _Reader:
         if kernel is None:  # the list may lag behind
             looked = (self._api.kernel(named.slug) for named in pushed_kernels(self._run, *key, handle=None))
             kernel = next((found for found in looked if found is not None), None)
-        dataset = self._api.dataset(attempt_dataset_slug(self._run, *key)) if has_dataset else None
+        slug = attempt_dataset_slug(self._run, *key)
+        dataset = self._api.dataset(slug) if has_dataset else None
+        if has_dataset and dataset is None:  # to take it for pruned would have its checkpoints deleted
+            raise _refused(slug)
         pushed_at = _aware(kernel.last_run_at) if kernel is not None else None
         contents = _Contents()
         if dataset is not None:
@@ -422,6 +427,13 @@ def _complete(found: Found, names: Iterable[str], slug: str) -> Found:
     for name in sorted(set(wanted.values()) - set(names)):
         raise CorruptCheckpointError(checkpoint, f"{name} is missing among the outputs of {slug}")
     return found
+
+
+def _refused(slug: str) -> TemporaryError:
+    return TemporaryError(
+        f"Kaggle lists the dataset {slug} and refuses to show it (403 or 404)",
+        remedy="adopt again in some minutes; when it was deleted, the list will say so then",
+    )
 
 
 def _version(dataset: DatasetInfo, number: int) -> DatasetVersion:

@@ -65,7 +65,7 @@ class KaggleCheckpoints:
         folder = kaggle_folder(layout)
         self._index = IndexFile(folder / "checkpoints.json")
         self._fetching = Fetching(api, folder / "manifests")
-        self._standing = Standing(api, clock, settings, self._index, local)
+        self._standing = Standing(api, clock, settings, self._index, local, known_attempts)
         self._disposal = Disposal(api, run, clock, settings, self._index)
         self.discovery = Discovery(api, run, clock, settings, self._index, self._fetching, looks, known_attempts)
 

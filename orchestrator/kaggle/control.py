@@ -115,6 +115,8 @@ class Control:
             return waiting
         if info is None or info.current_version is None or not self._api().dataset_is_ready(self._slug):
             if info is None:
+                if self._slug in self._api().datasets(self._slug):
+                    raise TemporaryError(f"Kaggle lists the dataset {self._slug} and refuses to show it (403 or 404)")
                 self._create(state, wanted, digest)
             return waiting
         if state.stands is None and state.sent is None:

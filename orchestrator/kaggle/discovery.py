@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.kaggle.account import owner_of
 from orchestrator.kaggle.fetching import Fetching
 from orchestrator.kaggle.index import AttemptIndex, Entry, EntryState, IndexFile
+from orchestrator.kaggle.listing import dataset_is_listed
 from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.seen import DatasetSeen, VersionSeen
 from orchestrator.kaggle.standing import check_list
@@ -162,8 +163,9 @@ class Discovery:
         return self._index.attempt(attempt_name(session, attempt)).report_version
 
     def _look_at_what_is_over(self, attempt: AttemptRecord, now: datetime) -> None:
+        slug = attempt_dataset_slug(self._run, attempt.session, attempt.attempt)
         try:
-            info = self._api().dataset(attempt_dataset_slug(self._run, attempt.session, attempt.attempt))
+            info = self._api().dataset(slug)
             self._not_before.pop(f"examine {_name(attempt)}", None)
             self.take_dataset(attempt.session, attempt.attempt, info)
         except GemmaOrchError:
@@ -183,11 +185,19 @@ class Discovery:
         wrong = known.wrong.keys() - {str(_WHOLE_DATASET)}
         is_last_seen = known.report_version is not None and not pending  # after its report a session uploads nothing
         if settled and (is_last_seen or late) and not wrong:
-            self._index.change_attempt(_name(attempt), is_closed=True)
+            if info is not None or self._is_gone(slug):
+                self._index.change_attempt(_name(attempt), is_closed=True)
         elif settled and not pending and not wrong:  # Kaggle may show a version only once it is processed
             self._not_before[_name(attempt)] = over_at + timedelta(
                 seconds=self._settings.settle_s + self._settings.processing_limit_s
             )
+
+    def _is_gone(self, slug: str) -> bool:
+        """Return whether a dataset that is not shown is certainly not on the account."""
+        try:
+            return not dataset_is_listed(self._api(), slug)
+        except GemmaOrchError:
+            return False  # it is looked at again
 
     def _examine(self, session: int, attempt: int, version: VersionSeen, *, is_current: bool) -> None:
         slug, name = attempt_dataset_slug(self._run, session, attempt), attempt_name(session, attempt)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from orchestrator.kaggle.index import EntryState, IndexFile
+from orchestrator.kaggle.listing import dataset_is_listed
 from state.clock import Clock
 from state.errors import GemmaOrchError
 from state.kaggle.names import VersionNote, attempt_dataset_slug
@@ -69,6 +70,8 @@ class Disposal:
         slug = attempt_dataset_slug(self._run, *numbers)
         try:
             info = self._api().dataset(slug)
+            if info is None and dataset_is_listed(self._api(), slug):
+                return  # it is refused, and what it holds cannot be told now
             if info is not None and self._holds_something_else(info.versions):
                 return
             self._api().delete_dataset(slug)

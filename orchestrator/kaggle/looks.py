@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.kaggle.seen import Look, Seen, due_looks, with_dataset, with_status
+from orchestrator.kaggle.listing import listed_kernel
+from orchestrator.kaggle.seen import Look, Seen, due_looks, with_dataset, with_list, with_refusal, with_status
 from state import files
 from state.clock import Clock
 from state.errors import DataError, GemmaOrchError
@@ -19,6 +20,7 @@ from state.kaggle.names import PushedKernel, attempt_dataset_slug, pushed_kernel
 from state.kaggle.records import DatasetInfo
 from state.kaggle.settings import KaggleSettings
 from state.layout import attempt_name
+from state.ledger import AttemptRecord
 
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
@@ -33,14 +35,24 @@ class Looks:
         folder: Where what was seen is kept.
         clock: The time.
         settings: The poll interval.
+        known_attempts: The attempts that the ledger knows.
     """
 
-    def __init__(self, api: Callable[[], KaggleApi], run: str, folder: Path, clock: Clock, settings: KaggleSettings) -> None:
+    def __init__(
+        self,
+        api: Callable[[], KaggleApi],
+        run: str,
+        folder: Path,
+        clock: Clock,
+        settings: KaggleSettings,
+        known_attempts: Callable[[], Sequence[AttemptRecord]],
+    ) -> None:
         self._api = api
         self._run = run
         self._folder = folder
         self._clock = clock
         self._settings = settings
+        self._known_attempts = known_attempts
 
     def seen(self, session: int, attempt: int) -> Seen:
         """Return what is known of an attempt, asking nothing."""
@@ -94,14 +106,16 @@ class Looks:
 
     def _look(self, look: Look, seen: Seen, session: int, attempt: int, handle: str | None) -> Seen:
         now = self._clock.now()
-        after_end = seen.looks_after_end + (seen.ended is not None)
-        noted = {"looks": seen.looks + 1, "looked_at": now, "last": look, "looks_after_end": after_end}
-        seen = seen.model_copy(update=noted)
+        seen = seen.model_copy(update={"looks": seen.looks + 1, "looked_at": now, "last": look})
         kernels = self._kernels(seen, session, attempt, handle)
         try:
             match look:
                 case Look.STATUS:
                     return self._status(seen, kernels, now)
+                case Look.KERNELS:
+                    slugs = [kernel.slug for kernel in kernels]
+                    listed = listed_kernel(self._api(), slugs, self._known_attempts(), session, attempt)
+                    return with_list(seen, now, kernel=listed)
                 case Look.DATASET:
                     return with_dataset(seen, self._api().dataset(attempt_dataset_slug(self._run, session, attempt)), now)
                 case Look.KERNEL:
@@ -120,11 +134,7 @@ class Looks:
             status = self._api().session_status(kernel.slug, kernel.version)
             if status is not None:
                 return with_status(seen.model_copy(update={"kernel": kernel.slug}), status, now)
-            if self._api().kernel(kernel.slug) is not None:
-                shown = {"failure": "its kernel is there, its session is not shown", "missing_since": None, "missing_at": None}
-                return seen.model_copy(update={"kernel": kernel.slug, **shown})
-        missing = {"missing_since": seen.missing_since or now, "missing_at": now}
-        return seen.model_copy(update={"status": None, "failure": None, **missing})
+        return with_refusal(seen, now)
 
     def _path(self, session: int, attempt: int) -> Path:
         return self._folder / f"{attempt_name(session, attempt)}.json"

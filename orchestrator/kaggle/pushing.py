@@ -13,6 +13,7 @@ from orchestrator.kaggle.account import owner_of
 from orchestrator.kaggle.admission import Admission
 from orchestrator.kaggle.checkpoints import KaggleCheckpoints
 from orchestrator.kaggle.control import LOOKS_A_POLL, Control, sending
+from orchestrator.kaggle.limits import session_timeout_s
 from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.promotion import Promotion
 from orchestrator.kaggle.seen import Seen
@@ -32,8 +33,6 @@ from state.spec import SessionSpec
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
 
-_START_SHARE = 0.03  # of a session's limit, for the machine's start: 20 minutes of 11h30m
-_LONGEST_SESSION_S = 12 * 3600
 _BYTES_PER_NUMBER = 12  # a weight and its two moments, in float32
 
 
@@ -219,7 +218,7 @@ class Pushing:
             source=bundle(job, self._source_root),
             machine_shape=MACHINE_SHAPES[settings.accelerator],
             internet=settings.internet,
-            timeout_s=_timeout_s(spec.limit_s),
+            timeout_s=session_timeout_s(spec.limit_s),
             dataset_sources=tuple(dict.fromkeys(sources)),
             kernel_sources=(f"{place.owner}/{place.slug}",) if place is not None and place.kind == "output" else (),
         )
@@ -251,11 +250,3 @@ class Pushing:
             raise AmbiguousError(
                 f"the kernel {slug} was pushed without its inputs and may still be there: {error.what}"
             ) from error
-
-
-def _timeout_s(limit_s: float) -> int:
-    """Return the seconds after which Kaggle is to end a session of a limit, which the session itself counts from its start.
-
-    Kaggle may count from when it began to get the machine ready, so it is given a little more, up to the most that it allows.
-    """
-    return max(math.ceil(limit_s), min(math.ceil(limit_s * (1.0 + _START_SHARE)), _LONGEST_SESSION_S))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from orchestrator.kaggle.looks import Looks
 from orchestrator.kaggle.seen import Look, Seen
 from state import files
 from state.clock import Clock
-from state.errors import DataError, GemmaOrchError
+from state.errors import DataError, GemmaOrchError, TemporaryError
 from state.kaggle.names import attempt_dataset_slug
 from state.kaggle.records import OutputFile
 from state.layout import REPORT_NAME, RunLayout
@@ -66,10 +67,18 @@ class Salvage:
         """Return whether the checkpoint that a report names was found."""
         return report.head is None or self._checkpoints.is_known(report.head)
 
-    def is_salvaged(self, ref: AttemptRef, seen: Seen) -> bool:
-        """Return whether all that a session that is over left behind was looked through."""
-        looked = seen.dataset_at is not None and seen.ended_at is not None and seen.dataset_at >= seen.ended_at
-        return seen.outputs_read and looked and self._checkpoints.discovery.has_examined(ref.session, ref.attempt)
+    def is_salvaged(self, ref: AttemptRef, seen: Seen, shown_at: datetime | None) -> bool:
+        """Return whether all that a session that is over left behind was looked through.
+
+        Args:
+            ref: Which attempt.
+            seen: What was seen of it.
+            shown_at: From when on a look at its dataset shows all; None: it is not over.
+        """
+        looked = seen.dataset_at is not None and shown_at is not None and seen.dataset_at >= shown_at
+        can_be_read = seen.ended is not None  # of a kernel that is not shown, no outputs are
+        read = seen.outputs_read or not can_be_read
+        return read and looked and self._checkpoints.discovery.has_examined(ref.session, ref.attempt)
 
     def find_report(self, ref: AttemptRef) -> bool:
         """Fetch the report from the attempt's dataset, where it is there; return whether it is here."""
@@ -84,9 +93,15 @@ class Salvage:
         return self._keep_report(ref, fetch)
 
     def read_outputs(self, ref: AttemptRef) -> Seen:
-        """Look through what a session has left in its working folder: its log, its report, a checkpoint it could not upload."""
+        """Look through what a session has left in its working folder: its log, its report, a checkpoint it could not upload.
+
+        Raises:
+            TemporaryError: Kaggle does not show it now.
+        """
         kernel = self._looks.kernel(ref.session, ref.attempt, ref.handle)
         outputs = self._api().session_outputs(kernel.slug, kernel.version)
+        if outputs is None and self._api().kernel(kernel.slug) is None:
+            raise TemporaryError(f"Kaggle refuses to show the outputs of {kernel.slug} (403 or 404)")
         if outputs is None:
             return self._looks.seen(ref.session, ref.attempt)
         listed, log = outputs

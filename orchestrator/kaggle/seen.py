@@ -26,6 +26,12 @@ class Look(StrEnum):
     """Which versions the attempt's dataset has."""
     KERNEL = "kernel"
     """Which machine it really got; asked for once."""
+    KERNELS = "kernels"
+    """Whether the list of the account's kernels shows it; asked for while reads of it are refused."""
+
+    def after_refusal(self) -> Look:
+        """Return what to ask for next while reads of the kernel are refused: each thing in turn."""
+        return {Look.STATUS: Look.KERNELS, Look.KERNELS: Look.DATASET}.get(self, Look.STATUS)
 
 
 class VersionSeen(Document):
@@ -71,12 +77,16 @@ class Seen(Document):
     status: SessionStatus | None = Field(default=None, description="what the last answer said; none: no answer yet, or missing")
     failure: str | None = Field(default=None, description="why the last look at the status told nothing")
     alive_at: datetime | None = Field(default=None, description="when it was last seen queued or running")
-    missing_since: datetime | None = Field(default=None, description="neither the session nor its kernel is shown since then")
-    missing_at: datetime | None = Field(default=None, description="when a look did not show it, the last time")
+    running_at: datetime | None = Field(default=None, description="when it was first seen running")
+    missing_since: datetime | None = Field(default=None, description="reads of it answer 403 or 404 since then")
+    missing_at: datetime | None = Field(default=None, description="when one did, the last time")
+    listed_at: datetime | None = Field(default=None, description="when a list of the account's kernels showed it, the last time")
+    unlisted_since: datetime | None = Field(default=None, description="such lists do not show it since then, nor do reads")
+    unlisted_at: datetime | None = Field(default=None, description="when such a list did not show it, the last time")
     ended: SessionStatus | None = Field(default=None, description="with what word it was first said to be over")
     ended_at: datetime | None = None
     ended_again: bool = Field(default=False, description="a later look said so as well")
-    looks_after_end: int = Field(default=0, description="looks since it was first said to be over")
+    looks_after_end: int = Field(default=0, description="looks since all that it left must be shown")
     shape: str | None = Field(default=None, description="the machine that it got")
     shape_asked: bool = False
     dataset: DatasetSeen | None = None
@@ -107,6 +117,8 @@ def due_looks(seen: Seen, now: datetime, every_s: float, seed: str) -> tuple[Loo
         return (Look.DATASET,)
     if since_s >= _SILENCE * every_s or since_s < 0.0:  # the clock was set back: nobody knows how long ago it was
         return (Look.STATUS, Look.DATASET)
+    if seen.missing_since is not None and seen.last is not None:
+        return (seen.last.after_refusal(),)
     if seen.status is SessionStatus.RUNNING and not seen.shape_asked and seen.looks >= _LOOKS_BEFORE_KERNEL:
         return (Look.KERNEL,)
     return (Look.STATUS,) if seen.last is Look.DATASET else (Look.DATASET,)
@@ -119,16 +131,30 @@ def _share(seed: str) -> float:
 def with_status(seen: Seen, status: SessionStatus, now: datetime) -> Seen:
     """Return what is known after the status was answered."""
     known: dict[str, object] = {"status": status, "failure": None, "missing_since": None, "missing_at": None}
+    known |= {"unlisted_since": None, "unlisted_at": None}
     if status in (SessionStatus.QUEUED, SessionStatus.RUNNING):  # whoever said that it was over was wrong
         known |= {"alive_at": now, "ended": None, "ended_at": None, "ended_again": False, "outputs_read": False}
         known |= {"looks_after_end": 0}
+        known |= {"running_at": (seen.running_at or now) if status is SessionStatus.RUNNING else None}
     elif status.is_terminal and seen.ended is not None:
         known |= {"ended": status, "ended_again": True}
     elif status.is_terminal:
-        known |= {"ended": status, "ended_at": now}
+        known |= {"ended": status, "ended_at": now, "looks_after_end": 0}
     else:
         known |= {"failure": "Kaggle says a word about its session that is not known here"}
     return seen.model_copy(update=known)
+
+
+def with_refusal(seen: Seen, now: datetime) -> Seen:
+    """Return what is known after a read answered 403 or 404, as Kaggle does of what is not there and of what lives."""
+    return seen.model_copy(update={"failure": None, "missing_since": seen.missing_since or now, "missing_at": now})
+
+
+def with_list(seen: Seen, now: datetime, *, kernel: str | None) -> Seen:
+    """Return what is known after a whole list of the account's kernels, which shows this one of the attempt, or none."""
+    if kernel is not None:
+        return seen.model_copy(update={"kernel": kernel, "listed_at": now, "unlisted_since": None, "unlisted_at": None})
+    return seen.model_copy(update={"unlisted_since": seen.unlisted_since or now, "unlisted_at": now})
 
 
 def with_dataset(seen: Seen, info: DatasetInfo | None, now: datetime) -> Seen:

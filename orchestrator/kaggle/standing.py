@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from orchestrator.kaggle.index import Entry, IndexFile
+from orchestrator.kaggle.listing import dataset_is_listed, listed_kernel
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock
 from state.errors import CorruptCheckpointError, GemmaOrchError, TemporaryError
 from state.kaggle.settings import KaggleSettings
+from state.ledger import AttemptRecord
 from state.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Standing:
         settings: How long reads may lag, and how often to ask.
         index: What is known of the checkpoints.
         local: The checkpoints that are here.
+        known_attempts: The attempts that the ledger knows.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class Standing:
         settings: KaggleSettings,
         index: IndexFile,
         local: DirectoryCheckpointStore,
+        known_attempts: Callable[[], Sequence[AttemptRecord]],
     ) -> None:
         self._api = api
         self._clock = clock
         self._settings = settings
         self._index = index
         self._local = local
+        self._known_attempts = known_attempts
         self._last_check: dict[str, tuple[datetime, GemmaOrchError]] = {}
 
     def look_again(self, entry: Entry, manifest: Manifest) -> None:
@@ -79,20 +84,30 @@ class Standing:
         raise CorruptCheckpointError(entry.id, problem)
 
     def _problem(self, entry: Entry, manifest: Manifest) -> str | None:
-        """Return what is wrong with a checkpoint on the account now, or None."""
+        """Return what is wrong with a checkpoint on the account now, or None.
+
+        Raises:
+            TemporaryError: the account lists the place and refuses to show what is there.
+        """
         place, api = entry.place, self._api()
         if place.kind == "output":
             outputs = api.session_outputs(place.slug, place.version)
             if outputs is None:
+                if listed_kernel(api, [place.slug], self._known_attempts(), entry.session, entry.attempt) is not None:
+                    raise TemporaryError(f"Kaggle refuses to show the outputs of {place.slug} (403 or 404)")
                 return f"the kernel {place.slug} with checkpoint {entry.id} in its output is gone"
             listed: Mapping[str, int | None] = {output.name.rpartition("/")[2]: None for output in outputs[0]}
         else:
             info = api.dataset(place.slug, owner=place.owner)
             if info is None:
+                if dataset_is_listed(api, place.slug, owner=place.owner):
+                    raise TemporaryError(f"Kaggle refuses to show the dataset {place.slug} (403 or 404)")
                 return f"the dataset {place.slug} with checkpoint {entry.id} is gone"
             # Whether the dataset is READY is no matter: that may be about a newer version that is processed, or has failed.
             found = api.dataset_files(place.slug, place.version, owner=place.owner)
             if found is None:
+                if any(one.number == place.version and one.status.lower() in ("", "ready") for one in info.versions):
+                    raise TemporaryError(f"Kaggle lists {entry.where} and refuses to show its files (403 or 404)")
                 return f"{entry.where} with checkpoint {entry.id} is not readable"
             listed = found
         try:

@@ -79,20 +79,35 @@ class Calls:
                 raise TemporaryError(f"{what} failed: the pages go round in circles")
             seen.add(token)
 
-    def _delete(self, what: str, service: str, method: str, fields: dict[str, Any], is_there: Callable[[], bool]) -> None:
-        said: str
+    def _delete(
+        self,
+        what: str,
+        service: str,
+        method: str,
+        fields: dict[str, Any],
+        *,
+        is_shown: Callable[[], bool],
+        is_listed: Callable[[], bool],
+    ) -> None:
+        """Delete a thing, and look until it is gone.
+
+        Unless Kaggle said that it was done, a read that does not show the thing is no proof: Kaggle refuses to show what lives,
+        too. Then only a list of all decides.
+        """
+        refused: str | None = None
         denied: DeniedError | None = None
         try:
             answer = self._transport.write(what, answers.DeleteAnswer, service, method, **fields)
-            said = answer.error_message or answer.error or "Kaggle said that it was done"
+            refused = answer.error_message or answer.error
         except AmbiguousError as error:
-            said = error.what
+            refused = error.what
         except DeniedError as error:
-            denied, said = error, error.what
+            denied, refused = error, error.what
         for wait_s in _WAITS_FOR_DELETE_S:
             self._clock.sleep(wait_s)
-            if not is_there():
+            if not is_shown() and not (refused and is_listed()):
                 return
+        said = refused or "Kaggle said that it was done"
         if denied is not None:
             raise denied
         raise TemporaryError(f"{what} failed: it still is there; {said}", remedy="try again")

@@ -126,7 +126,14 @@ class DatasetCalls(Calls):
             DeniedError: these credentials may not delete it.
         """
         fields = {"owner_slug": self.user, "dataset_slug": slug}
-        self._delete(f"deleting dataset {slug}", "datasets", "delete_dataset", fields, lambda: self.dataset(slug) is not None)
+        self._delete(
+            f"deleting dataset {slug}",
+            "datasets",
+            "delete_dataset",
+            fields,
+            is_shown=lambda: self.dataset(slug) is not None,
+            is_listed=lambda: slug in self.datasets(slug),
+        )
 
     def datasets(self, prefix: str) -> tuple[str, ...]:
         """Return the slugs of the account's datasets that start so."""

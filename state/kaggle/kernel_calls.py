@@ -140,7 +140,14 @@ class KernelCalls(Calls):
             DeniedError: these credentials may not delete it.
         """
         fields = {"user_name": self.user, "kernel_slug": slug}
-        self._delete(f"deleting kernel {slug}", "kernels", "delete_kernel", fields, lambda: self.kernel(slug) is not None)
+        self._delete(
+            f"deleting kernel {slug}",
+            "kernels",
+            "delete_kernel",
+            fields,
+            is_shown=lambda: self.kernel(slug) is not None,
+            is_listed=lambda: any(kernel.slug == slug for kernel in self.kernels(slug)),
+        )
 
     def kernels(self, prefix: str) -> tuple[KernelInfo, ...]:
         """Return the account's kernels whose slug starts so."""

@@ -35,3 +35,8 @@ class KaggleSettings(Document):
     token_dataset: str | None = Field(
         default=None, description="OWNER/SLUG of a private dataset that holds a scoped token; see docs/kaggle.md for its risk"
     )
+
+    @property
+    def longest_lag_s(self) -> float:
+        """Seconds after which all that was sent is processed and shown."""
+        return max(self.settle_s, self.processing_limit_s)

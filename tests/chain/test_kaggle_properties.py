@@ -37,6 +37,7 @@ TOTAL_STEPS = 60
 STEPS_A_SESSION = 20
 LIMIT_S = 4000.0
 _LONGEST_LAG_S = 500.0  # shorter than `settle_s`, which is what that is set for
+_FOR_EVER_S = 100_000.0  # longer than any session may be queued and run
 _MOST_TICKS = 4000
 _RAM = Path("/dev/shm")
 
@@ -54,6 +55,19 @@ class Session:
     is_over: bool = False
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A phase in which reads of a kernel and its dataset answer 403 or 404."""
+
+    from_s: float
+    until_s: float
+    kernel_only: bool
+
+    def meets(self, name: str, now_s: float) -> bool:
+        """Whether it is the answer to a call."""
+        return self.from_s <= now_s < self.until_s and not (self.kernel_only and name.startswith("dataset"))
+
+
 class CapriciousKaggle(FakeKaggle):
     """An account whose sessions go on with the clock, whose reads lag and fail, and whose writes lose their answers."""
 
@@ -66,6 +80,7 @@ class CapriciousKaggle(FakeKaggle):
         self.shown_from: dict[str, float] = {}
         self.ready_from: dict[tuple[str, int], float] = {}
         self.lied: set[str] = set()
+        self.refusing: dict[str, Refusal] = {}
         self.on_push = self._pushed
 
     # The world.
@@ -88,6 +103,9 @@ class CapriciousKaggle(FakeKaggle):
         ends_s = starts_s + LIMIT_S if cut_off else uploads[-1][0] + 10.0
         self.sessions[kernel.push.slug] = Session(spec, kernel, starts_s, uploads, ends_s, cut_off)
         self.shown_from[kernel.push.slug] = now_s + self.chance.choice([0.0, 0.0, _LONGEST_LAG_S])
+        refused_s = now_s + self.chance.choice([0.0, starts_s - now_s, starts_s - now_s + 300.0, ends_s - now_s - 100.0])
+        lasts_s = self.chance.choice([0.0, 40.0, 700.0, 3000.0, 3000.0, _FOR_EVER_S])
+        self.refusing[kernel.push.slug] = Refusal(refused_s, refused_s + lasts_s, kernel_only=lasts_s == _FOR_EVER_S)
 
     def go_on(self) -> None:
         """Let everything happen that is due."""
@@ -150,9 +168,18 @@ class CapriciousKaggle(FakeKaggle):
     def _is_shown(self, slug: str) -> bool:
         return self.clock.monotonic() >= self.shown_from.get(slug, 0.0)
 
+    def _is_refused(self, name: str, slug: str) -> bool:
+        phase = self.refusing.get(slug)
+        return super()._is_refused(name, slug) or (phase is not None and phase.meets(name, self.clock.monotonic()))
+
     def kernel(self, slug: str, *, owner: str | None = None) -> KernelInfo | None:
         found = super().kernel(slug, owner=owner)
         return found if self._is_shown(slug) else None
+
+    def kernels(self, prefix: str) -> tuple[KernelInfo, ...]:
+        found = tuple(kernel for kernel in super().kernels(prefix) if self._is_shown(kernel.slug))
+        is_cut = self.chance.random() < self.trouble  # newest first: what is cut off is what nobody asks for
+        return found[-1:] if is_cut and len(found) > 1 else found
 
     def session_status(self, slug: str, version: int) -> SessionStatus | None:
         status = super().session_status(slug, version)
@@ -163,9 +190,11 @@ class CapriciousKaggle(FakeKaggle):
 
     def dataset(self, slug: str, *, owner: str | None = None) -> DatasetInfo | None:
         info = super().dataset(slug, owner=owner)
-        if info is None or self.chance.random() < self.trouble:
-            return None if info is None or info.current_version == 1 else _older(info)
-        return info
+        if info is None or self.chance.random() >= self.trouble:
+            return info
+        current = info.current_version or 1
+        may_lag = self.clock.monotonic() < self.ready_from.get((slug, current), 0.0) + _LONGEST_LAG_S
+        return _older(info) if current > 1 and may_lag else None  # None: it is refused
 
 
 def _older(info: DatasetInfo) -> DatasetInfo:

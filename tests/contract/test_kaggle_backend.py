@@ -16,6 +16,7 @@ from state.clock import SystemClock
 from state.errors import AmbiguousError, NotLaunchedError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
+from state.kaggle.errors import DeniedError
 from state.kaggle.job import StopFlag
 from state.kaggle.names import attempt_kernel_slug, control_slug
 from state.kaggle.settings import KaggleSettings
@@ -24,7 +25,7 @@ from state.spec import SessionData
 from tests.factories import RUN, run_record, run_spec, session_spec
 from tests.fake_kaggle import source_root
 from tests.kaggle_clients import USER, Sdk, connected
-from tests.kaggle_emulator import Fault
+from tests.kaggle_emulator import Fault, refused_reads
 from tests.kaggle_stage import ReadySources
 from tests.stages import wait_until
 
@@ -148,6 +149,63 @@ def test_a_push_that_never_arrived_is_missing_after_a_while_and_is_pushed_again(
     assert world.run.backend.observe(ref).sighting is Sighting.UNKNOWN
     world.until(Sighting.MISSING, ref)
     world.until(Sighting.RUNNING, world.launch())
+
+
+@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_session_that_lives_is_not_over_while_reads_of_it_are_refused(
+    world_of: Callable[..., World], status: int, *, is_known: bool
+) -> None:
+    world = world_of()
+    world.script("time.sleep(60)")
+    ref = world.launch()
+    ref = ref if is_known else replace(ref, handle=None)
+    if is_known:
+        world.until(Sighting.RUNNING, ref)
+    faults = refused_reads(SLUG, status=status)
+    world.emulator.faults.add(*faults)
+    seen: list[Observation] = []
+    ends_s = world.clock.monotonic() + 4 * SETTINGS.settle_s
+
+    def is_long_enough() -> bool:
+        seen.append(world.run.backend.observe(ref))
+        return world.clock.monotonic() >= ends_s
+
+    wait_until(is_long_enough)
+    assert {one.sighting for one in seen} <= {Sighting.RUNNING, Sighting.UNKNOWN}
+    assert "Kaggle refuses to show the kernel" in seen[-1].detail
+    assert len(world.emulator.journal.of("ListKernels")) >= 3
+    world.emulator.faults.remove(*faults)
+    world.until(Sighting.RUNNING, ref)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_kernel_that_was_deleted_on_kaggle_is_over_when_lists_do_not_show_it(
+    world_of: Callable[..., World], status: int
+) -> None:
+    world = world_of(unknown_kernel_status=status)
+    world.script("time.sleep(60)")
+    ref = world.launch()
+    world.until(Sighting.RUNNING, ref)
+    world.api.delete_kernel(SLUG)
+    assert "somebody has deleted it" in world.until(Sighting.ENDED, ref).detail
+
+
+def test_a_kernel_that_refuses_everything_is_not_called_deleted(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    world.script("time.sleep(60)")
+    ref = world.launch()
+    world.until(Sighting.RUNNING, ref)
+    faults = refused_reads(SLUG, deletes=True)
+    world.emulator.faults.add(*faults)
+    with pytest.raises(DeniedError):
+        world.api.delete_kernel(SLUG)
+    world.run.backend.kill(ref)
+    world.until(Sighting.UNKNOWN, ref)
+    world.run.backend.kill(ref)
+    assert world.run.backend.observe(ref).sighting is Sighting.UNKNOWN
+    world.emulator.faults.remove(*faults)
+    world.until(Sighting.RUNNING, ref)
 
 
 def test_a_full_account_takes_it_later(world_of: Callable[..., World]) -> None:

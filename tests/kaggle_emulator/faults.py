@@ -96,6 +96,24 @@ class Fault:
         return cls(**document)
 
 
+def refused_reads(slug: str, *, status: int = 403, for_s: float | None = None, deletes: bool = False) -> tuple[Fault, ...]:
+    """Let reads of one kernel and one dataset answer as of what is not there, while lists of all show both.
+
+    Args:
+        slug: Of the kernel and of the dataset.
+        status: 403 or 404.
+        for_s: Emulator seconds; None: until the rules go.
+        deletes: Whether deleting them is refused as well, as of a kernel that has got stuck.
+    """
+    reads = ("Get*", "List*", "LogStream", "Download*", *(("Delete*",) if deletes else ()))
+    message = "Permission was denied" if status == 403 else "Not found"
+    return tuple(
+        Fault(route, "status", for_s=for_s, match={field_name: slug}, status=status, message=message)
+        for route in reads
+        for field_name in ("kernelSlug", "datasetSlug")
+    )
+
+
 @dataclass
 class _Rule:
     fault: Fault

@@ -252,6 +252,91 @@ def test_what_an_earlier_version_pushed_without_hearing_the_answer_is_found_and_
     assert stage.backend.report(lost) is not None
 
 
+@pytest.mark.parametrize("status", [SessionStatus.QUEUED, SessionStatus.RUNNING])
+@pytest.mark.parametrize("was_seen", [True, False])
+def test_a_kernel_that_lives_is_not_over_because_reads_of_it_are_refused(
+    stage: Stage, status: SessionStatus, *, was_seen: bool
+) -> None:
+    stage.running(status)
+    launched_at = stage.clock.now()
+    if was_seen:
+        stage.look(launched_at=launched_at)
+    stage.account.hidden = {SLUG}
+    before, begun_s = stage.account.count(), stage.clock.monotonic()
+    for _ in range(50):  # nearly an hour: five times as long as what is shown may lag
+        seen = stage.look(launched_at=launched_at)
+        assert seen.sighting is Sighting.UNKNOWN
+    assert "Kaggle refuses to show the kernel gemma-orch-tamil-s001a1-k (403 or 404) since 00:0" in seen.detail
+    assert "counts as alive until" in seen.detail
+    first_looks = 2
+    assert stage.account.count() - before - first_looks <= (stage.clock.monotonic() - begun_s) / SETTINGS.poll_every_s
+    stage.account.hidden.clear()
+    looks = [stage.look(launched_at=launched_at) for _ in range(3)]
+    assert looks[-1].sighting is Sighting(status)
+
+
+def test_a_push_whose_answer_was_lost_is_not_missing_because_reads_of_its_kernel_are_refused(stage: Stage) -> None:
+    stage.account.failures_after["push_kernel"] = [AmbiguousError("lost after")]
+    with pytest.raises(AmbiguousError):
+        stage.launch()
+    launched_at = stage.clock.now()
+    stage.account.hidden = {SLUG}
+    for _ in range(50):
+        assert stage.look(launched_at=launched_at, has_handle=False).sighting is Sighting.UNKNOWN
+    stage.account.hidden.clear()
+    looks = [stage.look(launched_at=launched_at, has_handle=False) for _ in range(3)]
+    assert looks[-1].sighting is Sighting.QUEUED
+
+
+def test_a_kernel_that_is_refused_for_ever_is_over_past_its_limit_with_what_it_has_delivered(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.account.hidden = {SLUG}
+    for _ in range(70):
+        assert stage.look().sighting is Sighting.UNKNOWN
+    stage.account.hidden.clear()
+    manifest = stage.deliver(10)
+    stage.account.refused = {"kernel", "session_status", "session_outputs"}
+    looks = [stage.look()]
+    while looks[-1].sighting is not Sighting.ENDED:
+        assert len(looks) < 60
+        looks.append(stage.look())
+    assert "refuses to show its kernel since" in looks[-1].detail
+    assert "past its limit" in looks[-1].detail
+    assert stage.run.checkpoints.ids() == (manifest.id,)
+
+
+def test_a_session_is_not_over_without_the_checkpoint_that_its_report_names_because_a_look_failed(stage: Stage) -> None:
+    """A session's steps were trained twice: the look that showed all was made before the wait, and the one after it failed."""
+    stage.running()
+    stage.look()
+    manifest = stage.deliver(20, last=True, status="Blobs_Received")
+    stage.kernel.outputs = {"report.json": report(1, head=manifest.id).to_json()}
+    stage.kernel.status = SessionStatus.COMPLETE
+    stage.account.failures["session_outputs"] = [TemporaryError("outputs failed")]
+    stage.look(200.0)
+    stage.account.process()
+    stage.account.failures["dataset"] = [TemporaryError("dataset failed"), TemporaryError("dataset failed")]
+    assert stage.look(8000.0).sighting is Sighting.UNKNOWN
+    looks = [stage.look() for _ in range(6)]
+    assert looks[-1].sighting is Sighting.ENDED
+    assert stage.run.checkpoints.ids() == (manifest.id,)
+
+
+@pytest.mark.parametrize("last_look", ["dataset", "dataset_files", "download"])
+def test_what_cannot_be_looked_through_for_long_does_not_hold_the_run_up_for_ever(stage: Stage, last_look: str) -> None:
+    stage.running()
+    stage.look()
+    stage.deliver(20)
+    stage.kernel.status = SessionStatus.CANCELLED
+    stage.account.broken = {last_look}
+    looks = 0
+    while stage.look().sighting is not Sighting.ENDED:
+        looks += 1
+        assert looks < 60
+    assert looks > 30, "that many looks after all must be shown"
+
+
 def test_a_kernel_that_somebody_has_deleted_is_over(stage: Stage) -> None:
     stage.running()
     stage.look()
@@ -366,6 +451,36 @@ def test_a_kernel_that_one_look_does_not_show_is_not_taken_for_dead_when_it_is_k
     assert SLUG not in stage.account.kernel_table
 
 
+def test_a_kernel_that_is_refused_is_killed_when_it_is_shown_again(stage: Stage) -> None:
+    stage.running()
+    stage.look()
+    stage.account.hidden = {SLUG}
+    for _ in range(4):
+        stage.look()
+    before = stage.account.count()
+    stage.backend.kill(ref())
+    assert stage.account.count() == before, "nothing is asked for between two looks"
+    assert stage.look().sighting is Sighting.UNKNOWN
+    stage.account.hidden.clear()
+    for _ in range(3):
+        stage.look()
+    stage.backend.kill(ref())
+    assert SLUG not in stage.account.kernel_table
+
+
+@pytest.mark.parametrize(
+    ("what", "refusals"),
+    [("dataset", {"dataset": [False, True]}), ("outputs", {"kernel": [False, True], "session_outputs": [True]})],
+)
+def test_a_kernel_is_not_deleted_while_what_it_left_is_refused(stage: Stage, what: str, refusals: dict[str, list[bool]]) -> None:
+    stage.running()
+    stage.look()
+    stage.account.refusals = refusals
+    with pytest.raises(TemporaryError, match=f"refuses to show the {what}"):
+        stage.backend.kill(ref())
+    assert SLUG in stage.account.kernel_table
+
+
 def test_a_lying_word_that_it_is_over_does_not_save_a_session_that_is_killed(stage: Stage) -> None:
     stage.running(SessionStatus.COMPLETE)
     stage.look()
@@ -416,7 +531,9 @@ def test_a_session_that_is_over_keeps_its_kernel_when_it_is_killed(stage: Stage)
     stage.look()
     stage.backend.kill(ref())
     assert SLUG in stage.account.kernel_table
-    assert stage.look(0).sighting is Sighting.ENDED
+    assert stage.look(0).sighting is Sighting.UNKNOWN, "what it has delivered may still come to be shown"
+    looks = [stage.look() for _ in range(15)]
+    assert looks[-1].sighting is Sighting.ENDED
 
 
 def test_what_a_kernel_left_in_its_output_is_brought_here_before_it_is_deleted(stage: Stage) -> None:

@@ -28,7 +28,7 @@ from state.session import AttemptState, RunState
 from state.spec import ExpectedCheckpoint, RunSpec, SessionSpec
 from tests.factories import DATA, RIVAL, RUN, after, manifest, report, run_spec, session_spec
 from tests.kaggle_clients import USER, Sdk, connected
-from tests.kaggle_emulator.faults import Fault
+from tests.kaggle_emulator.faults import Fault, refused_reads
 from tests.kaggle_jobs import job_of
 
 _ROOT = Path(__file__).parents[2]
@@ -268,6 +268,20 @@ def test_an_attempt_whose_dataset_was_deleted_keeps_its_name(account: Account) -
     assert states(record) == {"s001a1": "lost", "s002a1": "done"}
     assert record.checkpoints["step-00000020-s001a1"].state is CheckpointState.PRUNED
     assert record.header.head == "step-00000040-s002a1"
+
+
+@pytest.mark.parametrize("slug", [attempt_dataset_slug(RUN, 1, 1), control_slug(RUN)])
+def test_a_dataset_that_kaggle_refuses_to_show_is_not_taken_for_deleted(account: Account, slug: str) -> None:
+    """Its checkpoints were called pruned, and would have been deleted when it was shown again."""
+    account.fill()
+    faults = refused_reads(slug)
+    account.sdk.emulator.faults.add(*faults)
+    home = account.home()
+    with pytest.raises(TemporaryError, match=f"lists the dataset {slug} and refuses to show it"):
+        account.adopt(home)
+    assert home.runs.names() == ()
+    account.sdk.emulator.faults.remove(*faults)
+    assert states(account.adopt(home).record) == {"s001a1": "done", "s002a1": "running"}
 
 
 def test_an_attempt_that_another_controller_is_about_to_launch_is_waited_for_and_not_called_lost(account: Account) -> None:

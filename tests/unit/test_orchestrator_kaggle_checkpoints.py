@@ -12,7 +12,7 @@ from orchestrator.kaggle.index import Index, IndexFile
 from state.checkpoint_store import DirectoryCheckpointStore
 from state.errors import CorruptCheckpointError, TemporaryError
 from state.kaggle.job import CheckpointPlace
-from state.kaggle.names import attempt_dataset_slug
+from state.kaggle.names import attempt_dataset_slug, control_slug
 from state.kaggle.records import OutputFile
 from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME
@@ -30,6 +30,7 @@ class Shelf:
     def __init__(self, root: Path, settings: KaggleSettings = SETTINGS) -> None:
         self.stage = Stage(root, settings)
         self.account: FakeKaggle = self.stage.account
+        self.account.add_version(control_slug(RUN), "", {})
         self.know(over(1))
 
     @property
@@ -215,6 +216,61 @@ def test_what_is_gone_from_the_account_is_believed_to_be_gone_when_reads_cannot_
     shelf.pass_by(601.0)
     with pytest.raises(CorruptCheckpointError, match="is gone"):
         shelf.store.verify(manifest.id, expected)
+
+
+@pytest.mark.parametrize("read", ["dataset", "dataset_files"])
+def test_what_was_found_whole_is_not_gone_because_reads_of_it_are_refused(shelf: Shelf, read: str) -> None:
+    manifest = shelf.deliver(10)
+    shelf.settle()
+    expected = expectation(shelf, manifest)
+    shelf.account.refused = {read}
+    for _ in range(10):
+        with pytest.raises(TemporaryError, match=r"cannot be told: Kaggle .*refuses to show"):
+            shelf.store.verify(manifest.id, expected)
+        shelf.pass_by(601.0)
+    shelf.account.refused.clear()
+    assert shelf.store.verify(manifest.id, expected) == manifest
+
+
+@pytest.mark.parametrize("list_of_all", ["broken", "empty"])
+def test_a_list_that_fails_or_is_empty_does_not_prove_that_a_dataset_is_gone(shelf: Shelf, list_of_all: str) -> None:
+    manifest = shelf.deliver(10)
+    shelf.settle()
+    expected = expectation(shelf, manifest)
+    if list_of_all == "broken":
+        shelf.account.refused, shelf.account.broken = {"dataset"}, {"datasets"}
+    else:
+        shelf.account.dataset_table.clear()
+    for _ in range(10):
+        with pytest.raises(TemporaryError, match="cannot be told"):
+            shelf.store.verify(manifest.id, expected)
+        shelf.pass_by(601.0)
+
+
+def test_an_attempt_whose_dataset_is_refused_is_looked_at_until_it_is_shown(shelf: Shelf) -> None:
+    shelf.account.add_version(DATASET, "Initial release", {"session.json": b"{}"})
+    late = shelf.deliver(10)
+    shelf.account.refused = {"dataset"}
+    for _ in range(40):
+        assert shelf.store.ids() == ()
+        shelf.pass_by(601.0)
+    with pytest.raises(TemporaryError, match="was not looked at for long enough yet"):
+        shelf.store.verify(late.id)
+    shelf.account.refused.clear()
+    assert shelf.store.ids() == (late.id,)
+
+
+def test_a_dataset_that_is_refused_is_not_deleted_unseen(shelf: Shelf) -> None:
+    manifest = shelf.deliver(10)
+    shelf.settle()
+    shelf.store.delete(manifest.id)
+    shelf.account.refused = {"dataset"}
+    shelf.store.sweep(lambda _name: True)
+    assert DATASET in shelf.account.dataset_table
+    shelf.account.refused.clear()
+    shelf.pass_by(61.0)
+    shelf.store.sweep(lambda _name: True)
+    assert DATASET not in shelf.account.dataset_table
 
 
 def test_what_is_gone_from_the_account_and_is_here_stands_here(shelf: Shelf) -> None:

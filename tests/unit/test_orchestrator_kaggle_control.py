@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,36 @@ def test_a_wish_whose_answer_was_lost_is_looked_for_and_not_sent_again(room: Roo
         room.control.ask_to_stop(1, 1)
     assert room.account.count("create_version") == 1
     assert room.flag == StopFlag(session=1, attempt=1)
+
+
+def test_a_wish_is_not_lost_while_reads_of_the_dataset_are_refused(room: Room) -> None:
+    """As long as its size is that of the wish before, what stood before was taken for the wish."""
+    room.ready()
+    room.control.ask_to_stop(1, 1)
+    room.ready()
+    room.account.refused = {"dataset", "dataset_files", "dataset_status"}
+    for _ in range(90):
+        with contextlib.suppress(TemporaryError):
+            room.control.ask_to_stop(2, 1)
+        room.account.clock.advance(10.0)
+    room.account.refused.clear()
+    for _ in range(10):
+        room.control.ask_to_stop(2, 1)
+        room.account.clock.advance(10.0)
+    assert room.flag == StopFlag(session=2, attempt=1)
+
+
+def test_a_dataset_that_is_refused_when_a_run_begins_is_waited_for(room: Room, tmp_path: Path) -> None:
+    room.ready()
+    rival = Room(tmp_path / "rival", room.account)
+    rival.record = run_record(spec=run_spec(training=TrainingSpec(seed=7)))
+    room.account.refused = {"dataset"}
+    with pytest.raises(TemporaryError, match=r"lists the dataset .* and refuses to show it"):
+        rival.control.make_ready()
+    room.account.refused.clear()
+    room.account.clock.advance(11.0)
+    with pytest.raises(UserError, match="another run 'tamil' already"):
+        rival.control.make_ready()
 
 
 def test_a_dataset_of_another_run_of_the_same_name_is_left_alone(room: Room, tmp_path: Path) -> None:

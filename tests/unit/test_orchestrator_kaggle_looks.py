@@ -10,7 +10,8 @@ from orchestrator.kaggle.seen import JITTER, Look, Seen, due_looks, with_dataset
 from state.errors import TemporaryError
 from state.kaggle.records import DatasetInfo, DatasetVersion, KernelPush, SessionStatus
 from state.kaggle.settings import KaggleSettings
-from tests.factories import RUN, after
+from state.ledger import AttemptRecord
+from tests.factories import RUN, after, attempt
 from tests.fake_kaggle import FakeKaggle
 from tests.kaggle_stage import DATASET, SLUG
 
@@ -107,8 +108,8 @@ def account() -> FakeKaggle:
     return account
 
 
-def looks_at(account: FakeKaggle, folder: Path) -> Looks:
-    return Looks(account, RUN, folder, account.clock, SETTINGS)  # type: ignore[arg-type]
+def looks_at(account: FakeKaggle, folder: Path, *others: AttemptRecord) -> Looks:
+    return Looks(account, RUN, folder, account.clock, SETTINGS, lambda: others)  # type: ignore[arg-type]
 
 
 def test_a_session_costs_at_most_one_call_a_minute(account: FakeKaggle, tmp_path: Path) -> None:
@@ -159,14 +160,57 @@ def test_looks_that_fail_leave_what_was_known_and_say_so(account: FakeKaggle, tm
     assert looks.refresh(1, 1, f"{SLUG}/v1").failure is None
 
 
-def test_a_session_that_is_not_shown_while_its_kernel_is_is_not_missing(account: FakeKaggle, tmp_path: Path) -> None:
+def refused(account: FakeKaggle, looks: Looks, num_looks: int) -> Seen:
+    """Look so often while reads of the kernel are refused."""
+    account.hidden = {SLUG}
+    for _ in range(num_looks):
+        account.clock.advance(70.0)
+        looks.refresh(1, 1, f"{SLUG}/v1")
+    return looks.seen(1, 1)
+
+
+def test_the_list_of_all_kernels_is_asked_for_only_while_reads_of_one_are_refused(account: FakeKaggle, tmp_path: Path) -> None:
     looks = looks_at(account, tmp_path)
-    seen = looks.refresh(1, 1, f"{SLUG}/v2")
-    assert seen.missing_since is None
-    assert seen.failure == "its kernel is there, its session is not shown"
+    for _ in range(10):
+        account.clock.advance(70.0)
+        looks.refresh(1, 1, f"{SLUG}/v1")
+    assert account.count("kernels") == 0
+    before = account.count()
+    seen = refused(account, looks, 12)
+    assert account.count() - before == 12, "one call a poll interval, as ever"
+    assert account.count("kernels") >= 3
+    assert seen.missing_since is not None
+    assert (seen.status, seen.listed_at is not None, seen.unlisted_at) == (SessionStatus.RUNNING, True, None)
+    account.hidden.clear()
+    lists = account.count("kernels")
+    for _ in range(6):
+        account.clock.advance(70.0)
+        seen = looks.refresh(1, 1, f"{SLUG}/v1")
+    assert (seen.missing_since, seen.missing_at, account.count("kernels") - lists <= 1) == (None, None, True)
+
+
+def test_what_lists_do_not_show_is_noted_until_one_shows_it(account: FakeKaggle, tmp_path: Path) -> None:
+    looks = looks_at(account, tmp_path)
+    looks.refresh(1, 1, f"{SLUG}/v1")
+    kernel = account.kernel_table.pop(SLUG)
+    seen = refused(account, looks, 8)
+    assert seen.unlisted_since is not None
+    assert seen.unlisted_at is not None
+    assert seen.unlisted_since < seen.unlisted_at
+    account.kernel_table[SLUG] = kernel
+    seen = refused(account, looks, 3)
+    assert (seen.unlisted_since, seen.unlisted_at) == (None, None)
+
+
+def test_a_list_that_fails_or_is_empty_where_others_must_be_proves_nothing(account: FakeKaggle, tmp_path: Path) -> None:
+    looks = looks_at(account, tmp_path, attempt(2, backend="kaggle", handle="x/v1"))
+    looks.refresh(1, 1, f"{SLUG}/v1")
+    account.broken = {"kernels"}
+    assert refused(account, looks, 9).unlisted_at is None
+    account.broken.clear()
     account.kernel_table.clear()
-    account.clock.advance(1000.0)
-    assert looks.refresh(1, 1, f"{SLUG}/v1").missing_since == account.clock.now()
+    assert refused(account, looks, 9).unlisted_at is None
+    assert account.count("kernels") == 6
 
 
 def test_what_another_gemma_orch_has_seen_is_seen_again(account: FakeKaggle, tmp_path: Path) -> None:

@@ -300,6 +300,17 @@ def test_what_lies_wrong_in_the_output_is_not_sent_and_does_not_keep_the_others(
     assert len(depot.account.dataset_table[attempt_dataset_slug(RUN, 2, 1)]) == 1
 
 
+def test_what_lies_in_an_output_is_not_gone_because_its_kernel_is_refused(depot: Depot) -> None:
+    depot.leave(10)
+    depot.account.refused = {"session_outputs", "kernel", "session_status"}
+    for _ in range(5):
+        with pytest.raises(TemporaryError, match=r"is not shown|refuses to show the outputs"):
+            depot.promote()
+        depot.stage.clock.advance(601.0)
+    depot.account.refused.clear()
+    depot.promote()
+
+
 def test_a_kernel_that_was_deleted_is_said_to_be_the_reason(depot: Depot) -> None:
     depot.leave(10)
     depot.account.kernel_table.clear()

@@ -18,6 +18,7 @@ _PURE = {
     "orchestrator/kaggle/adoption.py",
     "orchestrator/kaggle/card.py",
     "orchestrator/kaggle/data_parts.py",
+    "orchestrator/kaggle/limits.py",
     "orchestrator/kaggle/seen.py",
     "orchestrator/kaggle/storage.py",
     "orchestrator/kaggle/verdict.py",

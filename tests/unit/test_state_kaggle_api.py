@@ -34,7 +34,7 @@ from state.kaggle.errors import (
     SlugTakenError,
 )
 from tests.kaggle_clients import USER, Sdk, connected
-from tests.kaggle_emulator import Fault
+from tests.kaggle_emulator import Fault, refused_reads
 
 _KEY = "an-api-key-that-nobody-may-see"
 _PUSH = KernelPush("a-kernel", "print()", "None", internet=False, timeout_s=60, dataset_sources=())
@@ -291,6 +291,25 @@ def test_a_kernel_lives_and_is_deleted(sdk: Sdk, api: KaggleApi, tmp_path: Path)
     api.delete_kernel(push.slug)
     assert api.kernels("kernel-of-") == ()
     api.delete_kernel(push.slug)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_is_listed_is_not_deleted_because_kaggle_refuses_to_show_and_to_delete_it(
+    sdk: Sdk, api: KaggleApi, status: int
+) -> None:
+    slug = f"deleted-with-{status}"
+    sdk.create_dataset(slug, {"a.bin": b"a"})
+    faults = refused_reads(slug, status=status, deletes=True)
+    sdk.emulator.faults.add(*faults)
+    try:
+        with pytest.raises(DeniedError, match=str(status)):
+            api.delete_dataset(slug)
+    finally:
+        sdk.emulator.faults.remove(*faults)
+    assert api.dataset(slug) is not None
+    for _ in range(2):  # what is not there is deleted
+        api.delete_dataset(slug)
+    assert api.dataset(slug) is None
 
 
 def test_a_running_log_is_followed_for_a_while_only(sdk: Sdk, api: KaggleApi) -> None:

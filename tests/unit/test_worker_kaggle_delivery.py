@@ -15,7 +15,7 @@ from state.kaggle.names import VersionNote
 from state.manifest import Manifest
 from tests.factories import commit_checkpoint, report, session_spec
 from tests.kaggle_clients import USER, Sdk, connected
-from tests.kaggle_emulator import Fault
+from tests.kaggle_emulator import Fault, refused_reads
 from tests.kaggle_emulator.emulator import KaggleEmulator
 from tests.kaggle_jobs import job_of
 from tests.sessions import CountingClock
@@ -187,6 +187,23 @@ def test_a_session_that_was_given_up_deletes_nothing_that_a_later_one_may_start_
             kaggle.create_dataset(slug, {"session.json": b"{}"})
     assert bench.notes() == made
     assert any(slug in line for line in bench.said)
+
+
+@pytest.mark.parametrize("list_of_all", ["whole", "refused", "empty"])
+def test_a_later_session_whose_dataset_is_refused_has_what_it_starts_from(bench: Bench, kaggle: Sdk, list_of_all: str):
+    slug = JOB.dataset.removesuffix("a1") + "a2"
+    kaggle.create_dataset(slug, {"session.json": b"{}"})
+    bench.emulator.faults.add(*refused_reads(slug))
+    if list_of_all == "refused":
+        bench.emulator.faults.add(Fault("ListDatasets", "status", status=403))
+    if list_of_all == "empty":
+        bench.emulator.faults.add(Fault("ListDatasets", "rewrite", body={"datasets": []}))
+    made = []
+    for step in (10, 20, 30, 40):
+        made.append(bench.commit(step).id)
+        bench.look_later()
+        bench.look_later(20.0)
+    assert bench.notes() == made
 
 
 def test_nothing_is_deleted_while_nobody_can_tell_whether_a_later_session_was_begun(bench: Bench):

@@ -158,6 +158,11 @@ class Uploads:
         )
         try:
             overtaken = next((slug for slug in later if self._api.dataset(slug, owner=self._job.owner) is not None), None)
+            if overtaken is None:  # it may be there and refused, which only the list of all can tell
+                listed = self._api.datasets("")
+                overtaken = next((slug for slug in later if slug in listed), None)
+                if self._job.dataset not in listed:
+                    return True
         except TemporaryError:
             return True
         if overtaken is not None:
