@@ -35,18 +35,18 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import seconds, verdict
 from state.architecture import ModelSpec, resolve_architecture
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import SystemClock
 from state.layout import checkpoint_id
 from state.manifest import DataPosition, Manifest, state_sha256
 from state.spec import TrainingSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
+from worker.checkpoint.saver import Saver, SaveRequest, WrittenState
+from worker.checkpoint.snapshot import StateImage, training_state
 from worker.device import environment
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state
-from worker.optim import AdamW
-from worker.saver import Saver, SaveRequest, WrittenState
-from worker.snapshot import StateImage, training_state
-from worker.trainer import Trainer
+from worker.train.optim import AdamW
+from worker.train.trainer import Trainer
 
 BATCH_SIZE, NUM_POSITIONS, VOCAB_SIZE = 4, 512, 32_768
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ from state.layout import HomeLayout
 from state.ledger import AttemptRecord, DataRecord, PutAttempt, RunHeader, RunWishes, SetHeader
 from state.process import identify
 from state.report import Outcome
-from state.run_store import SqliteRunStore
 from state.session import AttemptState
 from state.spec import RunSpec, SessionData, SessionSpec
+from state.stores.run_store import SqliteRunStore
 
 NUM_SESSIONS = 1_000
 NUM_ROUNDS = 15

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.measure import take_turns
 from state.mixture import mixture_weights
 from tests.token_data import write_data
-from worker.data import Batches, TokenData, read_data_manifest
+from worker.data.batches import Batches, TokenData, read_data_manifest
 
 FAR_STEP = 10_000_000
 NUM_TOKENS = {"english": 60_000_000, "hindi": 16_000_000, "konkani": 4_000_000}

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import verdict
-from orchestrator.bundle import bundle
+from orchestrator.backends.kaggle.session.bundle import bundle
 from state.architecture import ModelSpec, resolve_architecture
 from state.kaggle.job import CheckpointPlace, KaggleJob
 from state.kaggle.names import attempt_dataset_slug, control_slug

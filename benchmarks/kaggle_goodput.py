@@ -27,14 +27,14 @@ from pathlib import Path
 
 from benchmarks.kaggle_account import RUN, Account, User, emulator
 from benchmarks.measure import verdict
-from orchestrator.progress import billed_seconds, goodput
+from orchestrator.monitoring.speed import billed_seconds, goodput
 from state.architecture import ModelSpec, resolve_architecture
 from state.layout import HomeLayout
 from state.ledger import RunRecord
 from state.report import SessionReport
-from state.run_store import SqliteRunStore
-from worker.budget import Budget
+from state.stores.run_store import SqliteRunStore
 from worker.kaggle.pace import Pace
+from worker.session.budget import Budget
 
 LIMIT_S = 12 * 3600.0
 SAVE_EVERY_S, UPLOAD_EVERY_S = 600.0, 3600.0  # the defaults

@@ -27,7 +27,6 @@ from pathlib import Path
 from benchmarks.kaggle_account import Account, emulator
 from benchmarks.kaggle_bundle import job
 from benchmarks.measure import seconds, verdict
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import SystemClock
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import find_credentials
@@ -35,9 +34,10 @@ from state.kaggle.datasets import LocalFile, ensure_dataset
 from state.kaggle.job import KaggleJob
 from state.layout import MANIFEST_NAME, checkpoint_id
 from state.manifest import DataPosition, Environment, FileEntry, Manifest
+from state.stores.checkpoint_store import DirectoryCheckpointStore
+from worker.checkpoint.saver import STATE_FILE
 from worker.kaggle.outbox import Outbox
 from worker.kaggle.uploads import Uploads
-from worker.saver import STATE_FILE
 
 LARGEST_RATIO = 1.3
 PIECE_BYTES = 16 * 1024**2

@@ -43,8 +43,8 @@ from state.clock import SystemClock
 from state.spec import TrainingSpec
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state
-from worker.optim import AdamW
-from worker.trainer import Trainer
+from worker.train.optim import AdamW
+from worker.train.trainer import Trainer
 
 BATCH_SIZE, NUM_POSITIONS, VOCAB_SIZE = 1, 128, 32_768
 CHECKPOINT_BYTES = 512 * 1024**2

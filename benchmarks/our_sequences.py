@@ -19,7 +19,7 @@ import torch
 
 from state.mixture import mixture_weights
 from tests.token_data import write_data
-from worker.data import Batches, TokenData, read_data_manifest
+from worker.data.batches import Batches, TokenData, read_data_manifest
 
 NUM_TOKENS = {"english": 96_000_000, "hindi": 25_000_000, "konkani": 7_000_000}
 _SHARD_TOKENS = 16 * 1024 * 1024

@@ -23,9 +23,9 @@ import numpy as np
 
 from state.data_manifest import BLOCK_TOKENS, DataManifest
 from tests.token_data import write_data
-from worker.blocks import read_at
-from worker.data import Batches, TokenData
-from worker.scratch import Scratch
+from worker.data.batches import Batches, TokenData
+from worker.data.blocks import read_at
+from worker.data.scratch import Scratch
 
 MOUNT_BYTES_PER_S = 100e6
 NUM_BLOCKS = {"english": 130, "hindi": 70, "konkani": 4}

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from benchmarks.measure import take_turns, verdict
 from state.architecture import ModelSpec, resolve_architecture
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.files import sha256_of_file
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import commit_checkpoint
+from worker.checkpoint.snapshot import StateImage, restore_state
 from worker.model.weights import parameter_shapes
-from worker.snapshot import StateImage, restore_state
 
 VOCAB_SIZE, FILE = 32_768, "state.safetensors"
 

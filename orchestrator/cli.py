@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.commands import checkpoints, corpus, kaggle, kaggle_account, runs, tools
+from orchestrator.commands.context import INTERRUPTED, Terminal, say
 from orchestrator.commands.start import start
-from orchestrator.commands.terminal import INTERRUPTED, Terminal, say
 
 app = typer.Typer(
     name="gemma-orch",

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from orchestrator.render import sessions_table
+from orchestrator.monitoring.render import sessions_table
+from orchestrator.monitoring.views import StatusView
+from orchestrator.monitoring.watch import observe_run
 from orchestrator.signals import signal_group
-from orchestrator.views import StatusView
-from orchestrator.watch import observe_run
 from orchestrator.wiring import HOME_VARIABLE, wire
 from state.errors import ExitCode
 from state.report import Heartbeat, Phase

@@ -13,13 +13,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.preparation import TRAINING_MODULES
-from orchestrator.render import format_bytes
+from orchestrator.monitoring.render import format_bytes
+from orchestrator.worker_process.prepare import TRAINING_MODULES
 from state.document import Document
 from state.errors import GemmaOrchError
 from state.files import free_bytes
 from state.layout import HomeLayout
-from state.run_store import SqliteRunStore
+from state.stores.run_store import SqliteRunStore
 
 _OLDEST_TORCH, _NEWEST_TORCH = (2, 10), (2, 15)
 _LITTLE_DISK_BYTES = 2_000_000_000  # some checkpoints of the 50 million parameter model

@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.backends.base import Backend
 from orchestrator.backends.local import LocalBackend
-from orchestrator.controller import Ports
-from orchestrator.preparation import WorkerPreparer
-from state.checkpoint_store import CheckpointStore, DirectoryCheckpointStore
+from orchestrator.controller.tick import Ports
+from orchestrator.ports import Backend
+from orchestrator.worker_process.prepare import WorkerPreparer
 from state.clock import Clock, SystemClock
 from state.errors import UserError, did_you_mean
 from state.layout import HomeLayout
 from state.ledger import DataRecord
 from state.process import identify
-from state.run_store import RunStore, SqliteRunStore
+from state.stores.checkpoint_store import CheckpointStore, DirectoryCheckpointStore
+from state.stores.run_store import RunStore, SqliteRunStore
 
 if TYPE_CHECKING:
-    from orchestrator.backends.kaggle import KaggleRun
+    from orchestrator.backends.kaggle.session.backend import KaggleRun
+    from state.backend_settings import KaggleSettings
     from state.kaggle.api import KaggleApi
-    from state.kaggle.settings import KaggleSettings
 
 BACKENDS = ("local", "kaggle")
 HOME_VARIABLE = "GEMMA_ORCH_HOME"
@@ -107,7 +107,7 @@ class _KaggleRuns:
 
     def open(self, run: str) -> KaggleRun:
         """Return a run's backend and checkpoint store; the same ones as long as it says the same about Kaggle."""
-        from orchestrator.backends.kaggle import open_kaggle_run
+        from orchestrator.backends.kaggle.session.backend import open_kaggle_run
 
         settings = self._runs.load(run).spec.kaggle
         known = self._opened.get(run)
@@ -125,7 +125,7 @@ class _KaggleRuns:
         return known[1]
 
     def _account(self) -> KaggleApi:
-        from orchestrator.kaggle.account import open_account
+        from orchestrator.backends.kaggle.account import open_account
 
         if self._api is None:
             self._api = open_account(self._environment)

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from state.architecture import Architecture, ModelSpec
+from state.backend_settings import KaggleSettings
 from state.document import Document, digest_of
-from state.kaggle.settings import KaggleSettings
 from state.layout import BranchName, CheckpointId, RunName
 from state.mixture import DEFAULT_ALPHA, DEFAULT_MAX_EPOCHS, Mixing
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import worker.assembly  # noqa: F401 - imported once for all children
+import worker.session.assembly  # noqa: F401 - imported once for all children
 from state import effects
 from state.errors import DataError
 from state.spec import SessionSpec

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from state.architecture import ModelSpec, resolve_architecture
-from state.checkpoint_store import CheckpointStore
 from state.files import sha256_of_file
 from state.layout import checkpoint_id
 from state.ledger import (
@@ -28,6 +27,7 @@ from state.process import ProcessIdentity
 from state.report import Outcome, Seconds, SessionReport
 from state.session import AttemptState
 from state.spec import ExpectedCheckpoint, RunSpec, SessionData, SessionSpec, TrainingSpec
+from state.stores.checkpoint_store import CheckpointStore
 from state.tensor_files import tensor_entries
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

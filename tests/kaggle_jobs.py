@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.data_manifest import DataManifest
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import attempt_dataset_slug, checkpoint_file_names, control_slug, data_slug
 from state.layout import MANIFEST_NAME
 from state.spec import SessionSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.kaggle_clients import USER
 
 

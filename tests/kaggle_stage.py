@@ -8,20 +8,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.base import AttemptRef, Observation
-from orchestrator.backends.kaggle import KaggleBackend, KaggleRun, open_kaggle_run
-from orchestrator.kaggle.sources import DataSources
-from state.checkpoint_store import DirectoryCheckpointStore
+from orchestrator.backends.kaggle.session.backend import KaggleBackend, KaggleRun, open_kaggle_run
+from orchestrator.backends.kaggle.session.inputs import DataSources
+from orchestrator.ports import AttemptRef, Observation
+from state.backend_settings import KaggleSettings
 from state.clock import ManualClock
 from state.kaggle.job import KaggleJob, StopFlag
 from state.kaggle.names import VersionNote, attempt_dataset_slug, attempt_kernel_slug, checkpoint_file_names, control_slug
 from state.kaggle.records import SessionStatus
-from state.kaggle.settings import KaggleSettings
 from state.layout import MANIFEST_NAME, HomeLayout
 from state.ledger import RunRecord
 from state.manifest import Manifest
 from state.report import Outcome
 from state.spec import SessionData, SessionSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import RUN, commit_checkpoint, report, run_record, run_spec, session_spec
 from tests.fake_kaggle import FakeKaggle, FakeKernel, job_in, source_root
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from state.clock import SystemClock
-from worker.runner import Host, run_session
+from worker.session.runner import Host, run_session
 
 
 def main(folder: str, spec: str) -> int:

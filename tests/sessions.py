@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from state.architecture import Architecture, ModelSpec, resolve_architecture
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock, SystemClock
 from state.data_manifest import DataManifest
 from state.errors import DataError
@@ -25,8 +24,9 @@ from state.layout import AttemptLayout, RunLayout
 from state.manifest import Manifest
 from state.report import Heartbeat, SessionReport
 from state.spec import ExpectedCheckpoint, SessionData, SessionSpec, TrainingSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.token_data import write_data
-from worker.runner import Host, run_session
+from worker.session.runner import Host, run_session
 
 VOCAB = 50
 MIXTURE = {"english": 0.6, "konkani": 0.4}

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
-from orchestrator.controller import Controller, Ports, Preparer, Tick
-from orchestrator.plan import Finish, GiveUp, Launch, Wait
-from state.checkpoint_store import DirectoryCheckpointStore
+from orchestrator.controller.decide import Finish, GiveUp, Launch, Wait
+from orchestrator.controller.tick import Controller, Ports, Preparer, Tick
 from state.clock import Clock, ManualClock
 from state.layout import HomeLayout
 from state.ledger import DataRecord, RerunWish, RunHeader, RunRecord, RunWishes
 from state.process import ProcessIdentity, identify
-from state.run_store import SqliteRunStore
 from state.spec import RunSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
+from state.stores.run_store import SqliteRunStore
 from tests.factories import DATA, RUN, START, run_spec
 
 Script = Callable[[int, int], Course]

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.backends.base import AttemptRef, Backend, Sighting
 from orchestrator.backends.local import LocalBackend
+from orchestrator.ports import AttemptRef, Backend, Sighting
 from state.layout import HomeLayout
 from tests.factories import RUN
 

@@ -16,9 +16,9 @@ from state.layout import HomeLayout
 from state.ledger import AttemptRecord, PutAttempt, RunHeader, RunWishes, SetHeader
 from state.process import identify
 from state.report import Outcome
-from state.run_store import SqliteRunStore
 from state.session import AttemptState, RunState
 from state.spec import RunSpec
+from state.stores.run_store import SqliteRunStore
 from tests.factories import DATA, session_spec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -67,7 +67,7 @@ def _run(arguments: list[str]) -> int:
     session = parser.parse_args(arguments).session
     stop = StopRequest()
     stop.install()
-    from worker.runner import Host, run_session
+    from worker.session.runner import Host, run_session
 
     lock = os.environ.get(LOCK_VARIABLE, "")
     host = Host(
@@ -86,13 +86,13 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _tokenizer(arguments: list[str]) -> int:
-    from worker.corpus.tokenizer_command import main as tokenizer
+    from worker.tokenizer_training.command import main as tokenizer
 
     return tokenizer(arguments)
 
 
 def _data(arguments: list[str]) -> int:
-    from worker.data_show import main as show
+    from worker.inspect_data.show import main as show
 
     if arguments[:1] != ["show"]:
         raise UserError(f"there is no verb data {' '.join(arguments[:1])}".rstrip(), remedy="python -m worker data show --help")
@@ -100,13 +100,13 @@ def _data(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from worker.export_command import main as export
+    from worker.export.command import main as export
 
     return export(arguments)
 
 
 def _prove(arguments: list[str]) -> int:
-    from worker.prove import main as prove
+    from worker.session.prove import main as prove
 
     return prove(arguments)
 

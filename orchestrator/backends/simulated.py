@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.backends.base import AttemptRef, Observation, Quota, Sighting
+from orchestrator.ports import AttemptRef, Observation, Quota, Sighting
 from state import effects, files
-from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
 from state.document import Document
 from state.errors import AmbiguousError, ErrorClass, NotLaunchedError, TemporaryError
@@ -24,6 +23,7 @@ from state.layout import attempt_name, checkpoint_id
 from state.manifest import DataPosition, Environment, FileEntry, Manifest, state_sha256
 from state.report import Heartbeat, Outcome, SessionReport
 from state.spec import ORDER_VERSION, SessionSpec
+from state.stores.checkpoint_store import CheckpointStore
 from state.tensor_files import tensor_entries
 
 _TENSOR_FILE = "state.safetensors"

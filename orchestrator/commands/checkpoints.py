@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.named import checkpoint_named, run_named
-from orchestrator.commands.terminal import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
+from orchestrator.commands.context import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
+from orchestrator.commands.lookup import checkpoint_named, run_named
 
 
 def checkpoints(context: typer.Context, run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Show a run's checkpoints: the lineage as a tree, sizes, verified or not."""
-    from orchestrator.views import checkpoint_views
+    from orchestrator.monitoring.views import checkpoint_views
 
     ports = Terminal.of(context).ports()
     views = checkpoint_views(ports.runs.load(run_named(ports, run)))
     if as_json:
         write_json(views)
         return
-    from orchestrator.render import checkpoints_tree
+    from orchestrator.monitoring.render import checkpoints_tree
 
     if views:
         show(checkpoints_tree(views, ports.clock.now()))
@@ -67,7 +67,7 @@ def export(
 
     gemma-pytorch: a file for the official load_weights. hf: a folder for transformers' AutoModelForCausalLM. safetensors: plain.
     """
-    from orchestrator.handover import export as hand_over_export
+    from orchestrator.worker_process.verbs import export as hand_over_export
 
     ports = Terminal.of(context).ports()
     record = ports.runs.load(run_named(ports, run))

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.commands.named import run_named
-from orchestrator.commands.terminal import JsonOption, RunArgument, Terminal, say
+from orchestrator.commands.context import JsonOption, RunArgument, Terminal, say
+from orchestrator.commands.lookup import run_named
 
 VERBATIM: dict[str, Any] = {
     "allow_extra_args": True,
@@ -62,7 +62,7 @@ def show_data(
     as_json: JsonOption = False,
 ) -> None:
     """Show exactly which documents a step reads; without --step, what the data holds and how often it will be read."""
-    from orchestrator.handover import pass_on, show_data
+    from orchestrator.worker_process.verbs import pass_on, show_data
     from state.errors import UserError
 
     arguments = [
@@ -95,13 +95,13 @@ def add_data(
     ] = None,
 ) -> None:
     """Let a run read other data from a step on; what is trained already stays as it is."""
-    from orchestrator.add_data import add_data
+    from orchestrator.requests.add_data import add_data
 
     ports = Terminal.of(context).ports()
     add_data(ports, run_named(ports, run), corpus=corpus or (), prepared=folder, from_step=from_step, say=say)
 
 
 def _pass_on(context: typer.Context, verb: str, *first: str) -> None:
-    from orchestrator.handover import pass_on
+    from orchestrator.worker_process.verbs import pass_on
 
     raise typer.Exit(pass_on(verb, [*first, *context.args]))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.commands.named import run_named
-from orchestrator.commands.terminal import INTERRUPTED, JsonOption, RunOption, Terminal, say, write_json
+from orchestrator.commands.context import INTERRUPTED, JsonOption, RunOption, Terminal, say, write_json
+from orchestrator.commands.lookup import run_named
 
 if TYPE_CHECKING:
-    from orchestrator.kaggle.upload import UploadedPart
-    from state.kaggle.settings import KaggleSettings
+    from orchestrator.backends.kaggle.data.upload import UploadedPart
+    from state.backend_settings import KaggleSettings
 
 _DEFAULT_NAME = "my-gemma"
 
@@ -31,10 +31,10 @@ def upload(
     """
     from rich.console import Console
 
-    from orchestrator.kaggle.account import open_account
-    from orchestrator.kaggle.progress import talk_on
-    from orchestrator.kaggle.upload import Place, upload_data
-    from orchestrator.preparation import made_already
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.data.progress import talk_on
+    from orchestrator.backends.kaggle.data.upload import Place, upload_data
+    from orchestrator.worker_process.prepare import made_already
     from state.clock import SystemClock
 
     terminal = Terminal.of(context)
@@ -66,8 +66,8 @@ def _line(user: str, part: UploadedPart) -> str:
 
 
 def _what_to_upload(terminal: Terminal, data: Path | None, run: str | None) -> tuple[list[Path], KaggleSettings]:
+    from state.backend_settings import KaggleSettings
     from state.errors import UserError
-    from state.kaggle.settings import KaggleSettings
 
     if data is not None:
         if run is not None:
@@ -97,8 +97,8 @@ def config_for_kaggle(environment: Mapping[str, str], name: str | None, owner: s
     Raises:
         UserError: a name on the account would not be possible.
     """
-    from orchestrator.kaggle.account import find_user
-    from orchestrator.kaggle.template import check_names, check_owner, kaggle_template, slugs_of
+    from orchestrator.backends.kaggle.account import find_user
+    from orchestrator.backends.kaggle.config_template import check_names, check_owner, kaggle_template, slugs_of
     from state.kaggle.names import check_run_fits
     from state.layout import check_run_name
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.named import checkpoint_named, run_named
-from orchestrator.commands.terminal import RunArgument, RunOption, Terminal, say
+from orchestrator.commands.context import RunArgument, RunOption, Terminal, say
+from orchestrator.commands.lookup import checkpoint_named, run_named
 
 
 def adopt(
@@ -18,8 +18,8 @@ def adopt(
 
     Nothing is brought twice, so it may stand before every tick of a scheduled job. Checkpoints stay where they are.
     """
-    from orchestrator.kaggle import adopt as adoption
-    from orchestrator.kaggle.account import open_account
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.adopt import read_account as adoption
 
     terminal = Terminal.of(context)
     ports = terminal.ports()
@@ -55,9 +55,9 @@ def promote(
     """
     from rich.console import Console
 
-    from orchestrator.kaggle.account import open_account
-    from orchestrator.kaggle.progress import talk_on
-    from orchestrator.kaggle.promote import checkpoints_of, promote_all, to_promote
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.checkpoints.promote_all import checkpoints_of, promote_all, to_promote
+    from orchestrator.backends.kaggle.data.progress import talk_on
 
     terminal = Terminal.of(context)
     ports = terminal.ports()
@@ -93,10 +93,10 @@ def publish(
 
     The same command again sends nothing twice. Sharing it is done on kaggle.com, when the card says what you want it to.
     """
-    from orchestrator.kaggle.account import open_account
-    from orchestrator.kaggle.publish import Wanted
-    from orchestrator.kaggle.publish import publish as publish_weights
-    from orchestrator.kaggle.publish_model import publish_model
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.publish.dataset import Wanted
+    from orchestrator.backends.kaggle.publish.dataset import publish as publish_weights
+    from orchestrator.backends.kaggle.publish.model import publish_model
     from state.size import format_size
 
     terminal = Terminal.of(context)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.named import attempt_named, run_named
-from orchestrator.commands.terminal import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
+from orchestrator.commands.context import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
+from orchestrator.commands.lookup import attempt_named, run_named
 from orchestrator.commands.watching import exit_like, only_in_an_output, watching
 
 
@@ -20,7 +20,7 @@ def status(
     show_all: Annotated[bool, typer.Option("--all", help="Show every session, and every run.")] = False,
 ) -> None:
     """Show a run: its sessions, head checkpoint, speed, goodput, ETA, and what it is waiting for."""
-    from orchestrator.watch import follow, observe_run
+    from orchestrator.monitoring.watch import follow, observe_run
 
     ports = Terminal.of(context).ports()
     if show_all and run is None:
@@ -28,7 +28,7 @@ def status(
         if as_json:
             write_json(views)
         else:
-            from orchestrator.render import runs_table
+            from orchestrator.monitoring.render import runs_table
 
             show(runs_table(views, ports.clock.now()))
         return
@@ -38,7 +38,7 @@ def status(
     elif watch:
         follow(ports, name)
     else:
-        from orchestrator.render import status_panel
+        from orchestrator.monitoring.render import status_panel
 
         view = observe_run(ports, name)
         show(status_panel(view, ports.runs.events(name, 8), ports.clock.now(), all_sessions=show_all))
@@ -58,8 +58,8 @@ def rerun(
     When nothing came after it, its result becomes the head. Otherwise the result is a branch that is compared with the original:
     same digest, or the first tensor that differs.
     """
-    from orchestrator import begin
-    from orchestrator.watch import drive
+    from orchestrator.monitoring.watch import drive
+    from orchestrator.requests import start as begin
     from state.errors import ExitCode
 
     ports = Terminal.of(context).ports()
@@ -88,8 +88,8 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not save first: what is not saved is lost.")] = False,
 ) -> None:
     """Stop a run after its next checkpoint, which is taken at once; start goes on from there."""
-    from orchestrator.controller import check_order
-    from orchestrator.watch import drive
+    from orchestrator.controller.tick import check_order
+    from orchestrator.monitoring.watch import drive
     from state.ledger import StopWish
     from state.session import RunState
 
@@ -112,8 +112,8 @@ def stop(
 
 def tick(context: typer.Context, run: RunArgument = None) -> None:
     """Bring a run on by one decision and return: fit for cron. Every active run when none is named."""
-    from orchestrator.controller import Controller
-    from orchestrator.watch import observe_run
+    from orchestrator.controller.tick import Controller
+    from orchestrator.monitoring.watch import observe_run
     from state.errors import ExitCode, GemmaOrchError, LeaseHeldError
     from state.session import RunState
 
@@ -153,7 +153,7 @@ def logs(
     run: RunOption = None,
 ) -> None:
     """Print what a session's worker printed; the newest session when none is named."""
-    from orchestrator.watch import print_log
+    from orchestrator.monitoring.watch import print_log
 
     ports = Terminal.of(context).ports()
     name = run_named(ports, run)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.commands.terminal import Terminal, num_cores, say
+from orchestrator.commands.context import Terminal, num_cores, say
 from orchestrator.commands.watching import drive_to_the_end
 
 _DATA, _SESSIONS = "Data", "Sessions"
@@ -59,10 +59,10 @@ def start(
 
     Without a config file it trains the tiny model on the sample corpus that comes with gemma-orch.
     """
-    from orchestrator import begin
+    from orchestrator.requests import start as begin
     from state.by_language import numbers_by_language
-    from state.duration import parse_duration_s
     from state.errors import UserError
+    from state.quantities import parse_duration_s
     from state.size import parse_size_bytes
 
     if data and (corpus or tokenizer):

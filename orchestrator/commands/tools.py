@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.terminal import JsonOption, Terminal, num_cores, say, show, write_json
+from orchestrator.commands.context import JsonOption, Terminal, num_cores, say, show, write_json
 
 
 def init(
@@ -73,7 +73,7 @@ def doctor(
     findings = examine(terminal.home(), num_cores())
     following = "gemma-orch start --total-steps 200"
     if backend == "kaggle":
-        from orchestrator.kaggle.doctor import examine_kaggle
+        from orchestrator.backends.kaggle.doctor.doctor import examine_kaggle
 
         findings += examine_kaggle(terminal.environment, terminal.home(), say, live_check=live_check)
         following = "gemma-orch init --backend kaggle"
@@ -92,7 +92,7 @@ def prove(
     as_json: JsonOption = False,
 ) -> None:
     """Train K steps straight and in pieces on this machine, compare the digests, and print a certificate."""
-    from orchestrator.handover import prove as hand_over_prove
+    from orchestrator.worker_process.verbs import prove as hand_over_prove
 
     raise typer.Exit(hand_over_prove(Terminal.of(context).home(), steps, pieces, config, num_cores=num_cores(), as_json=as_json))
 

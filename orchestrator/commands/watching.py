@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from orchestrator.commands.terminal import INTERRUPTED, say
+from orchestrator.commands.context import INTERRUPTED, say
 
 if TYPE_CHECKING:
-    from orchestrator.controller import Ports
-    from orchestrator.watch import Verdict
+    from orchestrator.controller.tick import Ports
+    from orchestrator.monitoring.watch import Verdict
     from state.ledger import AttemptRecord
 
 
 def drive_to_the_end(ports: Ports, run: str) -> NoReturn:
     """Bring a run on until it is over, say how it ended, and exit as it did."""
-    from orchestrator.watch import drive
+    from orchestrator.monitoring.watch import drive
 
     with watching(ports, run):
         verdict = drive(ports, run)
@@ -30,7 +30,7 @@ def only_in_an_output(ports: Ports, run: str) -> str:
     record = ports.runs.load(run)
     if record.header.head is None or all(attempt.backend != "kaggle" for attempt in record.attempts):
         return ""
-    from orchestrator.kaggle.promote import advice
+    from orchestrator.backends.kaggle.checkpoints.promote_all import advice
 
     return advice(ports, record)
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from state.backend_settings import Accelerator
 from state.document import Document
-from state.kaggle.settings import Accelerator
 from state.spec import SessionSpec
 
 

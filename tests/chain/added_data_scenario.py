@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from orchestrator.add_data import add_data
+from orchestrator.requests.add_data import add_data
 from state import effects, files
 from state.ledger import DataRecord, StopWish
 from state.session import RunState

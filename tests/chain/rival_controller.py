@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
-from orchestrator.plan import Finish, GiveUp
+from orchestrator.controller.decide import Finish, GiveUp
 from state.clock import SystemClock
 from state.errors import LeaseHeldError
 from state.spec import SessionSpec

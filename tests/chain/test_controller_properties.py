@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
-from orchestrator.plan import Finish, GiveUp
+from orchestrator.controller.decide import Finish, GiveUp
 from state import effects
 from state.errors import ErrorClass, LeaseHeldError
 from state.layout import checkpoint_id

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.kaggle.publish import Publication
+from orchestrator.backends.kaggle.publish.dataset import Publication
 from orchestrator.wiring import wire
 from state.kaggle.names import attempt_kernel_slug, weights_slug
 from state.ledger import RunRecord

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.kaggle import KaggleRun, open_kaggle_run
-from orchestrator.controller import Controller, Ports
-from orchestrator.plan import Finish, GiveUp, Wait
+from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_run
+from orchestrator.controller.decide import Finish, GiveUp, Wait
+from orchestrator.controller.tick import Controller, Ports
 from state import files
-from state.checkpoint_store import DirectoryCheckpointStore
+from state.backend_settings import KaggleSettings
 from state.clock import ManualClock
 from state.errors import AmbiguousError, TemporaryError
 from state.kaggle.errors import KaggleQuotaError
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import attempt_dataset_slug, attempt_kernel_slug
 from state.kaggle.records import DatasetInfo, KernelInfo, SessionStatus
-from state.kaggle.settings import KaggleSettings
 from state.layout import HomeLayout
 from state.ledger import CheckpointState, RunHeader, RunRecord, RunWishes, StopWish
 from state.report import Outcome
-from state.run_store import SqliteRunStore
 from state.session import AttemptState, RunState
 from state.spec import SessionLimits, SessionSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
+from state.stores.run_store import SqliteRunStore
 from tests.factories import DATA, OWNER, RUN, after, commit_checkpoint, report, run_spec
 from tests.fake_kaggle import FakeKaggle, FakeKernel, FakeVersion, job_in, source_root
 from tests.kaggle_stage import ReadySources, checkpoint_files, note_of

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.base import AttemptRef, Backend, Sighting
 from orchestrator.backends.simulated import Course, SimulatedBackend
-from state.checkpoint_store import DirectoryCheckpointStore
+from orchestrator.ports import AttemptRef, Backend, Sighting
 from state.clock import ManualClock
 from state.errors import AmbiguousError
 from state.report import Outcome
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import START, session_spec
 from tests.kaggle_stage import kaggle_backend
 from tests.stages import local_backend, ref, wait_until, wait_until_over

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from state.checkpoint_store import CheckpointStore, DirectoryCheckpointStore
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
 from state.spec import ExpectedCheckpoint
+from state.stores.checkpoint_store import CheckpointStore, DirectoryCheckpointStore
 from tests.factories import commit_checkpoint, stage_checkpoint
 from tests.kaggle_stage import Stage
 

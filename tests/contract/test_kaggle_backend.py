@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.base import AttemptRef, Observation, Sighting
-from orchestrator.backends.kaggle import KaggleRun, open_kaggle_run
+from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_run
+from orchestrator.ports import AttemptRef, Observation, Sighting
+from state.backend_settings import KaggleSettings
 from state.clock import SystemClock
 from state.errors import AmbiguousError, NotLaunchedError
 from state.kaggle.api import KaggleApi
@@ -19,7 +20,6 @@ from state.kaggle.credentials import Credentials
 from state.kaggle.errors import DeniedError
 from state.kaggle.job import StopFlag
 from state.kaggle.names import attempt_kernel_slug, control_slug
-from state.kaggle.settings import KaggleSettings
 from state.layout import HomeLayout
 from state.spec import SessionData
 from tests.factories import RUN, run_record, run_spec, session_spec

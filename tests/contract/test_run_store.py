@@ -20,8 +20,8 @@ from state.ledger import (
     StopWish,
     Tell,
 )
-from state.run_store import RunStore, SqliteRunStore
 from state.session import AttemptState, IllegalMoveError, RunState
+from state.stores.run_store import RunStore, SqliteRunStore
 from tests.factories import OWNER, RIVAL, RUN, START, after, attempt, checkpoint, header, run_spec, session_spec
 
 Open = Callable[[], RunStore]

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.kaggle.adopt.read_account import adopt
+from orchestrator.backends.kaggle.checkpoints.index import AttemptIndex, Entry, EntryState, Index
+from orchestrator.backends.kaggle.publish.dataset import Publication, PublishedFile, publication_folder
+from orchestrator.backends.kaggle.session.control_dataset import DataRecords
 from orchestrator.backends.simulated import Course
-from orchestrator.kaggle.adopt import adopt
-from orchestrator.kaggle.control import DataRecords
-from orchestrator.kaggle.index import AttemptIndex, Entry, EntryState, Index
-from orchestrator.kaggle.publish import Publication, PublishedFile, publication_folder
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import ManualClock
 from state.data_manifest import Shard, ShardIndex
 from state.document import Document
@@ -43,6 +42,7 @@ from state.ledger import CheckpointState, PutCheckpoint, SetHeader
 from state.lineage import resolve
 from state.manifest import FileEntry
 from state.spec import ExpectedCheckpoint
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import DATA, RUN, START, checkpoint, header, manifest, report, run_spec, session_spec
 from tests.fake_kaggle import FakeKaggle
 from tests.kaggle_jobs import job_of

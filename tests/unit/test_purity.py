@@ -15,25 +15,25 @@ _PACKAGES = ("state", "worker", "orchestrator")
 _SOURCES = sorted(path.relative_to(_ROOT).as_posix() for package in _PACKAGES for path in (_ROOT / package).rglob("*.py"))
 
 _PURE = {
-    "orchestrator/kaggle/adoption.py",
-    "orchestrator/kaggle/card.py",
-    "orchestrator/kaggle/data_parts.py",
-    "orchestrator/kaggle/limits.py",
-    "orchestrator/kaggle/seen.py",
-    "orchestrator/kaggle/storage.py",
-    "orchestrator/kaggle/verdict.py",
-    "orchestrator/plan.py",
-    "orchestrator/policy.py",
-    "orchestrator/progress.py",
-    "orchestrator/prune.py",
-    "orchestrator/reconcile.py",
-    "orchestrator/views.py",
+    "orchestrator/backends/kaggle/adopt/replay.py",
+    "orchestrator/backends/kaggle/data/parts.py",
+    "orchestrator/backends/kaggle/limits.py",
+    "orchestrator/backends/kaggle/publish/card.py",
+    "orchestrator/backends/kaggle/session/status.py",
+    "orchestrator/backends/kaggle/session/storage_budget.py",
+    "orchestrator/backends/kaggle/sightings.py",
+    "orchestrator/controller/decide.py",
+    "orchestrator/controller/prune.py",
+    "orchestrator/controller/reconcile.py",
+    "orchestrator/controller/retry.py",
+    "orchestrator/monitoring/speed.py",
+    "orchestrator/monitoring/views.py",
     "state/fence.py",
     "state/lineage.py",
     "state/retention.py",
     "state/session.py",
-    "worker/budget.py",
-} | {name for name in _SOURCES if name.startswith("orchestrator/render")}
+    "worker/session/budget.py",
+} | {name for name in _SOURCES if name.startswith("orchestrator/monitoring/render")}
 
 _PURE_IMPORTS = {
     "__future__",
@@ -50,14 +50,14 @@ _PURE_IMPORTS = {
     "rich",
     "state",
     "typing",
-    "worker.budget",
+    "worker.session.budget",
     # Of datetime, the types; its clock is looked for by name.
     "datetime",
     # Of backends, what they say; none of the places that say it.
-    "orchestrator.backends.base",
+    "orchestrator.ports",
     *(name.removesuffix(".py").replace("/", ".") for name in _PURE),
 }
-_IMPURE_STATE = {"state.clock", "state.effects", "state.files", "state.run_store"}
+_IMPURE_STATE = {"state.clock", "state.effects", "state.files", "state.stores.run_store"}
 _IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
 _IMPURE_ATTRIBUTES = {"now", "utcnow", "today", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "stat"}
 
@@ -236,6 +236,6 @@ def test_what_does_not_call_kaggle_does_not_load_its_client(tmp_path: Path) -> N
         "    importlib.import_module(name)\n"
         "print(sorted({'kagglesdk', 'requests', 'urllib3'} & set(sys.modules)))\n"
     )
-    modules = ["orchestrator.cli", "orchestrator.wiring", "state.kaggle.api", "state.kaggle.datasets", "worker.runner"]
+    modules = ["orchestrator.cli", "orchestrator.wiring", "state.kaggle.api", "state.kaggle.datasets", "worker.session.runner"]
     answer = _run(program, modules, tmp_path)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")

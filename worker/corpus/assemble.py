@@ -15,8 +15,8 @@ from worker.corpus.cleaning import Rule
 from worker.corpus.duplicates import UNIQUE
 from worker.corpus.records import EXCERPT_CHARACTERS, excerpt
 from worker.corpus.shards import ShardWriter
-from worker.corpus.tokenizer import Tokenizer
 from worker.corpus.units import MAX_EXAMPLES, Example, Unit, read_documents, read_unit
+from worker.tokenizer.tokenizer import Tokenizer
 
 TRAIN, VALIDATION = "train", "validation"
 

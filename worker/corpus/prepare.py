@@ -25,8 +25,8 @@ from worker.corpus.progress import PrepareProgress, Silent
 from worker.corpus.report import add_up, make_report
 from worker.corpus.sources import SourceFile, find_sources, not_read
 from worker.corpus.staging import Staging, remove_leftovers, staging_beside, staging_of
-from worker.corpus.tokenizer import Tokenizer, load_tokenizer
 from worker.corpus.units import Example, Portion, UnitHeader, read_header
+from worker.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 PACK_BYTES = 4 * 1024 * 1024  # of text in a unit: some seconds of work, which is what a kill can cost each process
 _BYTES_PER_WORKER = 16 * 1024 * 1024  # below this, starting a process takes longer than it saves

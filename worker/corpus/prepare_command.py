@@ -13,7 +13,7 @@ from state.by_language import numbers_by_language
 from state.data_manifest import Recipe, language_problem
 from state.errors import ExitCode, UserError
 from state.size import format_size, parse_size_bytes
-from worker.arguments import VerbParser, parsed_by
+from worker.cli import VerbParser, parsed_by
 from worker.corpus.reading_options import add_reading
 from worker.output import write_out
 

@@ -6,7 +6,7 @@ import argparse
 
 from state.data_manifest import Recipe
 from state.size import format_size, parse_size_bytes
-from worker.arguments import parsed_by
+from worker.cli import parsed_by
 
 _DEFAULTS = Recipe()
 

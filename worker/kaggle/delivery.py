@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from state import files
-from state.checkpoint_store import CheckpointStore
 from state.clock import Clock
 from state.errors import GemmaOrchError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import OUTPUT_FOLDER
 from state.layout import AttemptLayout
+from state.stores.checkpoint_store import CheckpointStore
 from worker.kaggle.outbox import Outbox, Parcel
 from worker.kaggle.pace import copy_s
 from worker.kaggle.uploads import Uploads

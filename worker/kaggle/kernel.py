@@ -13,24 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from state import files
-from state.checkpoint_store import DirectoryCheckpointStore
 from state.clock import Clock, SystemClock
-from state.duration import format_duration
 from state.errors import DataError, ExitCode, GemmaOrchError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials, session_credentials, token_credentials
 from state.kaggle.job import KaggleJob
 from state.layout import AttemptLayout, attempt_name
+from state.quantities import format_duration
 from state.report import Outcome, SessionReport
 from state.spec import Reading, Retention, SessionSpec
+from state.stores.checkpoint_store import DirectoryCheckpointStore
 from worker.failure import understand
 from worker.kaggle.delivery import Delivery, Desk
 from worker.kaggle.inputs import Mounts, build_data_folder, download_checkpoint, find_checkpoint
 from worker.kaggle.machine import check_machine
 from worker.kaggle.stop_flag import StopFlagWatch
 from worker.process import StopRequest, process_started_s, settle_threads
-from worker.progress import Progress
-from worker.runner import Host, run_session
+from worker.session.progress import Progress
+from worker.session.runner import Host, run_session
 
 _TOKEN_FILE = "token"  # noqa: S105 - the name of a file
 _KEPT_HERE = Retention(keep_last=2, keep_every=0, keep_session_starts=0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
+from state.backend_settings import Accelerator
 from state.errors import TemporaryError
-from state.kaggle.settings import Accelerator
 
 _GPUS: dict[Accelerator, tuple[str, int]] = {"t4x2": ("T4", 2)}
 _LONGEST_LIST_S = 60.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from state import files
-from state.checkpoint_store import CheckpointStore
 from state.kaggle.datasets import LocalFile
 from state.kaggle.names import VersionNote, checkpoint_file_names
 from state.layout import MANIFEST_NAME
 from state.manifest import Manifest
+from state.stores.checkpoint_store import CheckpointStore
 
 
 @dataclass(frozen=True)

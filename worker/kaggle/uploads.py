@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from state.clock import Clock
-from state.duration import format_duration
 from state.errors import GemmaOrchError, TemporaryError
 from state.kaggle.api import KaggleApi
 from state.kaggle.blobs import upload_file
@@ -14,6 +13,7 @@ from state.kaggle.datasets import begin_version, published_version
 from state.kaggle.errors import CorruptUploadError, DeniedError, ProcessingFailedError
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import attempt_dataset_slug
+from state.quantities import format_duration
 from state.size import format_size
 from worker.kaggle.outbox import Parcel
 from worker.kaggle.pace import Pace

@@ -1,0 +1,46 @@
+"""Whose account it is: from the environment that a command was typed in to the client that speaks for its user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from state.backend_settings import KaggleSettings
+from state.errors import GemmaOrchError
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+def user_home(environment: Mapping[str, str]) -> Path:
+    """Return the user's home folder, where credentials lie."""
+    return Path(environment["HOME"]) if environment.get("HOME") else Path.home()
+
+
+def open_account(environment: Mapping[str, str]) -> KaggleApi:
+    """Return a client with the credentials that the official client would choose.
+
+    Raises:
+        UserError: there are none.
+    """
+    from state.kaggle.api import KaggleApi
+    from state.kaggle.credentials import find_credentials
+
+    return KaggleApi(find_credentials(environment, user_home(environment)))
+
+
+def find_user(environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """Return the account's user name, and where it was found or why it was not."""
+    from state.kaggle.credentials import find_credentials
+
+    try:
+        credentials = find_credentials(environment, user_home(environment))
+        return credentials.user or open_account(environment).user, credentials.source
+    except GemmaOrchError as error:
+        return None, str(error)
+
+
+def owner_of(settings: KaggleSettings, api: Callable[[], KaggleApi]) -> str:
+    """Return the user under whose name a run's datasets and kernels lie."""
+    return settings.owner or api().user

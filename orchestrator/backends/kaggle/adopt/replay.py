@@ -1,0 +1,458 @@
+"""From what an account shows of a run to the changes by which a ledger comes to know it: pure.
+
+The sessions are played again in the order of their fence tokens, each through `reconcile`, as the controller that launched
+them has seen them. Where the run's line went is not guessed: every session's spec says which checkpoint was the head when it
+was launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from orchestrator.controller.decide import stop_message
+from orchestrator.controller.reconcile import Found, World, reconcile
+from orchestrator.ports import Observation, Sighting
+from state.errors import CorruptCheckpointError, DataError, ExitCode, UserError
+from state.kaggle.job import StopFlag
+from state.layout import attempt_name, attempt_of, parse_attempt_name
+from state.ledger import (
+    AttemptRecord,
+    Change,
+    CheckpointRecord,
+    CheckpointState,
+    ClearWish,
+    DataRecord,
+    Event,
+    PutAttempt,
+    PutCheckpoint,
+    RunHeader,
+    RunRecord,
+    RunWishes,
+    SetHeader,
+    StopWish,
+    Tell,
+)
+from state.lineage import ancestors
+from state.report import Outcome, SessionReport
+from state.session import AttemptState, RunState
+from state.spec import ExpectedCheckpoint, RunSpec, SessionSpec, compare_specs
+
+BACKEND = "kaggle"
+_GONE = (Sighting.ENDED, Sighting.MISSING)
+
+
+@dataclass(frozen=True)
+class SeenAttempt:
+    """What an account shows of one attempt."""
+
+    session: int
+    attempt: int
+    sighting: Sighting
+    """Of its kernel; MISSING: there is none."""
+    detail: str = ""
+    handle: str | None = None
+    spec: SessionSpec | None = None
+    """What it was told; None: nothing on the account says so any more."""
+    report: SessionReport | None = None
+    found: tuple[Found, ...] = ()
+    corrupt: tuple[CorruptCheckpointError, ...] = ()
+    has_dataset: bool = True
+    made_at: datetime | None = None
+    """When its dataset was made."""
+    pushed_at: datetime | None = None
+    changed_at: datetime | None = None
+    """When its dataset was last changed."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Session and attempt."""
+        return self.session, self.attempt
+
+    @property
+    def name(self) -> str:
+        """The attempt's name within its run."""
+        return attempt_name(self.session, self.attempt)
+
+    @property
+    def fence(self) -> int | None:
+        """Its fence token; None when only its name is left, as of an attempt whose checkpoints were all pruned."""
+        if self.spec is not None:
+            return self.spec.fence
+        return self.found[0].manifest.fence if self.found else None
+
+    @property
+    def is_surely_over(self) -> bool:
+        """Whether its kernel, its report and the last checkpoint that this names all say so."""
+        delivered = self.report is not None and self.report.head in (None, *(found.manifest.id for found in self.found))
+        return self.sighting is Sighting.ENDED and delivered
+
+    @property
+    def is_being_made(self) -> bool:
+        """Whether its dataset is there and nothing in it can be read, nor is there a kernel: it is not over, but to come."""
+        shows_nothing = self.fence is None and self.report is None and not self.corrupt
+        return self.has_dataset and self.sighting is Sighting.MISSING and shows_nothing
+
+    @property
+    def began_at(self) -> datetime | None:
+        """When it was pushed, as well as that is known."""
+        return self.pushed_at or self.made_at
+
+
+@dataclass(frozen=True)
+class RunOnAccount:
+    """What an account shows of a run."""
+
+    spec: RunSpec
+    data: tuple[DataRecord, ...]
+    attempts: tuple[SeenAttempt, ...]
+    stop: StopFlag = field(default_factory=StopFlag)
+    stop_at: datetime | None = None
+    """When the stop flag was last written."""
+
+    def in_order(self) -> tuple[SeenAttempt, ...]:
+        """Return the attempts by fence token; those of which only the name is left, the oldest, come first."""
+        return tuple(sorted(self.attempts, key=lambda seen: (seen.fence or 0, seen.key)))
+
+
+def first_record(account: RunOnAccount, now: datetime) -> RunRecord:
+    """Return a run that has no attempt yet.
+
+    It counts as resumed when it began: an adoption forgives no failure, else a scheduled job would go on for ever with a run
+    that fails for ever.
+    """
+    began_at = min((seen.began_at for seen in account.attempts if seen.began_at is not None), default=now)
+    return RunRecord(
+        RunHeader(name=account.spec.name, created_at=began_at, resumed_at=began_at, data=account.data),
+        RunWishes(spec=account.spec, stop=wished_stop(account)),
+    )
+
+
+def what_is_new(record: RunRecord, account: RunOnAccount, now: datetime) -> tuple[Change, ...]:
+    """Return the changes by which a record comes to know the attempts that it does not; none when it knows all.
+
+    Args:
+        record: What is remembered here: `first_record`, or that of a controller that has not seen what others did meanwhile.
+        account: What the account shows.
+        now: The current moment.
+
+    Raises:
+        UserError: the account's run is another one than that of the record.
+        DataError: two controllers have launched different attempts under one fence token, or the account tells too little.
+    """
+    known = {(attempt.session, attempt.attempt) for attempt in record.attempts}
+    if all(seen.key in known for seen in account.attempts):
+        return ()
+    check_same_run(record, account)
+    _check_agreement(record, account)
+    adoption = _Adoption(record, account, now)
+    for seen in account.in_order():
+        adoption.take_in(seen)
+    adoption.finish()
+    return tuple(adoption.changes)
+
+
+def wished_stop(account: RunOnAccount) -> StopWish | None:
+    """Return the wish to stop that the account shows: the flag names an attempt that is still alive."""
+    named = _stopped_by_user(account)
+    return StopWish.CHECKPOINT if named is not None and named.sighting is not Sighting.ENDED else None
+
+
+def _stopped_by_user(account: RunOnAccount) -> SeenAttempt | None:
+    """Return the run's newest attempt when the stop flag names it and no controller set the flag for being late."""
+    line = [seen for seen in account.in_order() if seen.spec is not None and seen.spec.branch is None]
+    if not line or line[-1].key != (account.stop.session, account.stop.attempt):
+        return None
+    seen = line[-1]
+    if account.stop_at is None or seen.began_at is None or seen.spec is None:
+        return seen
+    return seen if account.stop_at <= seen.began_at + timedelta(seconds=seen.spec.limit_s) else None
+
+
+def check_same_run(record: RunRecord, account: RunOnAccount) -> None:
+    """Check that what is known here under a run's name is the account's run.
+
+    Raises:
+        UserError: it is another one.
+    """
+    differences = [str(change) for change in compare_specs(account.spec, record.spec) if change.refusal is not None]
+    pairs = zip(record.header.data, account.data, strict=False)
+    if any(here.sha256 != there.sha256 for here, there in pairs):
+        differences.append("it is trained on other data")
+    if differences:
+        raise UserError(
+            f"this home has another run {record.name!r} than the account: {'; '.join(differences[:3])}",
+            remedy="adopt it into a new home: GEMMA_ORCH_HOME=NEW_FOLDER gemma-orch adopt ...",
+        )
+
+
+def _check_agreement(record: RunRecord, account: RunOnAccount) -> None:
+    by_key = {(attempt.session, attempt.attempt): attempt for attempt in record.attempts}
+    by_fence = {attempt.fence: attempt for attempt in record.attempts}
+    for seen in account.attempts:
+        if seen.fence is None:
+            continue
+        other = by_fence.get(seen.fence)
+        known = by_key.get(seen.key)
+        start = seen.spec.start.id if seen.spec is not None and seen.spec.start is not None else None
+        differs = known is not None and seen.spec is not None and (known.fence, known.start_checkpoint) != (seen.fence, start)
+        if differs or (other is not None and (other.session, other.attempt) != seen.key):
+            here = known if differs and known is not None else other
+            assert here is not None, "one of the two was found to differ"
+            raise DataError(
+                f"two controllers went on with run {record.name} apart: here fence {here.fence} is "
+                f"{attempt_name(here.session, here.attempt)} from {here.start_checkpoint or 'the beginning'}, "
+                f"on the account fence {seen.fence} is {seen.name} from {start or 'the beginning'}",
+                expected="one controller at a time",
+                remedy="adopt the run into a new home: GEMMA_ORCH_HOME=NEW_FOLDER gemma-orch adopt ...",
+            )
+
+
+class _Adoption:
+    """A record that comes to know attempt after attempt."""
+
+    def __init__(self, record: RunRecord, account: RunOnAccount, now: datetime) -> None:
+        self.changes: list[Change] = []
+        self._record = record
+        self._account = account
+        self._now = now
+        self._is_new_here = not record.attempts
+        self._newest = account.in_order()[-1]
+        self._pattern = next((seen.spec for seen in account.attempts if seen.spec is not None), None)
+        self._corrupt = {error.checkpoint_id: error for seen in account.attempts for error in seen.corrupt}
+        self._without_dataset = {seen.key for seen in account.attempts if not seen.has_dataset}
+        self._nameless_fence = min([0, *(attempt.fence for attempt in record.attempts)])
+
+    def take_in(self, seen: SeenAttempt) -> None:
+        """Know an attempt, its checkpoints and how it ended, as far as it has."""
+        if self._known(seen) is None:
+            if seen.fence is None:
+                self._add_name(seen)
+                return
+            self._add(seen)
+        known = self._known(seen)
+        if known is not None and known.state is AttemptState.PLANNED and seen.sighting is not Sighting.MISSING:
+            # Another controller has pushed what this one had only planned.
+            known = known.model_copy(update={"state": AttemptState.LAUNCHING, "handle": seen.handle})
+            self._change(PutAttempt(known))
+        if known is not None:
+            self._follow(seen, known)
+
+    def finish(self) -> None:
+        """Leave a head that is there whole, and a state that says why the run does not go on, if it does not."""
+        record = self._record
+        if len(self._account.data) > len(record.header.data):
+            self._set_header(data=self._account.data)
+        if record.head is not None and record.head.state is not CheckpointState.VERIFIED:
+            self._fall_back(record.head)
+        stopped = _stopped_by_user(self._account)
+        active = self._record.header.state is RunState.ACTIVE
+        if self._is_new_here and active and stopped is not None and self._record.live_attempt is None:
+            self._set_header(state=RunState.STOPPED, message=stop_message(StopWish.CHECKPOINT, self._record.head_step))
+        num_new = sum(isinstance(change, PutAttempt) and change.session_spec is not None for change in self.changes)
+        self._tell(
+            f"adopted from the account: {num_new} attempts, {len(self._record.checkpoints)} checkpoints, "
+            f"head {self._record.header.head or 'none'}"
+        )
+
+    def _known(self, seen: SeenAttempt) -> AttemptRecord | None:
+        return next((known for known in self._record.attempts if (known.session, known.attempt) == seen.key), None)
+
+    def _change(self, *changes: Change) -> None:
+        self.changes.extend(changes)
+        self._record = applied(self._record, changes)
+
+    def _set_header(self, **values: object) -> None:
+        self._change(SetHeader(self._record.header.model_copy(update=values)))
+
+    def _tell(self, text: str) -> None:
+        self._change(Tell(Event(at=self._now, text=text)))
+
+    def _add_name(self, seen: SeenAttempt) -> None:
+        """Know an attempt of which the account has only the name; its fence token, at most 0, comes before all others."""
+        self._nameless_fence -= 1
+        began_at = seen.began_at or self._now
+        alive = seen.sighting in (Sighting.QUEUED, Sighting.RUNNING, Sighting.UNKNOWN)
+        attempt = AttemptRecord(
+            session=seen.session,
+            attempt=seen.attempt,
+            fence=self._nameless_fence,
+            backend=BACKEND,
+            state=AttemptState.RUNNING if alive else AttemptState.LOST,
+            start_checkpoint=None,
+            start_step=0,
+            planned_at=began_at,
+            launched_at=began_at if alive else None,
+            running_at=began_at if alive else None,
+            limit_s=self._account.spec.limits.session_limit_s,
+            handle=seen.handle,
+            outcome=None if alive else Outcome.LOST,
+            reason=None if alive else "its dataset is gone: its checkpoints were pruned, and with them how it ended",
+        )
+        self._change(PutAttempt(attempt, self._spec_of(seen)))
+
+    def _add(self, seen: SeenAttempt) -> None:
+        spec = self._spec_of(seen)
+        if spec.start is not None:
+            self._know_start(spec.start)
+        begun = seen.sighting is not Sighting.MISSING or bool(seen.found) or seen.report is not None
+        began_at = seen.began_at or self._now
+        # Of the newest one without a kernel, reads may lag behind: the controller looks again, and for how long, it knows.
+        state = AttemptState.RUNNING if begun else AttemptState.LAUNCHING if seen is self._newest else AttemptState.DROPPED
+        attempt = AttemptRecord(
+            session=seen.session,
+            attempt=seen.attempt,
+            fence=spec.fence,
+            backend=BACKEND,
+            state=state,
+            branch=spec.branch,
+            adopt=spec.branch is not None and not self._came_later(seen.session),
+            start_checkpoint=spec.start.id if spec.start is not None else None,
+            start_step=spec.start.step if spec.start is not None else 0,
+            planned_at=seen.made_at or began_at,
+            # Without a kernel, it was sent no earlier than its dataset was made: a job that adopts anew each time must not
+            # wait each time anew for reads to settle.
+            launched_at=began_at if begun or state is AttemptState.LAUNCHING else None,
+            running_at=began_at if begun else None,
+            asked_at=self._account.stop_at if seen.key == (self._account.stop.session, self._account.stop.attempt) else None,
+            limit_s=spec.limit_s,
+            handle=seen.handle,
+        )
+        self._change(PutAttempt(attempt, spec))
+        values: dict[str, object] = {"newest_fence": max(spec.fence, self._record.header.newest_fence)}
+        if spec.branch is None and seen.spec is not None:
+            values["head"] = attempt.start_checkpoint  # it was launched from what was the head then
+        self._set_header(**values)
+
+    def _came_later(self, session: int) -> bool:
+        """Return whether the run had gone beyond a session when it was run again: then its result stays a branch."""
+        return any(known.session > session and known.branch is None and known.saved_step for known in self._record.attempts)
+
+    def _spec_of(self, seen: SeenAttempt) -> SessionSpec:
+        """Return what an attempt was told, made up from another's spec where the account does not say it any more."""
+        if seen.spec is not None:
+            return seen.spec
+        if self._pattern is None:
+            raise DataError(
+                f"no dataset of run {self._record.name} on the account says what its sessions were told",
+                expected="session.json in at least one of them",
+                remedy="adopt it on the machine that began it, or begin another run",
+            )
+        values: dict[str, object] = {"session": seen.session, "attempt": seen.attempt, "start": None, "branch": None}
+        manifest = seen.found[0].manifest if seen.found else None
+        values["fence"] = manifest.fence if manifest is not None else 1
+        if manifest is not None:
+            values["branch"] = manifest.branch
+        return self._pattern.model_copy(update=values)
+
+    def _know_start(self, start: ExpectedCheckpoint) -> None:
+        """Know where an attempt started, though it may not be on the account any more."""
+        if start.id in self._record.checkpoints:
+            return
+        owner = next((known for known in self._record.attempts if start.id.endswith(f"-{_name(known)}")), None)
+        numbers = parse_attempt_name(attempt_of(start.id) or "") or (0, 0)
+        state, note = self._state_of_missing(start, owner)
+        checkpoint = CheckpointRecord(
+            id=start.id,
+            step=start.step,
+            parent=self._parent_of_missing(start, owner) if owner is not None else None,
+            session=numbers[0],
+            attempt=numbers[1],
+            fence=owner.fence if owner is not None else 0,
+            branch=owner.branch if owner is not None else None,
+            state=state,
+            state_sha256=start.state_sha256,
+            manifest_sha256=start.manifest_sha256,
+            total_bytes=0,
+            created_at=(owner.ended_at or owner.planned_at) if owner is not None else self._now,
+            verified_at=None,
+            train_s=0.0,
+            note=note,
+        )
+        self._change(PutCheckpoint(checkpoint))
+        if owner is not None and (owner.saved_step or 0) < start.step:
+            self._change(PutAttempt(owner.model_copy(update={"saved_step": start.step, "head": start.id})))
+
+    def _parent_of_missing(self, start: ExpectedCheckpoint, owner: AttemptRecord) -> str | None:
+        """Return the checkpoint before one that is not there: the attempt's own, or where it started."""
+        own = [
+            known
+            for known in self._record.checkpoints.values()
+            if known.step < start.step and (known.session, known.attempt) == (owner.session, owner.attempt)
+        ]
+        return max(own, key=lambda known: known.step).id if own else owner.start_checkpoint
+
+    def _state_of_missing(self, start: ExpectedCheckpoint, owner: AttemptRecord | None) -> tuple[CheckpointState, str | None]:
+        """Return what a start that is not on the account is: pruned only where the account shows that it was.
+
+        What is noted as pruned is deleted should it ever come up again.
+        """
+        if start.id in self._corrupt:
+            return CheckpointState.QUARANTINED, self._corrupt[start.id].what
+        gone = owner is not None and (owner.session, owner.attempt) in self._without_dataset
+        outlived = owner is not None and any(
+            known.step > start.step and (known.session, known.attempt) == (owner.session, owner.attempt)
+            for known in self._record.checkpoints.values()
+        )
+        if gone or outlived:
+            return CheckpointState.PRUNED, None
+        return CheckpointState.QUARANTINED, "it was not on the account when the run was adopted"
+
+    def _follow(self, seen: SeenAttempt, known: AttemptRecord) -> None:
+        doubtful = seen.sighting is Sighting.MISSING or not seen.is_surely_over
+        # Of the newest one, the controller finds out itself: what one look says of it may be old, or may still come.
+        sighting = Sighting.UNKNOWN if doubtful and seen is self._newest and seen.sighting in _GONE else seen.sighting
+        world = World(
+            observation=Observation(sighting, seen.detail, ended_at=seen.changed_at),
+            report=seen.report,
+            found=tuple(found for found in seen.found if found.manifest.id not in self._record.checkpoints),
+            corrupt=tuple(error for error in seen.corrupt if error.checkpoint_id not in self._record.checkpoints),
+        )
+        # Alone: an older attempt that is still alive must not be taken for this one.
+        self._change(*reconcile(replace(self._record, attempts=(known,)), world, self._now))
+        now_known = self._known(seen)
+        if now_known is not None and now_known.state is AttemptState.PLANNED and seen is not self._newest:
+            # Others went on without it: to send it now would start a session beside theirs.
+            self._change(PutAttempt(now_known.model_copy(update={"state": AttemptState.DROPPED})))
+
+    def _fall_back(self, head: CheckpointRecord) -> None:
+        whole = {known.id: known for known in self._record.checkpoints.values() if known.state is CheckpointState.VERIFIED}
+        good = next((whole[known] for known in ancestors(head.id, self._record.parents) if known in whole), None)
+        if good is None:  # the line has a gap where an attempt's dataset is gone; what is exact training is the same beyond it
+            older = (known for known in whole.values() if known.branch is None and known.step < head.step)
+            good = max(older, key=lambda known: known.step, default=None)
+        what = f"checkpoint {head.id}, where the run goes on, is not whole on the account"
+        if good is not None:
+            self._set_header(head=good.id)
+            self._tell(f"{what}; the run falls back to {good.id}, which costs {head.step - good.step} steps")
+            return
+        self._tell(what)
+        values: dict[str, object] = {"head": None}
+        if self._record.header.state is RunState.ACTIVE:
+            message = f"{what}, nor is any that came before it: gemma-orch start would begin at step 0 again"
+            values |= {"state": RunState.FAILED, "message": message, "exit_code": ExitCode.DATA}
+        self._set_header(**values)
+
+
+def applied(record: RunRecord, changes: Iterable[Change]) -> RunRecord:
+    """Return a record after changes, as the run store would load it."""
+    header = record.header
+    attempts = {(attempt.session, attempt.attempt): attempt for attempt in record.attempts}
+    checkpoints = dict(record.checkpoints)
+    for change in changes:
+        match change:
+            case SetHeader(changed):
+                header = changed
+            case PutAttempt(attempt):
+                attempts[attempt.session, attempt.attempt] = attempt
+            case PutCheckpoint(checkpoint):
+                checkpoints[checkpoint.id] = checkpoint
+            case ClearWish() | Tell():
+                pass
+    ordered: Sequence[AttemptRecord] = sorted(attempts.values(), key=lambda attempt: attempt.fence)
+    return replace(record, header=header, attempts=tuple(ordered), checkpoints=checkpoints)
+
+
+def _name(attempt: AttemptRecord) -> str:
+    return attempt_name(attempt.session, attempt.attempt)

@@ -1,0 +1,87 @@
+"""Deletes the datasets of attempts of whose checkpoints none is needed any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from orchestrator.backends.kaggle.checkpoints.index import EntryState, IndexFile
+from orchestrator.backends.kaggle.listing import dataset_is_listed
+from state.backend_settings import KaggleSettings
+from state.clock import Clock
+from state.errors import GemmaOrchError
+from state.kaggle.names import VersionNote, attempt_dataset_slug
+from state.kaggle.records import DatasetVersion
+from state.layout import attempt_name, parse_attempt_name
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+class Disposal:
+    """Deletes datasets of one run.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        run: The run's name.
+        clock: The time.
+        settings: How often to ask.
+        index: What is known of the checkpoints.
+    """
+
+    def __init__(self, api: Callable[[], KaggleApi], run: str, clock: Clock, settings: KaggleSettings, index: IndexFile) -> None:
+        self._api = api
+        self._run = run
+        self._clock = clock
+        self._settings = settings
+        self._index = index
+        self._not_before: dict[str, datetime] = {}
+
+    def sweep(self) -> None:
+        """Delete the datasets that hold nothing that is needed; what cannot be deleted now is left to the next sweep."""
+        for name in self._deletable():
+            self._delete_dataset(name)
+
+    def _deletable(self) -> tuple[str, ...]:
+        """Return the attempts that are over and of whose checkpoints some were deleted and none is needed."""
+        index = self._index.read()
+        states: dict[str, set[EntryState]] = {}
+        for entry in index.checkpoints.values():
+            # One that is needed and lies in the output may be on its way into the dataset.
+            if entry.place.kind == "dataset" or entry.state is EntryState.SOUND:
+                states.setdefault(attempt_name(entry.session, entry.attempt), set()).add(entry.state)
+        unneeded = {EntryState.DELETED, EntryState.QUARANTINED}
+        return tuple(
+            name
+            for name, found in sorted(states.items())
+            if found <= unneeded
+            and EntryState.DELETED in found
+            and self._index.attempt(name).is_closed
+            and not self._index.attempt(name).is_gone
+        )
+
+    def _delete_dataset(self, name: str) -> None:
+        now = self._clock.now()
+        numbers = parse_attempt_name(name)
+        if numbers is None or now < self._not_before.get(name, now):
+            return
+        self._not_before[name] = now + timedelta(seconds=self._settings.poll_every_s)
+        slug = attempt_dataset_slug(self._run, *numbers)
+        try:
+            info = self._api().dataset(slug)
+            if info is None and dataset_is_listed(self._api(), slug):
+                return  # it is refused, and what it holds cannot be told now
+            if info is not None and self._holds_something_else(info.versions):
+                return
+            self._api().delete_dataset(slug)
+        except GemmaOrchError:
+            return  # it costs storage, no more: the next sweep tries again
+        self._index.change_attempt(name, is_gone=True)
+
+    def _holds_something_else(self, versions: Sequence[DatasetVersion]) -> bool:
+        """Return whether a version holds a checkpoint that was not given up."""
+        given_up = (EntryState.DELETED, EntryState.QUARANTINED)
+        known = self._index.read().checkpoints
+        notes = (note for version in versions if (note := VersionNote.parse(version.notes)) is not None)
+        return any(note.checkpoint not in known or known[note.checkpoint].state not in given_up for note in notes)

@@ -1,0 +1,125 @@
+"""Brings checkpoints here from the account: a manifest as soon as it is found, the other files when somebody wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.backends.kaggle.checkpoints.index import Entry
+from state import files
+from state.errors import CorruptCheckpointError, DataError, TemporaryError
+from state.kaggle.names import checkpoint_file_names
+from state.kaggle.records import OutputFile
+from state.layout import MANIFEST_NAME
+from state.manifest import Manifest, state_sha256
+from state.stores.checkpoint_store import DirectoryCheckpointStore
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+class Fetching:
+    """Fetches the files of one run's checkpoints from the datasets and outputs of its attempts.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        folder: Where the manifests are kept.
+    """
+
+    def __init__(self, api: Callable[[], KaggleApi], folder: Path) -> None:
+        self._api = api
+        self._folder = folder
+
+    def manifest(self, entry: Entry) -> tuple[Manifest, str]:
+        """Return a checkpoint's manifest, fetched now when it is not here, and the manifest's own sha256.
+
+        Raises:
+            CorruptCheckpointError: it makes no sense.
+            TemporaryError: it cannot be fetched now.
+        """
+        path = self._manifest_path(entry.id)
+        if not path.exists() and entry.place.kind == "dataset":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._api().download(entry.place.slug, entry.place.version, entry.flat_name(MANIFEST_NAME), path)
+        return self.read_manifest(entry.id), files.sha256_of_file(path)
+
+    def read_manifest(self, checkpoint_id: str) -> Manifest:
+        """Return the manifest of a checkpoint that is here.
+
+        Raises:
+            CorruptCheckpointError: it makes no sense.
+            TemporaryError: it is not here.
+        """
+        try:
+            data = self._manifest_path(checkpoint_id).read_bytes()
+            manifest = Manifest.from_json(data, f"the manifest of {checkpoint_id}")
+        except FileNotFoundError as error:
+            raise TemporaryError(f"the manifest of {checkpoint_id} is not here and is nowhere shown") from error
+        except DataError as error:
+            raise CorruptCheckpointError(checkpoint_id, error.what) from error
+        if manifest.id != checkpoint_id:
+            raise CorruptCheckpointError(checkpoint_id, f"the manifest of {checkpoint_id} is that of {manifest.id}")
+        if state_sha256(manifest.tensors, manifest.step, manifest.data_position) != manifest.state_sha256:
+            raise CorruptCheckpointError(
+                checkpoint_id,
+                f"the manifest of {checkpoint_id} contradicts itself: its state digest is not that of its tensors",
+            )
+        return manifest
+
+    def take_manifest(self, entry: Entry, listed: Mapping[str, int]) -> str | None:
+        """Fetch a checkpoint's manifest, unless it is here; return its digest, or None when it is not in the list."""
+        name = entry.flat_name(MANIFEST_NAME)
+        if name not in listed:
+            return None
+        path = self._manifest_path(entry.id)
+        if path.exists() and files.sha256_of_file(path) == entry.manifest_sha256:
+            return entry.manifest_sha256
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_tree(path)
+        return self._api().download(entry.place.slug, entry.place.version, name, path)
+
+    def take_output_manifest(self, checkpoint_id: str, output: OutputFile) -> str:
+        """Fetch a checkpoint's manifest from a kernel's output; return its digest."""
+        target = self._manifest_path(checkpoint_id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return self._api().download_output(output, target)
+
+    def fetch(self, entry: Entry, store: DirectoryCheckpointStore) -> None:
+        """Bring a checkpoint's files into a folder; every byte is verified, and nothing is left of what came in part.
+
+        Raises:
+            CorruptCheckpointError: what was fetched is not what the manifest says.
+            TemporaryError: it cannot be fetched now.
+        """
+        manifest, _ = self.manifest(entry)
+        with store.staged_copy(entry.id) as staged:
+            for file in manifest.files:
+                self._fetch_file(entry, file.name, file.sha256, staged / file.name)
+            store.commit_copy(staged, manifest, self._manifest_path(entry.id).read_bytes())
+
+    def _fetch_file(self, entry: Entry, name: str, sha256: str, target: Path) -> None:
+        place, flat = entry.place, entry.flat_name(name)
+        if place.kind == "dataset":
+            fetched = self._api().download(place.slug, place.version, flat, target, owner=place.owner)
+        else:
+            fetched = self._api().download_output(self._output(entry, flat), target)
+        if fetched != sha256:
+            raise CorruptCheckpointError(
+                entry.id, f"{name} of checkpoint {entry.id} in {entry.where} has another sha256 than the manifest says"
+            )
+
+    def _output(self, entry: Entry, flat: str) -> OutputFile:
+        outputs = self._api().session_outputs(entry.place.slug, entry.place.version)
+        if outputs is None:
+            raise TemporaryError(
+                f"the kernel {entry.place.slug}, in whose output {entry.id} lies, is not shown",
+                remedy="look for it on kaggle.com: when it was deleted, that checkpoint is gone with it",
+            )
+        for output in outputs[0]:
+            if output.name.rpartition("/")[2] == flat:
+                return output
+        raise TemporaryError(f"{entry.where} does not show {flat}")
+
+    def _manifest_path(self, checkpoint_id: str) -> Path:
+        return self._folder / checkpoint_file_names(checkpoint_id, (MANIFEST_NAME,))[MANIFEST_NAME]

@@ -1,0 +1,134 @@
+"""Whether a checkpoint stands whole on the account, as far as lists can tell: what stood an hour ago may be gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from orchestrator.backends.kaggle.checkpoints.index import Entry, IndexFile
+from orchestrator.backends.kaggle.listing import dataset_is_listed, listed_kernel
+from state.backend_settings import KaggleSettings
+from state.clock import Clock
+from state.errors import CorruptCheckpointError, GemmaOrchError, TemporaryError
+from state.ledger import AttemptRecord
+from state.manifest import Manifest
+from state.stores.checkpoint_store import DirectoryCheckpointStore
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+class Standing:
+    """Asks the account again about checkpoints that were found whole.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        clock: The time.
+        settings: How long reads may lag, and how often to ask.
+        index: What is known of the checkpoints.
+        local: The checkpoints that are here.
+        known_attempts: The attempts that the ledger knows.
+    """
+
+    def __init__(
+        self,
+        api: Callable[[], KaggleApi],
+        clock: Clock,
+        settings: KaggleSettings,
+        index: IndexFile,
+        local: DirectoryCheckpointStore,
+        known_attempts: Callable[[], Sequence[AttemptRecord]],
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._settings = settings
+        self._index = index
+        self._local = local
+        self._known_attempts = known_attempts
+        self._last_check: dict[str, tuple[datetime, GemmaOrchError]] = {}
+
+    def look_again(self, entry: Entry, manifest: Manifest) -> None:
+        """Ask the account whether a checkpoint still stands whole, unless that was asked just now.
+
+        Raises:
+            CorruptCheckpointError: it does not, and is not here either.
+            TemporaryError: that cannot be told now.
+        """
+        now, pause = self._clock.now(), timedelta(seconds=self._settings.poll_every_s)
+        if entry.wrong_since is None and now < entry.checked_at + pause:
+            return
+        last = self._last_check.get(entry.id)
+        if last is not None and now < last[0] + pause:
+            raise last[1]
+        try:
+            problem = self._problem(entry, manifest)
+        except GemmaOrchError as error:
+            unknown = TemporaryError(f"whether {entry.id} still stands in {entry.where} cannot be told: {error.what}")
+            self._last_check[entry.id] = (now, unknown)
+            raise unknown from error
+        self._last_check.pop(entry.id, None)
+        if problem is None:
+            self._index.put(entry.model_copy(update={"checked_at": now, "wrong_since": None}))
+            return
+        since = entry.wrong_since or now
+        if now < since + timedelta(seconds=self._settings.settle_s):
+            self._index.put(entry.model_copy(update={"wrong_since": since}))
+            doubt = TemporaryError(f"{problem}; that is believed when it is still so after {self._settings.settle_s:.0f} s")
+            self._last_check[entry.id] = (now, doubt)
+            raise doubt
+        if entry.id in self._local.ids():
+            self._local.verify(entry.id)
+            self._index.drop(entry.id)  # from now on it is one that is only here
+            return
+        raise CorruptCheckpointError(entry.id, problem)
+
+    def _problem(self, entry: Entry, manifest: Manifest) -> str | None:
+        """Return what is wrong with a checkpoint on the account now, or None.
+
+        Raises:
+            TemporaryError: the account lists the place and refuses to show what is there.
+        """
+        place, api = entry.place, self._api()
+        if place.kind == "output":
+            outputs = api.session_outputs(place.slug, place.version)
+            if outputs is None:
+                if listed_kernel(api, [place.slug], self._known_attempts(), entry.session, entry.attempt) is not None:
+                    raise TemporaryError(f"Kaggle refuses to show the outputs of {place.slug} (403 or 404)")
+                return f"the kernel {place.slug} with checkpoint {entry.id} in its output is gone"
+            listed: Mapping[str, int | None] = {output.name.rpartition("/")[2]: None for output in outputs[0]}
+        else:
+            info = api.dataset(place.slug, owner=place.owner)
+            if info is None:
+                if dataset_is_listed(api, place.slug, owner=place.owner):
+                    raise TemporaryError(f"Kaggle refuses to show the dataset {place.slug} (403 or 404)")
+                return f"the dataset {place.slug} with checkpoint {entry.id} is gone"
+            # Whether the dataset is READY is no matter: that may be about a newer version that is processed, or has failed.
+            found = api.dataset_files(place.slug, place.version, owner=place.owner)
+            if found is None:
+                if any(one.number == place.version and one.status.lower() in ("", "ready") for one in info.versions):
+                    raise TemporaryError(f"Kaggle lists {entry.where} and refuses to show its files (403 or 404)")
+                return f"{entry.where} with checkpoint {entry.id} is not readable"
+            listed = found
+        try:
+            check_list(entry, manifest, listed)
+        except CorruptCheckpointError as error:
+            return error.what
+        return None
+
+
+def check_list(entry: Entry, manifest: Manifest, listed: Mapping[str, int | None]) -> None:
+    """Check that every file of a checkpoint is listed with its size; a list of a kernel's output has no sizes.
+
+    Raises:
+        CorruptCheckpointError: one is not.
+    """
+    for file in manifest.files:
+        name = entry.flat_name(file.name)
+        if name not in listed:
+            raise CorruptCheckpointError(entry.id, f"{name} is missing in {entry.where}")
+        size = listed[name]
+        if size is not None and size != file.size_bytes:
+            raise CorruptCheckpointError(
+                entry.id, f"{name} in {entry.where} has {size} bytes", expected=f"{file.size_bytes} bytes"
+            )

@@ -1,0 +1,1 @@
+"""Upload prepared data to the account, in parts."""

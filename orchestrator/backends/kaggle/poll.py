@@ -1,0 +1,140 @@
+"""Looks at the attempts of a run on Kaggle: one call a poll interval while nothing happens.
+
+What was seen lies in the run's folder, so that a controller that starts anew, or a command beside one, goes on from there
+instead of asking Kaggle again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.backends.kaggle.listing import listed_kernel
+from orchestrator.backends.kaggle.sightings import Look, Seen, due_looks, with_dataset, with_list, with_refusal, with_status
+from state import files
+from state.backend_settings import KaggleSettings
+from state.clock import Clock
+from state.errors import DataError, GemmaOrchError
+from state.kaggle.names import PushedKernel, attempt_dataset_slug, pushed_kernels
+from state.kaggle.records import DatasetInfo
+from state.layout import attempt_name
+from state.ledger import AttemptRecord
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+class Looks:
+    """Looks at the attempts of one run, at Kaggle's expense not more often than it is worth.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        run: The run's name.
+        folder: Where what was seen is kept.
+        clock: The time.
+        settings: The poll interval.
+        known_attempts: The attempts that the ledger knows.
+    """
+
+    def __init__(
+        self,
+        api: Callable[[], KaggleApi],
+        run: str,
+        folder: Path,
+        clock: Clock,
+        settings: KaggleSettings,
+        known_attempts: Callable[[], Sequence[AttemptRecord]],
+    ) -> None:
+        self._api = api
+        self._run = run
+        self._folder = folder
+        self._clock = clock
+        self._settings = settings
+        self._known_attempts = known_attempts
+
+    def seen(self, session: int, attempt: int) -> Seen:
+        """Return what is known of an attempt, asking nothing."""
+        try:
+            data = self._path(session, attempt).read_bytes()
+        except FileNotFoundError:
+            return Seen()
+        try:
+            return Seen.from_json(data, "what was seen of an attempt")
+        except DataError:
+            return Seen()  # of another gemma-orch: it can be seen again
+
+    def put(self, session: int, attempt: int, seen: Seen) -> Seen:
+        """Remember what is known of an attempt, and return it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(self._path(session, attempt), seen.to_json(), durable=False)
+        return seen
+
+    def change(self, session: int, attempt: int, **values: object) -> Seen:
+        """Remember something more of an attempt, and return what is known."""
+        return self.put(session, attempt, self.seen(session, attempt).model_copy(update=values))
+
+    def refresh(self, session: int, attempt: int, handle: str | None) -> Seen:
+        """Ask for what is due, and return what is known then; what cannot be asked now leaves what was known.
+
+        Args:
+            session: The session.
+            attempt: Its attempt.
+            handle: What its push was answered with; None: the answer was lost.
+        """
+        seen = self.seen(session, attempt)
+        due = due_looks(seen, self._clock.now(), self._settings.poll_every_s, f"{self._run} {attempt_name(session, attempt)}")
+        was_over = seen.ended is not None
+        for look in due:
+            seen = self._look(look, seen, session, attempt, handle)
+        if seen.ended is not None and not was_over and due[-1:] != (Look.DATASET,):
+            seen = self._look(Look.DATASET, seen, session, attempt, handle)  # what it has delivered at its end
+        return self.put(session, attempt, seen) if due else seen
+
+    def look(self, look: Look, session: int, attempt: int, handle: str | None) -> Seen:
+        """Ask for one thing now, whatever was asked before."""
+        return self.put(session, attempt, self._look(look, self.seen(session, attempt), session, attempt, handle))
+
+    def kernel(self, session: int, attempt: int, handle: str | None) -> PushedKernel:
+        """Return the kernel of an attempt: as its handle says, else as a look has found it, else under its name."""
+        return self._kernels(self.seen(session, attempt), session, attempt, handle)[0]
+
+    def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> Seen:
+        """Remember what somebody else has asked of an attempt's dataset."""
+        return self.put(session, attempt, with_dataset(self.seen(session, attempt), info, self._clock.now()))
+
+    def _look(self, look: Look, seen: Seen, session: int, attempt: int, handle: str | None) -> Seen:
+        now = self._clock.now()
+        seen = seen.model_copy(update={"looks": seen.looks + 1, "looked_at": now, "last": look})
+        kernels = self._kernels(seen, session, attempt, handle)
+        try:
+            match look:
+                case Look.STATUS:
+                    return self._status(seen, kernels, now)
+                case Look.KERNELS:
+                    slugs = [kernel.slug for kernel in kernels]
+                    listed = listed_kernel(self._api(), slugs, self._known_attempts(), session, attempt)
+                    return with_list(seen, now, kernel=listed)
+                case Look.DATASET:
+                    return with_dataset(seen, self._api().dataset(attempt_dataset_slug(self._run, session, attempt)), now)
+                case Look.KERNEL:
+                    kernel = self._api().kernel(kernels[0].slug)
+                    return seen.model_copy(update={"shape_asked": True, "shape": kernel.machine_shape if kernel else None})
+        except GemmaOrchError as error:
+            return seen.model_copy(update={"failure": error.what}) if look is Look.STATUS else seen
+
+    def _kernels(self, seen: Seen, session: int, attempt: int, handle: str | None) -> tuple[PushedKernel, ...]:
+        if handle is None and seen.kernel is not None:
+            return (PushedKernel(seen.kernel),)
+        return pushed_kernels(self._run, session, attempt, handle)
+
+    def _status(self, seen: Seen, kernels: Sequence[PushedKernel], now: datetime) -> Seen:
+        for kernel in kernels:
+            status = self._api().session_status(kernel.slug, kernel.version)
+            if status is not None:
+                return with_status(seen.model_copy(update={"kernel": kernel.slug}), status, now)
+        return with_refusal(seen, now)
+
+    def _path(self, session: int, attempt: int) -> Path:
+        return self._folder / f"{attempt_name(session, attempt)}.json"

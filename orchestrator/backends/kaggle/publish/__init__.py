@@ -1,0 +1,1 @@
+"""Publish a run's weights: as a dataset, and as a model."""

@@ -1,0 +1,1 @@
+"""One session on Kaggle: quota, inputs, push, status, stop flag, outputs."""

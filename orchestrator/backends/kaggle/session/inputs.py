@@ -1,0 +1,115 @@
+"""The inputs that a push names: which datasets hold a run's data, and whether they can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.backends.kaggle.data.parts import data_slugs
+from state import files
+from state.data_manifest import DataManifest
+from state.errors import DataError, TemporaryError, UserError
+from state.kaggle.names import data_slug
+from state.layout import DATA_MANIFEST_NAME
+from state.spec import SessionData
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+
+class DataSources:
+    """Finds the datasets of data versions; what was found stays found, for data never changes.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        run: The run's name, for the messages.
+        folder: Where a manifest that is not here is fetched to.
+    """
+
+    def __init__(self, api: Callable[[], KaggleApi], run: str, folder: Path) -> None:
+        self._api = api
+        self._run = run
+        self._folder = folder
+        self._found: dict[str, tuple[str, ...]] = {}
+
+    def of(self, data: SessionData) -> tuple[str, ...]:
+        """Return the slugs of the datasets of a data version that was found ready.
+
+        Raises:
+            TemporaryError: it was not.
+        """
+        if data.data_sha256 not in self._found and (reason := self.unready(data)) is not None:
+            raise TemporaryError(f"the data of run {self._run} waits for {reason}")
+        return self._found[data.data_sha256]
+
+    def unready(self, data: SessionData) -> str | None:
+        """Return which dataset of a data version is not processed yet, or None when all can be read.
+
+        Raises:
+            UserError: they are not there, or not all of them, or hold something else.
+            TemporaryError: that cannot be told now.
+        """
+        if data.data_sha256 in self._found:
+            return None
+        first = data_slug(data.data_sha256, 0)
+        version = self._current(first)
+        if version is None:
+            return f"the dataset {first} to be processed by Kaggle"
+        listed = self._api().dataset_files(first, version)
+        if listed is None:
+            raise TemporaryError(f"the files of {first} are not shown now")
+        manifest = self._manifest(data, first, version, listed)
+        if listed.get(DATA_MANIFEST_NAME) is None or manifest.tokenizer_file not in listed:
+            raise self._missing(data, f"the dataset {first} lacks {DATA_MANIFEST_NAME} or {manifest.tokenizer_file}")
+        slugs = data_slugs(manifest)
+        for slug in slugs[1:]:
+            if self._current(slug) is None:
+                return f"the dataset {slug} to be processed by Kaggle"
+        self._found[data.data_sha256] = slugs
+        return None
+
+    def _current(self, slug: str) -> int | None:
+        """Return the version of a dataset that can be read; None: it is being processed.
+
+        Raises:
+            UserError: it is not there, neither by its name nor in the list of all: one of the two may lag.
+        """
+        info = self._api().dataset(slug)
+        if info is None:
+            if slug in self._api().datasets(slug):
+                raise TemporaryError(f"the dataset {slug} is listed and is not shown")
+            raise UserError(
+                f"the data of run {self._run} is not on Kaggle: the account has no dataset {slug}",
+                remedy=f"gemma-orch upload --run {self._run} brings it there",
+            )
+        ready = info.current_version is not None and self._api().dataset_is_ready(slug)
+        return info.current_version if ready else None
+
+    def _manifest(self, data: SessionData, slug: str, version: int, listed: dict[str, int]) -> DataManifest:
+        """Return the manifest of a data version: from the data folder, or when that is on another machine, from the account."""
+        here = Path(data.data_dir) / DATA_MANIFEST_NAME
+        if here.is_file():
+            manifest = DataManifest.from_json(here.read_bytes(), str(here))
+            same = manifest.data_sha256 == data.data_sha256
+            if same and listed.get(DATA_MANIFEST_NAME) in (None, here.stat().st_size):
+                return manifest
+        if DATA_MANIFEST_NAME not in listed:
+            raise self._missing(data, f"the dataset {slug} has no {DATA_MANIFEST_NAME}")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with files.temporary_file(self._folder / DATA_MANIFEST_NAME) as fetched:
+            self._api().download(slug, version, DATA_MANIFEST_NAME, fetched)
+            text = fetched.read_bytes()
+        try:
+            manifest = DataManifest.from_json(text, f"{DATA_MANIFEST_NAME} of {slug}")
+        except DataError as error:
+            raise self._missing(data, error.what) from error
+        if manifest.data_sha256 != data.data_sha256:
+            raise self._missing(data, f"the dataset {slug} holds other data, {manifest.data_sha256[:12]}")
+        return manifest
+
+    def _missing(self, data: SessionData, what: str) -> UserError:
+        return UserError(
+            f"the data of run {self._run} ({data.data_sha256[:12]}) is not on Kaggle: {what}",
+            remedy=f"gemma-orch upload --run {self._run} brings it there",
+        )

@@ -1,0 +1,252 @@
+"""Pushes an attempt's kernel, once all that it needs is on the account."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.backends.kaggle.account import owner_of
+from orchestrator.backends.kaggle.checkpoints.promote import Promotion
+from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
+from orchestrator.backends.kaggle.limits import session_timeout_s
+from orchestrator.backends.kaggle.poll import Looks
+from orchestrator.backends.kaggle.session.bundle import bundle
+from orchestrator.backends.kaggle.session.control_dataset import LOOKS_A_POLL, Control, sending
+from orchestrator.backends.kaggle.session.inputs import DataSources
+from orchestrator.backends.kaggle.session.quota import Admission
+from orchestrator.backends.kaggle.session.storage_budget import SPEC_VERSION, StoragePlan, storage_plan
+from orchestrator.backends.kaggle.sightings import Seen
+from state import effects, files
+from state.backend_settings import MACHINE_SHAPES, KaggleSettings
+from state.clock import Clock
+from state.errors import AmbiguousError, GemmaOrchError, NotLaunchedError, TemporaryError, UserError
+from state.kaggle.errors import InvalidSourcesError, SlugTakenError
+from state.kaggle.job import KaggleJob
+from state.kaggle.names import PushedKernel, attempt_dataset_slug, attempt_kernel_slug, check_run_fits, control_slug
+from state.kaggle.records import KernelPush
+from state.layout import SPEC_NAME, AttemptLayout, RunLayout, attempt_name
+from state.spec import SessionSpec
+
+if TYPE_CHECKING:
+    from state.kaggle.api import KaggleApi
+
+_BYTES_PER_NUMBER = 12  # a weight and its two moments, in float32
+
+
+class Pushing:
+    """Makes the attempts of one run ready, and pushes their kernels.
+
+    Args:
+        api: The account; asked for when the first call is due.
+        run: The run's name.
+        layout: The run's folder.
+        clock: The time.
+        settings: What the run says about Kaggle.
+        admission: Whether a session is taken now.
+        checkpoints: The run's checkpoint store.
+        looks: What was seen of its attempts.
+        control: Its control dataset.
+        sources: The datasets of its data.
+        source_root: The folder with the packages that a kernel gets.
+    """
+
+    def __init__(
+        self,
+        api: Callable[[], KaggleApi],
+        run: str,
+        layout: RunLayout,
+        clock: Clock,
+        settings: KaggleSettings,
+        *,
+        admission: Admission,
+        checkpoints: KaggleCheckpoints,
+        looks: Looks,
+        control: Control,
+        sources: DataSources,
+        source_root: Path,
+    ) -> None:
+        self._api = api
+        self._run = run
+        self._layout = layout
+        self._clock = clock
+        self._settings = settings
+        self._admission = admission
+        self._checkpoints = checkpoints
+        self._looks = looks
+        self._control = control
+        self._data = sources
+        self._source_root = source_root
+        self._promotion = Promotion(api, run, layout, clock, settings, checkpoints)
+        self._ready: set[str] = set()
+        self._waiting: dict[str, tuple[datetime, str]] = {}
+
+    def make_ready(self, spec: SessionSpec) -> str | None:
+        """Bring about what a push needs: the data, the control dataset, the attempt's own dataset, and quota.
+
+        Raises:
+            UserError: the data is not on the account, or another run of this name is.
+            TemporaryError: Kaggle cannot be asked, or did not take something.
+        """
+        check_run_fits(spec.run)
+        now, name = self._clock.now(), attempt_name(spec.session, spec.attempt)
+        if (refusal := self._admission.refusal(now)) is not None:
+            return refusal
+        if name in self._waiting and now < self._waiting[name][0]:
+            return self._waiting[name][1]
+        again_at = now + timedelta(seconds=self._settings.poll_every_s / LOOKS_A_POLL)
+        try:
+            reason = self._unready(spec, now)
+        except TemporaryError as error:
+            self._waiting[name] = (again_at, error.what)
+            raise
+        if reason is not None:
+            self._waiting[name] = (again_at, reason)
+        return reason
+
+    def launch(self, spec: SessionSpec) -> str:
+        """Push an attempt's kernel, once, and return which kernel and version it is.
+
+        Raises:
+            AmbiguousError: it is there already, or whether it is cannot be told: look.
+            NotLaunchedError: it certainly was not pushed, and may be later.
+            UserError: Kaggle refuses it until the user changes something.
+        """
+        slug = attempt_kernel_slug(spec.run, spec.session, spec.attempt)
+        try:
+            if self._api().kernel(slug) is not None:
+                raise AmbiguousError(f"the kernel {slug} is on the account already")
+            push = self._push(spec, slug)
+        except AmbiguousError:
+            raise
+        except TemporaryError as error:
+            raise NotLaunchedError(f"{slug} is not pushed: {error.what}") from error
+        self._looks.put(spec.session, spec.attempt, Seen())
+        try:
+            version = self._api().push_kernel(push)
+        except (AmbiguousError, SlugTakenError):  # what has the name is none of ours
+            raise
+        except UserError as error:
+            self._undo(slug, is_there=isinstance(error, InvalidSourcesError))
+            raise
+        except TemporaryError as error:
+            raise self._admission.not_now(error) from error
+        effects.done("launch", slug)
+        return str(PushedKernel(slug, version))
+
+    def _unready(self, spec: SessionSpec, now: datetime) -> str | None:
+        for data in spec.data:
+            if (reason := self._data.unready(data)) is not None:
+                return reason
+        # All of them are begun before the first is waited for: Kaggle processes them side by side.
+        reasons = [
+            self._unready_dataset(spec),
+            self._control.make_ready(),
+            self._promotion.unready(spec.start.id) if spec.start is not None else None,
+        ]
+        if waiting := [reason for reason in reasons if reason is not None]:
+            return waiting[0]
+        quota = self._admission.quota(now)
+        return None if quota.available else quota.reason
+
+    def _unready_dataset(self, spec: SessionSpec) -> str | None:
+        """Make the attempt's dataset, which holds its spec, unless it is there; return what that waits for."""
+        from state.kaggle.datasets import LocalFile, ensure_dataset
+
+        slug = attempt_dataset_slug(spec.run, spec.session, spec.attempt)
+        if slug in self._ready:
+            return None
+        folder, content = self._layout.attempt(spec.session, spec.attempt), spec.to_json()
+        info = self._api().dataset(slug)
+        if info is None:
+            files.make_folder(folder.root)
+            if not folder.spec.exists() or folder.spec.read_bytes() != content:
+                files.write_atomically(folder.spec, content)
+            local = (LocalFile(path=folder.spec, name=SPEC_NAME, size_bytes=len(content)),)
+            ensure_dataset(self._api(), slug, local, **sending(folder.root, self._clock, self._settings))
+            return f"the dataset {slug} to be processed by Kaggle"
+        if info.current_version is None or not self._api().dataset_is_ready(slug):
+            return f"the dataset {slug} to be processed by Kaggle"
+        if info.current_version == SPEC_VERSION:
+            self._check_it_is_of(slug, folder, content)
+        self._ready.add(slug)
+        return None
+
+    def _check_it_is_of(self, slug: str, folder: AttemptLayout, content: bytes) -> None:
+        """Check that a dataset of the attempt's name holds the attempt's spec: two homes may have runs of one name."""
+        listed = self._api().dataset_files(slug, SPEC_VERSION)
+        if listed is None:
+            raise TemporaryError(f"the files of {slug} are not shown yet")
+        there = None
+        if SPEC_NAME in listed:
+            files.make_folder(folder.root)
+            with files.temporary_file(folder.spec) as fetched:
+                self._api().download(slug, SPEC_VERSION, SPEC_NAME, fetched)
+                there = fetched.read_bytes()
+        if there != content:
+            raise UserError(
+                f"the account has a dataset {slug} already, of another run named {self._run}",
+                remedy=f"gemma-orch adopt {self._run} goes on with that run; or begin this one with another --name",
+            )
+
+    def _push(self, spec: SessionSpec, slug: str) -> KernelPush:
+        place = self._checkpoints.place(spec.start.id) if spec.start is not None else None
+        if spec.start is not None and place is None:
+            raise TemporaryError(f"{spec.start.id}, where {slug} is to start, is not on the account yet")
+        settings, storage = self._settings, self._storage(spec)
+        job = KaggleJob(
+            spec=spec,
+            owner=owner_of(self._settings, self._api),
+            accelerator=settings.accelerator,
+            start=place,
+            dataset=attempt_dataset_slug(spec.run, spec.session, spec.attempt),
+            control=control_slug(spec.run),
+            upload_every_s=max(settings.upload_every_s, spec.limit_s / storage.most_uploads),
+            stop_poll_every_s=settings.stop_poll_every_s,
+            settle_s=settings.settle_s,
+            processing_limit_s=settings.processing_limit_s,
+            most_versions=storage.most_versions,
+            token_dataset=settings.token_dataset,
+        )
+        sources = [f"{owner_of(self._settings, self._api)}/{source}" for data in spec.data for source in self._data.of(data)]
+        sources += [f"{place.owner}/{place.slug}"] if place is not None and place.kind == "dataset" else []
+        sources += [settings.token_dataset] if settings.token_dataset is not None else []
+        return KernelPush(
+            slug=slug,
+            source=bundle(job, self._source_root),
+            machine_shape=MACHINE_SHAPES[settings.accelerator],
+            internet=settings.internet,
+            timeout_s=session_timeout_s(spec.limit_s),
+            dataset_sources=tuple(dict.fromkeys(sources)),
+            kernel_sources=(f"{place.owner}/{place.slug}",) if place is not None and place.kind == "output" else (),
+        )
+
+    def _storage(self, spec: SessionSpec) -> StoragePlan:
+        if spec.start is not None:
+            checkpoint_bytes = self._checkpoints.manifest(spec.start.id)[0].total_bytes
+        else:
+            checkpoint_bytes = _BYTES_PER_NUMBER * spec.architecture.num_parameters()
+        return storage_plan(
+            checkpoint_bytes=checkpoint_bytes,
+            stored_bytes=self._checkpoints.stored_bytes,
+            budget_bytes=int(self._settings.storage_quota_bytes * self._settings.storage_share),
+            uploads=1 + math.ceil(spec.limit_s / self._settings.upload_every_s),
+            kept_attempts=spec.retention.keep_session_starts,
+            num_elsewhere=self._checkpoints.num_sound,
+        )
+
+    def _undo(self, slug: str, *, is_there: bool) -> None:
+        """Delete the kernel of a push that was refused in part, where there is one: it runs without its inputs.
+
+        Raises:
+            AmbiguousError: it may still be there.
+        """
+        try:
+            if is_there or self._api().kernel(slug) is not None:
+                self._api().delete_kernel(slug)
+        except GemmaOrchError as error:
+            raise AmbiguousError(
+                f"the kernel {slug} was pushed without its inputs and may still be there: {error.what}"
+            ) from error

@@ -1,0 +1,77 @@
+"""What every command has at hand: the environment that it was typed in, the home, and where words go."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.controller.tick import Ports
+    from state.document import Document
+    from state.layout import HomeLayout
+
+INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
+
+RunArgument = Annotated[str | None, typer.Argument(help="The run, by name or unique prefix; the newest one when left out.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="The run, by name or unique prefix; the newest when left out.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON contract of docs/json.md.")]
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a command was typed; `cli` makes it, so that nothing else reads the environment."""
+
+    environment: Mapping[str, str]
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Terminal:
+        """Return the terminal of a command."""
+        terminal = context.find_object(cls)
+        assert terminal is not None, "the app's callback puts it there"
+        return terminal
+
+    def home(self) -> HomeLayout:
+        """Return the home of gemma-orch."""
+        from orchestrator.wiring import home_layout
+
+        return home_layout(self.environment)
+
+    def ports(self) -> Ports:
+        """Return the home's stores and backends."""
+        from orchestrator.wiring import wire
+
+        return wire(self.environment, say=say)
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(text: str) -> None:
+    """Talk: on stderr."""
+    if text:
+        typer.echo(text, err=True)
+
+
+def show(renderable: Any) -> None:
+    """Print a table or a panel on stdout."""
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def write_json(documents: Document | Sequence[Document]) -> None:
+    """Print one document, or a list of them, as JSON on stdout."""
+    if isinstance(documents, Sequence):
+        import json
+
+        text = json.dumps([document.model_dump(mode="json") for document in documents], indent=1)
+    else:
+        text = documents.model_dump_json(indent=1)
+    sys.stdout.write(text + "\n")

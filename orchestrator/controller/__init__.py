@@ -1,0 +1,1 @@
+"""The controller: observe, reconcile, decide, act, record."""

@@ -1,0 +1,268 @@
+"""Bring the record of a run in line with the world: pure, record and sightings in, changes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from orchestrator.ports import Observation, Sighting
+from state.errors import CorruptCheckpointError, ExitCode
+from state.fence import Commit, judge_commit
+from state.ledger import (
+    AttemptRecord,
+    Change,
+    CheckpointRecord,
+    CheckpointState,
+    Event,
+    PutAttempt,
+    PutCheckpoint,
+    RunHeader,
+    RunRecord,
+    SetHeader,
+    Tell,
+)
+from state.lineage import ancestors
+from state.manifest import Manifest
+from state.report import Outcome, SessionReport
+from state.session import AttemptState, RunState
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that the record does not know yet, every byte of it read and right."""
+
+    manifest: Manifest
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class World:
+    """What a tick has seen."""
+
+    observation: Observation | None = None
+    """Of the live attempt."""
+    report: SessionReport | None = None
+    """Of the live attempt, once it has one."""
+    found: tuple[Found, ...] = ()
+    """New checkpoints. They are listed after the observation, so that an attempt that is over has none left to show."""
+    corrupt: tuple[CorruptCheckpointError, ...] = ()
+    """What is wrong with other new ones; they are put aside and never enter the record."""
+    present: frozenset[str] | None = None
+    """The ids of all checkpoints that are there; None: nobody has looked."""
+
+
+class Draft:
+    """A run's record being changed: what it says now, and the changes that got it there."""
+
+    def __init__(self, record: RunRecord, now: datetime) -> None:
+        self.header: RunHeader = record.header
+        self.checkpoints: dict[str, CheckpointRecord] = dict(record.checkpoints)
+        self.changes: list[Change] = []
+        self._attempts = {(attempt.session, attempt.attempt): attempt for attempt in record.attempts}
+        self._now = now
+
+    def set_header(self, **values: object) -> None:
+        """Change fields of the header."""
+        self.header = self.header.model_copy(update=values)
+        self.changes.append(SetHeader(self.header))
+
+    def put_attempt(self, attempt: AttemptRecord, **values: object) -> AttemptRecord:
+        """Change fields of an attempt, and return what it is now."""
+        changed = attempt.model_copy(update=values)
+        self._attempts[changed.session, changed.attempt] = changed
+        self.changes.append(PutAttempt(changed))
+        return changed
+
+    def put_checkpoint(self, checkpoint: CheckpointRecord, **values: object) -> CheckpointRecord:
+        """Add a checkpoint or change fields of it, and return what it is now."""
+        changed = checkpoint.model_copy(update=values)
+        self.checkpoints[changed.id] = changed
+        self.changes.append(PutCheckpoint(changed))
+        return changed
+
+    def tell(self, text: str) -> None:
+        """Write a line into the history."""
+        self.changes.append(Tell(Event(at=self._now, text=text)))
+
+    def attempt(self, session: int, attempt: int) -> AttemptRecord | None:
+        """Return what an attempt is now, if the record has it."""
+        return self._attempts.get((session, attempt))
+
+    @property
+    def head_step(self) -> int:
+        """The head's step; 0 when there is none."""
+        return self.checkpoints[self.header.head].step if self.header.head is not None else 0
+
+    @property
+    def lost_step(self) -> int:
+        """The furthest step that was reached and lost to corruption; to come back to it is no progress."""
+        lost = (known.step for known in self.checkpoints.values() if known.state is CheckpointState.QUARANTINED)
+        return max(lost, default=0)
+
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """The lineage: parent by checkpoint id."""
+        return {checkpoint.id: checkpoint.parent for checkpoint in self.checkpoints.values()}
+
+
+def reconcile(record: RunRecord, world: World, now: datetime) -> tuple[Change, ...]:
+    """Return the changes that make the record say what the world shows."""
+    draft = Draft(record, now)
+    for found in sorted(world.found, key=lambda found: (found.manifest.step, found.manifest.fence)):
+        _take_in(draft, found, now)
+    for error in world.corrupt:
+        draft.tell(f"checkpoint {error.checkpoint_id} is quarantined before it was used: {error.what}")
+    live = record.live_attempt
+    if live is not None and world.present is not None:
+        _forget_pruned(draft, live, world.present)
+    if live is not None and world.observation is not None:
+        current = draft.attempt(live.session, live.attempt) or live
+        _follow(draft, record, current, world.observation, world.report, now)
+    return tuple(draft.changes)
+
+
+def _forget_pruned(draft: Draft, live: AttemptRecord, present: frozenset[str]) -> None:
+    """Note which of its own checkpoints a worker has pruned: older ones than one that is there.
+
+    Anything else that is gone may come back (a disk that is not mounted), and what is noted as pruned would be deleted then.
+    """
+    own = [known for known in draft.checkpoints.values() if (known.session, known.attempt) == (live.session, live.attempt)]
+    newest_present = max((known.step for known in own if known.id in present), default=0)
+    for checkpoint in own:
+        gone = checkpoint.id not in present and checkpoint.step < newest_present
+        if gone and checkpoint.state is CheckpointState.VERIFIED:
+            draft.put_checkpoint(checkpoint, state=CheckpointState.PRUNED)
+
+
+def _take_in(draft: Draft, found: Found, now: datetime) -> None:
+    manifest = found.manifest
+    attempt = draft.attempt(manifest.session, manifest.attempt)
+    parent = manifest.parent
+    if parent not in draft.checkpoints and attempt is not None:
+        parent = attempt.start_checkpoint  # the worker has pruned its own earlier checkpoints before we saw them
+    checkpoint = draft.put_checkpoint(
+        CheckpointRecord(
+            id=manifest.id,
+            step=manifest.step,
+            parent=parent,
+            session=manifest.session,
+            attempt=manifest.attempt,
+            fence=manifest.fence,
+            branch=manifest.branch,
+            state=CheckpointState.VERIFIED,
+            state_sha256=manifest.state_sha256,
+            manifest_sha256=found.manifest_sha256,
+            total_bytes=manifest.total_bytes,
+            created_at=manifest.created_at,
+            verified_at=now,
+            train_s=manifest.train_s,
+        )
+    )
+    if attempt is not None and (attempt.saved_step or 0) < manifest.step:
+        draft.put_attempt(attempt, saved_step=manifest.step, head=manifest.id, train_s=manifest.train_s)
+    commit = Commit.BRANCH  # of no attempt that we know: somebody has put it here, whatever token it carries
+    if attempt is not None:
+        commit = judge_commit(
+            fence=manifest.fence,
+            newest_fence=draft.header.newest_fence,
+            branch=manifest.branch,
+            step=manifest.step,
+            head_step=draft.head_step,
+        )
+    if commit is Commit.HEAD:
+        progress = manifest.step > draft.lost_step
+        draft.set_header(head=checkpoint.id, step_backs=0 if progress else draft.header.step_backs)
+    elif manifest.branch is None:
+        draft.tell(f"checkpoint {manifest.id} came late (fence {manifest.fence}): kept as a branch")
+
+
+def _follow(
+    draft: Draft,
+    record: RunRecord,
+    attempt: AttemptRecord,
+    observation: Observation,
+    report: SessionReport | None,
+    now: datetime,
+) -> None:
+    match attempt.state, observation.sighting:
+        case (_, Sighting.UNKNOWN) | (AttemptState.PLANNED, Sighting.MISSING):
+            return
+        case AttemptState.LAUNCHING, Sighting.MISSING:
+            draft.put_attempt(attempt, state=AttemptState.PLANNED)
+        case AttemptState.LAUNCHING | AttemptState.RUNNING, Sighting.QUEUED:
+            draft.put_attempt(attempt, state=AttemptState.QUEUED, running_at=None)
+        case AttemptState.LAUNCHING | AttemptState.QUEUED, Sighting.RUNNING:
+            draft.put_attempt(attempt, state=AttemptState.RUNNING, running_at=now)
+        case AttemptState.ENDED, _:
+            _collect(draft, record, attempt, observation, report, now)
+        case _, Sighting.ENDED | Sighting.MISSING:
+            ended_at = report.ended_at if report is not None else observation.ended_at
+            ended = draft.put_attempt(attempt, state=AttemptState.ENDED, ended_at=ended_at or now)
+            _collect(draft, record, ended, observation, report, now)
+        case _:
+            return
+
+
+def _collect(
+    draft: Draft,
+    record: RunRecord,
+    attempt: AttemptRecord,
+    observation: Observation,
+    report: SessionReport | None,
+    now: datetime,
+) -> None:
+    if report is None:
+        collected = draft.put_attempt(
+            attempt,
+            state=AttemptState.LOST,
+            outcome=Outcome.LOST,
+            reason=attempt.reason or observation.detail or "it ended without a report",
+        )
+    else:
+        collected = draft.put_attempt(
+            attempt,
+            state=AttemptState.DONE,
+            outcome=report.outcome,
+            reason=report.reason,
+            error_class=report.error_class,
+            # Another corrupt checkpoint is not the same error again: stepping back counts those.
+            error_fingerprint=report.error_fingerprint if report.corrupt_checkpoint is None else None,
+            longest_save_s=report.longest_save_s,
+        )
+        if report.corrupt_checkpoint is not None:
+            step_back(draft, report.corrupt_checkpoint, report.reason)
+    draft.tell(f"session {collected.session} attempt {collected.attempt} {collected.outcome}: {collected.reason}")
+    if collected.branch is not None:
+        _finish_rerun(draft, record, collected, now)
+
+
+def _finish_rerun(draft: Draft, record: RunRecord, attempt: AttemptRecord, now: datetime) -> None:
+    if not attempt.adopt or attempt.head is None:
+        return
+    draft.set_header(head=attempt.head)
+    draft.tell(f"the run goes on from {attempt.head}, the result of {attempt.branch}")
+    unfinished = draft.head_step < record.spec.total_steps
+    if unfinished and draft.header.state in (RunState.FINISHED, RunState.FAILED):
+        # As if the user had said start: what failed before came from another head.
+        draft.set_header(state=RunState.ACTIVE, message=None, exit_code=ExitCode.DONE, resumed_at=now, step_backs=0)
+
+
+def step_back(draft: Draft, corrupt: str, why: str) -> None:
+    """Quarantine a checkpoint and make the nearest verified ancestor the head, if it was in the head's line."""
+    checkpoint = draft.checkpoints.get(corrupt)
+    if checkpoint is None or checkpoint.state is not CheckpointState.VERIFIED:
+        return
+    draft.put_checkpoint(checkpoint, state=CheckpointState.QUARANTINED, note=why)
+    if corrupt != draft.header.head:
+        draft.tell(f"checkpoint {corrupt} is quarantined: {why}")
+        return
+    good = next(
+        (known for known in ancestors(corrupt, draft.parents) if draft.checkpoints[known].state is CheckpointState.VERIFIED),
+        None,
+    )
+    lost_steps = checkpoint.step - (draft.checkpoints[good].step if good is not None else 0)
+    draft.set_header(head=good, step_backs=draft.header.step_backs + 1)
+    draft.tell(
+        f"checkpoint {corrupt} is quarantined: {why}; the run falls back to {good or 'its beginning'}, "
+        f"which costs {lost_steps} steps"
+    )

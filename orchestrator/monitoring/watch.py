@@ -1,0 +1,270 @@
+"""Tick a run until it is over, and show it meanwhile: the loop behind `start`, `rerun` and `status --watch`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+
+from orchestrator.controller.decide import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
+from orchestrator.controller.tick import Controller, Ports, ref_of
+from orchestrator.monitoring.render import live_line, live_panel
+from orchestrator.monitoring.views import StatusView, status_view
+from orchestrator.ports import Quota, Sighting
+from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, OutOfReachError, TemporaryError
+from state.ledger import AttemptRecord, Event, RunRecord, Waiting
+from state.report import Heartbeat
+from state.session import AttemptState, RunState
+from state.stores.run_store import is_in_force
+
+_LOOK_S = 1.0
+_PLAIN_LINE_S = 10.0
+_MOST_FAILED_TICKS = 3
+_EVENTS_SHOWN = 6
+_EVENTS_REMEMBERED = 50  # more do not happen between two looks
+
+
+def observe_run(ports: Ports, run: str) -> StatusView:
+    """Return a run's status, changing nothing."""
+    record, detail = _as_seen(ports, ports.runs.load(run))
+    waits = waiting_for(ports, record)
+    if waits is not None and detail:
+        waits = f"{waits}: {detail}"
+    return status_view(record, _heartbeat(ports, record), waits, ports.clock.now())
+
+
+def _as_seen(ports: Ports, record: RunRecord) -> tuple[RunRecord, str]:
+    """Return what its backend says of the live attempt: a record in which it is over when it is, collected or not, and words."""
+    live = record.live_attempt
+    if live is None or live.state is AttemptState.PLANNED:
+        return record, ""
+    seen = ports.backend(live.backend, record.name).observe(ref_of(record, live))
+    if seen.sighting is not Sighting.ENDED:
+        return record, seen.detail
+    over = live.model_copy(update={"state": AttemptState.ENDED, "ended_at": seen.ended_at or ports.clock.now()})
+    attempts = tuple(over if attempt is live else attempt for attempt in record.attempts)
+    return dataclasses.replace(record, attempts=attempts), ""
+
+
+def _heartbeat(ports: Ports, record: RunRecord) -> Heartbeat | None:
+    live = record.live_attempt
+    if live is None or live.state is AttemptState.ENDED:
+        return None
+    return ports.backend(live.backend, record.name).heartbeat(ref_of(record, live))
+
+
+def waiting_for(ports: Ports, record: RunRecord) -> str | None:
+    """Return what a run waits for, in words, or None when it is over."""
+    now = ports.clock.now()
+    lease = ports.runs.lease(record.name)
+    watched = lease is not None and is_in_force(lease, now)
+    again = f"gemma-orch start --name {record.name} goes on"
+    live = record.live_attempt
+    if live is not None and live.state is AttemptState.ENDED and not watched:
+        return f"a controller, to collect session {live.session}, which is over; {again}"
+    match decide(record, Quota(available=True), now):
+        case Wait(reason, until):
+            return _in_words(Waiting(reason=reason, until=until))
+        case Finish() | GiveUp():
+            return None
+        case AskToStop(attempt):
+            return f"session {attempt.session} to save and end, as asked"
+        case Kill(attempt, reason):
+            return f"session {attempt.session} to end: {reason}"
+        case Launch() | Resume() | Drop() as due:
+            waiting = record.header.waiting
+            if watched:
+                return _in_words(waiting)
+            next_tick = f"a controller, to {_verb(due)}; {again}"
+            is_early = waiting is not None and waiting.until is not None and now < waiting.until
+            return f"{_in_words(waiting)}; then {next_tick}" if is_early else next_tick
+
+
+def _in_words(waiting: Waiting | None) -> str | None:
+    if waiting is None or waiting.until is None:
+        return waiting.reason if waiting is not None else None
+    return f"{waiting.reason}, until {waiting.until.astimezone():%a %H:%M:%S}"
+
+
+def _verb(decision: Launch | Resume | Drop) -> str:
+    match decision:
+        case Launch(session, attempt):
+            return f"launch session {session} attempt {attempt}"
+        case Resume(attempt):
+            return f"launch session {attempt.session} attempt {attempt.attempt}"
+        case Drop(attempt):
+            return f"drop session {attempt.session} attempt {attempt.attempt}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How watching ended."""
+
+    decision: Decision
+    view: StatusView
+
+
+class Display:
+    """Shows a run live on a terminal, as plain lines elsewhere; talk goes to stderr."""
+
+    def __init__(self, ports: Ports, run: str) -> None:
+        self._ports = ports
+        self._run = run
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
+        self._said_at = -_PLAIN_LINE_S
+        self._last_event: Event | None = None
+
+    def __enter__(self) -> Display:
+        """Begin to show."""
+        self._last_event = next(iter(self._ports.runs.events(self._run, 1)), None)
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the last picture standing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the live part."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, view: StatusView) -> None:
+        """Show a run as it is now."""
+        now = self._ports.clock.now()
+        if self._live is not None:
+            self._live.update(live_panel(view, self._ports.runs.events(self._run, _EVENTS_SHOWN), now), refresh=True)
+            return
+        for event in self._new_events():
+            self.say(f"{self._run}: {event.text.partition(chr(10))[0]}")
+        if self._ports.clock.monotonic() - self._said_at >= _PLAIN_LINE_S:
+            self._said_at = self._ports.clock.monotonic()
+            self.say(live_line(view, now))
+
+    def _new_events(self) -> list[Event]:
+        events = list(self._ports.runs.events(self._run, _EVENTS_REMEMBERED))
+        if self._last_event in events:
+            events = events[len(events) - events[::-1].index(self._last_event) :]
+        self._last_event = events[-1] if events else self._last_event
+        return events
+
+
+def drive(
+    ports: Ports,
+    run: str,
+    *,
+    until: Callable[[RunRecord], bool] = lambda _record: False,
+    patient: bool = True,
+) -> Verdict:
+    """Tick a run until it is over or `until` says so, and show it meanwhile.
+
+    When another controller is at work, this one says so once, watches, and takes over should the other one go away.
+
+    Args:
+        ports: The controller's.
+        run: The run's name.
+        until: Asked in every tick.
+        patient: Whether to wait while a session is to be ended that cannot be ended from here.
+
+    Raises:
+        OutOfReachError: there is such a session, and this one is not patient.
+        GemmaOrchError: a tick found something that trying again does not mend.
+    """
+    controller = Controller(ports)
+    with Display(ports, run) as display:
+        driver = _Driver(ports, run, controller, display, until, patient=patient)
+        while True:
+            pause_s, seen = driver.step()
+            if seen is not None:
+                decision, record = seen
+                display.show(observe_run(ports, run))
+                if isinstance(decision, Finish | GiveUp) or until(record):
+                    controller.release(run)
+                    return Verdict(decision, observe_run(ports, run))
+            ports.clock.sleep(pause_s)
+
+
+class _Driver:
+    """Ticks, and knows what to make of a tick that does not go through."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        run: str,
+        controller: Controller,
+        display: Display,
+        until: Callable[[RunRecord], bool],
+        *,
+        patient: bool,
+    ) -> None:
+        self._ports = ports
+        self._run = run
+        self._controller = controller
+        self._display = display
+        self._until = until
+        self._patient = patient
+        self._watches = False
+        self._failures = 0
+
+    def step(self) -> tuple[float, tuple[Decision, RunRecord] | None]:
+        """Tick once; return how long to wait, and what was decided when the tick went through or another one's is seen."""
+        try:
+            tick = self._controller.tick(self._run, until=self._until)
+        except LeaseHeldError as error:
+            if not self._watches:
+                self._display.say(f"{error}; watching it")
+            self._watches = True
+            record = self._ports.runs.load(self._run)
+            return _LOOK_S, (decide(record, Quota(available=True), self._ports.clock.now()), record)
+        except LeaseLostError:
+            return _LOOK_S, None
+        except TemporaryError as error:
+            if isinstance(error, OutOfReachError) and not self._patient:
+                self._controller.release(self._run)  # a controller that can end it need not wait until our lease runs out
+                raise
+            self._display.say(f"{error}; trying again")
+            return _PLAIN_LINE_S, None
+        except GemmaOrchError:
+            raise
+        except Exception as error:
+            # A tick may die at any line and be done again; what fails every time is a mistake that must be seen.
+            self._failures += 1
+            if self._failures >= _MOST_FAILED_TICKS:
+                raise
+            self._display.say(f"unexpected {type(error).__name__}: {error}; trying again")
+            return _PLAIN_LINE_S, None
+        self._watches = False
+        self._failures = 0
+        return self._ports.backend(tick.record.spec.backend, self._run).look_every_s, (tick.decision, tick.record)
+
+
+def follow(ports: Ports, run: str) -> None:
+    """Show a run until it is over or Ctrl-C, changing nothing."""
+    with Display(ports, run) as display:
+        while True:
+            view = observe_run(ports, run)
+            display.show(view)
+            if view.state != RunState.ACTIVE and view.live is None:
+                return
+            ports.clock.sleep(_LOOK_S)
+
+
+def print_log(ports: Ports, run: str, attempt: AttemptRecord, write: Callable[[str], object], *, follow: bool) -> None:
+    """Print what an attempt has printed; with `follow`, stay until it is over."""
+    backend, ref = ports.backend(attempt.backend, run), ref_of(ports.runs.load(run), attempt)
+    offset = 0
+    while True:
+        over = backend.observe(ref).sighting in (Sighting.ENDED, Sighting.MISSING)
+        while True:
+            text, offset = backend.read_log(ref, offset)
+            if not text:
+                break
+            write(text)
+        if over or not follow:
+            return
+        ports.clock.sleep(_LOOK_S)

@@ -1,0 +1,1 @@
+"""What users ask of a run: start it, add data to it, rerun a session."""

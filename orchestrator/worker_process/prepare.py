@@ -1,0 +1,263 @@
+"""Verbs that need the training extra run as children of the controller: `python -m worker VERB`."""
+
+from __future__ import annotations
+
+import importlib.util
+import queue
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from orchestrator.worker_process.command import command_of
+from state.data_manifest import DataManifest
+from state.errors import DataError, ExitCode, GemmaOrchError, TemporaryError, UserError
+from state.layout import DATA_MANIFEST_NAME, HomeLayout, data_folder_name
+from state.ledger import DataRecord
+from state.mixture import budget_exceeds_caps, mixture_weights, unimax_weights
+from state.spec import RunSpec
+
+TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
+_LEASE_EVERY_S = 5.0
+_MOMENT_S = 0.5  # a line is passed on when none has followed for so long: a reason to end is followed by the end
+_LAST_LINES = 12
+
+
+def require_training_extra() -> None:
+    """Check that what runs a session is installed.
+
+    Raises:
+        UserError: something is missing.
+    """
+    missing = [module for module in TRAINING_MODULES if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"this needs the training extra; not installed: {', '.join(missing)}",
+            remedy="pip install 'gemma-orch[train]'",
+        )
+
+
+def worker_command(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Return the command line of a worker's verb."""
+    return command_of("worker", verb, *arguments)
+
+
+def hand_over(verb: str, arguments: Sequence[str]) -> int:
+    """Run a worker's verb with our terminal, and return its exit code.
+
+    Raises:
+        UserError: the training extra is missing.
+    """
+    require_training_extra()
+    return run_with_our_terminal(worker_command(verb, arguments))
+
+
+def run_with_our_terminal(command: Sequence[str]) -> int:
+    """Run a child with our terminal, and return its exit code as a shell tells it."""
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            exit_code = child.wait()
+            return exit_code if exit_code >= 0 else 128 - exit_code  # as a shell tells of a command that a signal ended
+        except KeyboardInterrupt:
+            continue  # Ctrl-C reaches the child as well: it is the child that answers
+
+
+class WorkerPreparer:
+    """Makes a run's token shards with `python -m worker prepare`, or takes a folder where they are made already."""
+
+    def __init__(self, home: HomeLayout, say: Callable[[str], None], worker: Sequence[str] | None = None) -> None:
+        """Prepare into the home's run folders.
+
+        Args:
+            home: Where the runs lie.
+            say: Told, while it goes on, how far it is, what was read and what was left out.
+            worker: The command that does what `python -m worker prepare` does; None: that one.
+        """
+        self._home = home
+        self._say = say
+        self._worker = list(worker) if worker is not None else worker_command("prepare", ())
+
+    def has_data(self, run: str, data: DataRecord) -> bool:
+        """Return whether a data version is there: its manifest, and every file of it in its size."""
+        folder = self._home.run(run).data_folder(data.folder)
+        try:
+            manifest = _manifest(folder)
+        except (OSError, DataError):
+            return False
+        return _wrong_file(folder, manifest) is None and manifest.data_sha256 == data.sha256
+
+    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], *, version: int = 1, first_step: int = 0) -> DataRecord:
+        """Prepare a data version of a run, or find it prepared.
+
+        Raises:
+            GemmaOrchError: the corpus, the tokenizer or the folder is not usable; the worker has said why.
+        """
+        if spec.data.prepared is not None:
+            folder, name = Path(spec.data.prepared), spec.data.prepared
+            manifest = made_already(folder)
+        else:
+            require_training_extra()
+            name = data_folder_name(version)
+            folder = self._home.run(spec.name).data_folder(name)
+            self._prepare(spec, folder, keep_lease)
+            manifest = _manifest(folder)
+        tokens = manifest.tokens_by_language
+        mixture = self._mixture(spec, tokens, first_step)
+        _check_lengths(tokens, mixture, spec.data.sequence_length)
+        self._say("share of the sequences: " + ", ".join(f"{name} {share:.2%}" for name, share in mixture.items()))
+        return DataRecord(
+            first_step=first_step,
+            folder=name,
+            corpus=spec.data.corpus,
+            sha256=manifest.data_sha256,
+            tokenizer_sha256=manifest.tokenizer_sha256,
+            vocab_size=manifest.vocab_size,
+            tokens=tokens,
+            mixture=mixture,
+        )
+
+    def _prepare(self, spec: RunSpec, folder: Path, keep_lease: Callable[[], None]) -> None:
+        arguments = [argument for corpus in spec.data.corpus for argument in ("--corpus", corpus)]
+        if spec.data.tokenizer is not None:
+            arguments += ["--tokenizer", spec.data.tokenizer]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [*self._worker, *arguments, "--out", str(folder), "--replace"]
+        exit_code, last_words = _run_and_relay(command, self._say, keep_lease)
+        if exit_code:
+            raise _as_error(exit_code, last_words)
+        if last_words:
+            self._say(last_words)
+
+    def _mixture(self, spec: RunSpec, tokens: Mapping[str, int], first_step: int) -> dict[str, float]:
+        """Return the shares that the spec asks for; UniMax's budget is the tokens of the steps that read this version."""
+        data = spec.data
+        if data.mixing != "unimax":
+            return mixture_weights(tokens, data.alpha, data.weights)
+        budget_tokens = max(1, spec.total_steps - first_step) * spec.training.batch_size * data.sequence_length
+        if budget_exceeds_caps(tokens, budget_tokens=budget_tokens, max_epochs=data.max_epochs):
+            self._say(
+                f"the {budget_tokens:,} tokens to be trained on are more than {data.max_epochs:g} epochs of all text: every "
+                "language will be read more often, in proportion to its tokens"
+            )
+        return unimax_weights(tokens, budget_tokens=budget_tokens, max_epochs=data.max_epochs)
+
+
+def _run_and_relay(command: Sequence[str], say: Callable[[str], None], keep_lease: Callable[[], None]) -> tuple[int, str]:
+    """Run a child and pass on what it says on stderr, as it says it.
+
+    Its last words are kept back, for when it fails they are the reason: what it said within the last moment, or else the
+    last lines that it said at all.
+
+    Returns:
+        Its exit code and its last words; after a success, only those that were not passed on.
+    """
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_lines, args=(child.stderr, lines), daemon=True)
+    reader.start()
+    fresh: list[str] = []
+    recent: deque[str] = deque(maxlen=_LAST_LINES)
+    lease_s = time.monotonic()
+    try:
+        while True:
+            if time.monotonic() - lease_s >= _LEASE_EVERY_S:
+                keep_lease()
+                lease_s = time.monotonic()
+            try:
+                line = lines.get(timeout=_MOMENT_S)
+            except queue.Empty:
+                if child.poll() is not None:
+                    break  # a child of its own may hold the stream open
+                for held in fresh:
+                    say(held)
+                fresh.clear()
+                continue
+            if line is None:
+                break
+            fresh.append(line)
+            recent.append(line)
+        exit_code = child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    finally:
+        reader.join(_MOMENT_S)
+    return exit_code, "\n".join(fresh or (recent if exit_code else []))
+
+
+def _read_lines(stream: IO[str] | None, lines: queue.SimpleQueue[str | None]) -> None:
+    """Put a stream's lines into a queue, and None at its end."""
+    if stream is not None:
+        with stream:
+            for line in stream:
+                lines.put(line.rstrip("\n"))
+    lines.put(None)
+
+
+def made_already(folder: Path) -> DataManifest:
+    """Return the manifest of a data folder that somebody has prepared.
+
+    Raises:
+        UserError: it is none.
+        DataError: one of its files is not what the manifest says.
+    """
+    try:
+        manifest = _manifest(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
+            expected="a folder that gemma-orch prepare has finished",
+            remedy=f"gemma-orch prepare --corpus DIR --out {folder}; or say where it lies now",
+        ) from error
+    if (wrong := _wrong_file(folder, manifest)) is not None:
+        raise DataError(
+            f"{folder / wrong} is not there, or not as long as {DATA_MANIFEST_NAME} says",
+            expected=f"{manifest.files[wrong]:,} bytes",
+            remedy="copy the data folder again, or prepare it again",
+        )
+    return manifest
+
+
+def _wrong_file(folder: Path, manifest: DataManifest) -> str | None:
+    """Return the name of the first file that is missing or of another size, or None."""
+    for name, size_bytes in manifest.files.items():
+        try:
+            if (folder / name).stat().st_size != size_bytes:
+                return name
+        except OSError:
+            return name
+    return None
+
+
+def _manifest(folder: Path) -> DataManifest:
+    return DataManifest.from_json((folder / DATA_MANIFEST_NAME).read_bytes(), "the data's manifest")
+
+
+def _check_lengths(tokens: Mapping[str, int], mixture: Mapping[str, float], sequence_length: int) -> None:
+    short = [
+        f"{language} ({tokens[language]:,} tokens)"
+        for language, weight in mixture.items()
+        if weight > 0.0 and tokens[language] <= sequence_length
+    ]
+    if short:
+        raise UserError(
+            f"too little text for one sequence of {sequence_length} tokens: {', '.join(short)}",
+            expected=f"at least {sequence_length + 1} tokens in every language that is trained on",
+            remedy="shorten sequence_length under [data] in the config file, add text, or give these languages the weight 0",
+        )
+
+
+def _as_error(exit_code: int, said: str) -> GemmaOrchError:
+    message = said.strip() or f"preparing the data ended with exit code {exit_code}"
+    match exit_code:
+        case ExitCode.USER:
+            return UserError(message)
+        case ExitCode.DATA:
+            return DataError(message)
+        case _:
+            return TemporaryError(message, remedy="the same command again goes on")

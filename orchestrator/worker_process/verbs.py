@@ -1,0 +1,107 @@
+"""Verbs of the worker: what they need is gathered here, and `python -m worker` does them with our terminal."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.config import Explicit, make_spec, read_config
+from orchestrator.controller.attempt import plan_attempt
+from orchestrator.controller.decide import Launch
+from orchestrator.controller.tick import Ports, check_order
+from orchestrator.worker_process.prepare import WorkerPreparer, hand_over, run_with_our_terminal, worker_command
+from state.architecture import resolve_architecture
+from state.clock import SystemClock
+from state.data_manifest import TOKENIZER_NAME
+from state.errors import UserError, did_you_mean
+from state.files import write_atomically
+from state.layout import HomeLayout
+from state.ledger import RunHeader, RunRecord, RunWishes
+
+EXPORT_FORMATS: Sequence[str] = ("gemma-pytorch", "hf", "safetensors")
+
+
+def export(ports: Ports, record: RunRecord, checkpoint_id: str, export_format: str, out: Path) -> int:
+    """Write a checkpoint's weights in another form, and return the worker's exit code.
+
+    Raises:
+        UserError: the format is not known, or the training extra is missing.
+        CorruptCheckpointError: the checkpoint is not what it was.
+    """
+    if export_format not in EXPORT_FORMATS:
+        raise UserError(
+            f"there is no export format {export_format!r}",
+            expected=f"one of {', '.join(EXPORT_FORMATS)}",
+            remedy=did_you_mean(export_format, list(EXPORT_FORMATS)),
+        )
+    store = ports.checkpoints(record.name)
+    store.verify(checkpoint_id)
+    versions = record.header.data
+    if not versions:
+        raise UserError(f"run {record.name} has no data, so nothing is known of its vocabulary")
+    with tempfile.TemporaryDirectory(prefix="gemma-orch-export-") as folder:
+        architecture = Path(folder) / "architecture.json"
+        write_atomically(architecture, resolve_architecture(record.spec.model, versions[0].vocab_size).to_json())
+        arguments = {
+            "--checkpoint-dir": store.folder(checkpoint_id),
+            "--architecture": architecture,
+            "--tokenizer": ports.home.run(record.name).data_folder(versions[0].folder) / TOKENIZER_NAME,
+            "--format": export_format,
+            "--out": out.absolute(),
+        }
+        return hand_over("export", [str(part) for pair in arguments.items() for part in pair])
+
+
+def show_data(ports: Ports, record: RunRecord, arguments: Sequence[str]) -> int:
+    """Show which documents a step of a run reads, or its data, and return the worker's exit code.
+
+    Raises:
+        UserError: the run's data is not prepared, or read in another order than this gemma-orch's.
+    """
+    check_order(record)
+    launch = Launch(session=1, attempt=1, start_checkpoint=None)
+    _, session_spec = plan_attempt(record, launch, ports.home, ports.clock.now())
+    with tempfile.TemporaryDirectory(prefix="gemma-orch-data-") as folder:
+        path = Path(folder) / "session.json"
+        write_atomically(path, session_spec.to_json())
+        return pass_on("data", ["show", "--session", str(path), *arguments])
+
+
+def pass_on(verb: str, arguments: Sequence[str]) -> int:
+    """Let the worker do what was typed, and return its exit code; it says itself what is missing, and prints its help."""
+    return run_with_our_terminal(worker_command(verb, arguments))
+
+
+def prove(home: HomeLayout, steps: int, pieces: int, config: Path | None, *, num_cores: int, as_json: bool) -> int:
+    """Train straight and in pieces in a folder of its own, and return the worker's exit code: 4 when the two differ.
+
+    Raises:
+        UserError: the config is not valid, there are more pieces than steps, or the training extra is missing.
+    """
+    if pieces > steps:
+        raise UserError(f"{steps} steps cannot be cut into {pieces} pieces", expected="at least one step a piece")
+    explicit: Explicit = read_config(config) if config is not None else {}
+    spec = make_spec(
+        "prove", {**explicit, "total_steps": steps}, previous=None, num_cores=num_cores, origin=str(config or "the defaults")
+    )
+    with tempfile.TemporaryDirectory(prefix="gemma-orch-prove-") as folder:
+        work = HomeLayout(Path(folder))
+        data = WorkerPreparer(work, lambda _text: None)(spec, lambda: None)
+        now = SystemClock().now()
+        record = RunRecord(RunHeader(name="prove", created_at=now, resumed_at=now, data=(data,)), RunWishes(spec=spec))
+        _, session_spec = plan_attempt(record, Launch(session=1, attempt=1, start_checkpoint=None), work, now)
+        session_spec = session_spec.model_copy(update={"cache_dir": str(home.cache)})
+        path = Path(folder) / "session.json"
+        write_atomically(path, session_spec.to_json())
+        arguments = [
+            "--spec",
+            str(path),
+            "--steps",
+            str(steps),
+            "--pieces",
+            str(pieces),
+            "--work-dir",
+            str(Path(folder) / "work"),
+        ]
+        return hand_over("prove", [*arguments, *(["--json"] if as_json else [])])

@@ -1,0 +1,1 @@
+"""Durable stores: the run store and the checkpoint store."""

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from state.process import ProcessIdentity, certainly_alive, certainly_dead, identify
+
+ROOT = Path(__file__).parents[3]
+_CAN_MAKE_NAMESPACES = (
+    shutil.which("unshare") is not None and subprocess.run(["unshare", "-p", "-f", "true"], check=False).returncode == 0
+)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until its standard input is closed."""
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    yield child
+    child.communicate()
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Let a process end, and leave it a zombie."""
+    assert child.stdin is not None
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_living_process_is_alive_and_not_dead() -> None:
+    me = identify(os.getpid())
+    assert me.pid == os.getpid()
+    assert (certainly_alive(me), certainly_dead(me)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "dead"),
+    [
+        ({"started": "1"}, True),  # its pid is another process's by now
+        ({"started": ""}, False),  # the kernel did not tell
+        ({"host": "elsewhere"}, False),
+        ({"boot_id": "an earlier one"}, False),  # or another machine of the same name
+        ({"pid_namespace": "pid:[1]"}, False),  # there the pid means another process
+        ({"boot_id": "", "pid_namespace": ""}, False),  # an earlier version wrote it
+    ],
+    ids=["reused pid", "unknown start", "other host", "other boot", "other namespace", "earlier version"],
+)
+@pytest.mark.parametrize("ended", [False, True], ids=["pid is in use", "pid is free"])
+def test_only_a_process_that_could_be_seen_from_here_is_ever_called_dead_or_alive(
+    child: subprocess.Popen[bytes], changed: dict[str, str], dead: bool, ended: bool
+) -> None:
+    identity = identify(child.pid).model_copy(update=changed)
+    seen_from_here = set(changed) == {"started"}
+    if ended:
+        child.communicate()
+    assert not certainly_alive(identity)
+    assert certainly_dead(identity) == (dead or (ended and seen_from_here))
+
+
+def test_a_process_that_has_ended_is_dead_even_before_its_parent_has_noticed(child: subprocess.Popen[bytes]) -> None:
+    identity = identify(child.pid)
+    assert not certainly_dead(identity)
+    end(child)
+    assert (certainly_alive(identity), certainly_dead(identity)) == (False, True)
+    assert identify(child.pid).started == ""
+    child.wait()
+    assert (certainly_alive(identity), certainly_dead(identity)) == (False, True)
+
+
+def test_what_an_earlier_version_wrote_is_still_read() -> None:
+    old = ProcessIdentity.from_json('{"host": "desk", "pid": 7, "started": "10"}', "an old note")
+    assert (old.boot_id, old.pid_namespace) == ("", "")
+
+
+def test_a_process_that_belongs_to_somebody_else_may_live() -> None:
+    init = identify(1)
+    assert not certainly_dead(init)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not signal process 1")
+def test_a_process_that_we_may_not_signal_is_told_by_its_start_time() -> None:
+    program = (
+        "import os\n"
+        "from state.process import certainly_dead, identify\n"
+        "init = identify(1)\n"
+        "os.setuid(65534)\n"
+        "assert not certainly_dead(init)\n"
+        "assert certainly_dead(init.model_copy(update={'started': 'long ago'}))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_process_that_never_was_has_no_start() -> None:
+    assert identify(2**22 + 1).started == ""
+
+
+def identified_below(*command: str) -> ProcessIdentity:
+    """What a process that is started below a command says of itself."""
+    program = "import os; from state.process import identify; print(identify(os.getpid()).to_json().decode())"
+    said = subprocess.run([*command, sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True).stdout
+    return ProcessIdentity.from_json(said, "what it says")
+
+
+@pytest.mark.skipif(not _CAN_MAKE_NAMESPACES, reason="only root can make PID namespaces")
+def test_a_process_of_a_container_is_not_taken_for_the_one_that_has_its_pid_here() -> None:
+    inside, here = identified_below("unshare", "-p", "-f", "--mount-proc"), identify(1)
+    assert (inside.host, inside.boot_id, inside.pid) == (here.host, here.boot_id, here.pid)
+    assert inside.pid_namespace not in ("", here.pid_namespace)
+    assert (certainly_alive(inside), certainly_dead(inside)) == (False, False)
+
+
+@pytest.mark.skipif(not _CAN_MAKE_NAMESPACES, reason="only root can make PID namespaces")
+def test_where_proc_shows_the_processes_of_another_namespace_nothing_is_believed() -> None:
+    misled = identified_below("unshare", "-p", "-f")
+    assert (misled.pid, misled.pid_namespace) == (1, "")
+    assert (certainly_alive(misled), certainly_dead(misled)) == (False, False)
+
+
+@pytest.mark.skipif(not _CAN_MAKE_NAMESPACES, reason="only root can take /proc away")
+def test_where_the_kernel_tells_nothing_nothing_is_certain() -> None:
+    unknown = identified_below("unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$0" "$@"')
+    assert (unknown.started, unknown.boot_id, unknown.pid_namespace) == ("", "", "")
+    assert (certainly_alive(unknown), certainly_dead(unknown)) == (False, False)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sessions import SmallRun, wait_until
+from worker.__main__ import main
+
+ROOT = Path(__file__).parents[3]
+
+
+def worker(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_spec_that_is_not_there_is_no_stack_trace(capsys: pytest.CaptureFixture[str]):
+    assert main(["nowhere/session.json"]) == 2
+    assert "nowhere/session.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_verbs_mistake_is_no_stack_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["prove", "--spec", str(tmp_path / "x"), "--steps", "2", "--pieces", "1", "--work-dir", str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_verb_and_its_sessions_without_a_stack_trace(ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.write(run.spec(total_steps=1_000_000))
+    work = ram_path / "work"
+    proof = [
+        sys.executable,
+        "-m",
+        "worker",
+        "prove",
+        "--spec",
+        str(spec),
+        "--steps",
+        "100000",
+        "--pieces",
+        "2",
+        "--work-dir",
+        str(work),
+    ]
+    child = subprocess.Popen(proof, stderr=subprocess.PIPE, start_new_session=True)
+    wait_until(lambda: any(work.rglob("heartbeat.json")), process=child)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, b"Traceback" in said) == (130, False)
+
+
+def test_help_lists_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(
+        word in said
+        for word in ("prepare", "tokenizer", "data show", "export", "prove", "0 done, 2 the user must change something")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare"], "required: --out"),
+        (["data"], "there is no verb data\n"),
+        (["data", "shoe"], "there is no verb data shoe\n"),
+        (["data", "show"], "one of the arguments --session --data is required"),
+    ],
+)
+def test_wrong_arguments_of_a_verb_are_explained(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["export"], ["prove"]])
+def test_wrong_arguments_are_the_users(arguments: list[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_without_the_training_extra_it_says_how_to_get_it(ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.spec()
+    hidden = "import sys; sys.modules['torch'] = None; from worker.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = worker("-c", hidden, str(run.write(spec)))
+    assert done.returncode == 2, done.stderr
+    assert "torch is not installed" in done.stderr
+    assert "pip install 'gemma-orch[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "torch is not installed" in run.report(spec).reason
+    verb = worker("-c", hidden, "export", "--checkpoint-dir", "x")
+    assert (verb.returncode, "pip install 'gemma-orch[train]'" in verb.stderr) == (2, True), verb.stderr
+
+
+def test_a_module_that_is_missing_for_another_reason_is_no_missing_extra():
+    hidden = "import sys; sys.modules['worker.session.prove'] = None; from worker.__main__ import main; sys.exit(main(['prove']))"
+    done = worker("-c", hidden)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_nobody_listening_is_no_error(ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.spec(max_steps=1)
+    process = run.start(spec)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert run.report(spec).saved_step == 1
+
+
+def test_a_first_step_does_not_wait_for_the_compiler_or_the_network(ram_path: Path):
+    """What takes a second to import, and no session of this kind needs."""
+    run = SmallRun(ram_path)
+    code = (
+        "import sys; from worker.__main__ import main; code = main(sys.argv[1:]);"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'torch.distributed.checkpoint', 'sentencepiece', 'sympy')"
+        " if name in sys.modules]); sys.exit(code)"
+    )
+    first = run.spec(1, max_steps=1)
+    assert worker("-c", code, str(run.write(first))).returncode == 0
+    done = worker("-c", code, str(run.write(run.spec(2, start=run.expected(), max_steps=1))))
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("verb", ["session", "prove"])
+def test_threads_that_openmp_would_take_away_are_kept_whatever_the_environment_says(verb: str, ram_path: Path):
+    run = SmallRun(ram_path)
+    spec = run.write(run.spec(max_steps=1))
+    arguments = [str(spec)]
+    if verb == "prove":
+        arguments = ["prove", "--spec", str(spec), "--steps", "1", "--pieces", "1", "--work-dir", str(ram_path / "work")]
+    done = worker("-m", "worker", *arguments, environment={"OMP_DYNAMIC": "TRUE"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("OMP_DYNAMIC=TRUE makes products of matrices wrong: it is set to FALSE here") == 1
+
+
+def test_a_session_that_gets_fewer_threads_than_it_uses_is_refused_before_it_trains(ram_path: Path):
+    from worker.model.matmul import USES_ONEDNN
+
+    run = SmallRun(ram_path)
+    spec = run.spec(max_steps=1, training={"threads": 2})
+    done = worker("-m", "worker", str(run.write(spec)), environment={"OMP_THREAD_LIMIT": "1"})
+    if not USES_ONEDNN:
+        pytest.skip("on this processor torch's own product is used, which is right with any number of threads")
+    assert done.returncode == 2, done.stderr
+    assert "oneDNN multiplies wrongly in this process" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (run.report(spec).outcome, run.report(spec).saved_step) == ("failed", None)
+    assert run.newest() is None

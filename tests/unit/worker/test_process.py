@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from state.errors import UserError
+from worker.process import StopRequest, lower_priority, process_started_s, settle_threads
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_process_started_before_now_and_not_long_ago():
+    now_s = time.monotonic()
+    started_s = process_started_s()
+    assert started_s < now_s
+    code = "import time; time.sleep(0.3); from worker.process import process_started_s as s; print(time.monotonic() - s())"
+    age_s = float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
+    assert 0.3 <= age_s < 20.0
+
+
+@pytest.mark.parametrize("stat", [None, "1 (python) S"], ids=["no such file", "another format"])
+def test_where_the_kernel_tells_no_start_it_is_now(tmp_path: Path, stat: str | None):
+    if stat is not None:
+        (tmp_path / "stat").write_text(stat)
+    before_s = time.monotonic()
+    assert before_s <= process_started_s(tmp_path / "stat") <= time.monotonic()
+
+
+def test_a_signal_is_remembered_and_nothing_else_happens():
+    stop = StopRequest()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop.install()
+        assert stop() is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == "SIGTERM"
+        signal.raise_signal(signal.SIGINT)
+        assert stop() == "SIGINT"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_a_users_own_setting_for_waiting_threads_stands(before: dict[str, str], after: dict[str, str]):
+    environment = dict(before)
+    assert settle_threads(environment) == ""
+    assert environment == {**after, "OMP_DYNAMIC": "FALSE"}
+
+
+@pytest.mark.parametrize("setting", ["TRUE", " true ", "1"])
+def test_a_setting_that_gives_fewer_threads_than_were_asked_for_is_overridden_and_said(setting: str):
+    environment = {"OMP_DYNAMIC": setting}
+    assert f"OMP_DYNAMIC={setting} makes products of matrices wrong" in settle_threads(environment)
+    assert environment["OMP_DYNAMIC"] == "FALSE"
+
+
+@pytest.mark.parametrize("setting", ["FALSE", "false", ""])
+def test_the_right_setting_is_no_news(setting: str):
+    assert settle_threads({"OMP_DYNAMIC": setting}, loaded={"torch"}) == ""
+
+
+def test_when_torch_is_loaded_already_it_is_too_late_to_override_it():
+    with pytest.raises(UserError, match="torch is loaded already"):
+        settle_threads({"OMP_DYNAMIC": "TRUE"}, loaded={"torch"})
+
+
+_IS_DYNAMIC = """
+import ctypes, os, sys
+from worker.process import settle_threads
+if sys.argv[1] == "settled":
+    settle_threads(os.environ, sys.modules)
+import torch
+libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+print(*(ctypes.CDLL(path).omp_get_dynamic() for path in libraries))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where else the libraries of a process are listed is not known")
+@pytest.mark.parametrize(("how", "dynamic"), [("as it was", 1), ("settled", 0)])
+def test_openmp_itself_hears_of_the_setting(how: str, dynamic: int):
+    child = subprocess.run(
+        [sys.executable, "-c", _IS_DYNAMIC, how],
+        cwd=ROOT,
+        env={**os.environ, "OMP_DYNAMIC": "TRUE"},
+        capture_output=True,
+        check=True,
+    )
+    found = {int(answer) for answer in child.stdout.split()}
+    assert found in ({dynamic}, set())  # none: a torch that comes with another OpenMP
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there threads have priorities of their own")
+def test_a_thread_lowers_its_own_priority_and_no_others():
+    seen: list[int] = []
+
+    def look() -> None:
+        lower_priority()
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [19]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

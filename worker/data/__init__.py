@@ -1,0 +1,1 @@
+"""Shards to batches: order, data versions, block reads, verification, scratch copies."""

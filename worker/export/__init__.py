@@ -1,0 +1,1 @@
+"""Export weights to the formats that other programs read."""

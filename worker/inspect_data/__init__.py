@@ -1,0 +1,1 @@
+"""Show which documents a step reads."""

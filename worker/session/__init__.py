@@ -1,0 +1,1 @@
+"""One session: its story (`runner`), time budget, lock, watchdog, telemetry, report."""

@@ -1,0 +1,114 @@
+"""Puts a session's training together: data, model, optimizer and state, out of the documents that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from state.clock import Clock
+from state.errors import UserError
+from state.manifest import Environment, Manifest
+from state.spec import ORDER_VERSION, SessionSpec
+from worker.checkpoint.snapshot import StateImage, training_state
+from worker.data.versions import VersionedBatches, open_versions
+from worker.device import configure, environment, pick_device
+from worker.model.gemma3 import Gemma3
+from worker.model.matmul import check_products
+from worker.model.weights import initial_state, parameter_shapes
+from worker.train.optim import AdamW
+from worker.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a session trains with."""
+
+    trainer: Trainer
+    batches: VersionedBatches
+    image: StateImage
+    environment: Environment
+    start: Manifest | None
+    """The checkpoint that it goes on from; None: the run's beginning."""
+
+
+def assemble(
+    spec: SessionSpec,
+    restore: Callable[[Mapping[str, Tensor]], Manifest | None],
+    clock: Clock,
+    say: Callable[[str], None] = lambda _: None,
+) -> Training:
+    """Return the training as it stands at a verified checkpoint, or at its beginning.
+
+    Args:
+        spec: What the session is told.
+        restore: Fills the state's tensors from a checkpoint, verifies what it has read, and returns the manifest; None: there
+            is no checkpoint, and the state is initialised from the seed.
+        clock: What steps are measured with.
+        say: Takes a line for the user; may be called on another thread.
+
+    Returns:
+        The training; its batches are to be closed at the end.
+
+    Raises:
+        UserError: the data belongs to another training.
+        DataError: shards or tensors are not what their manifest says.
+    """
+    batches = open_versions(spec, say=say)
+    device = pick_device()
+    configure(spec.training, device, spec.cache_dir)
+    if device.type == "cpu":
+        check_products(say)
+    # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
+    model = Gemma3(spec.architecture).to(device)
+    optimizer = AdamW(dict(model.named_parameters()), spec.training)
+    state = training_state(model, optimizer)
+    start = restore(state)
+    if start is None:
+        model.load_state_dict(initial_state(spec.architecture, spec.training.seed))
+        optimizer.reset()
+    if spec.training.compile:
+        model.compile_layers()
+    trainer = Trainer(
+        model,
+        optimizer,
+        batches,
+        spec.training,
+        total_steps=spec.total_steps,
+        step=start.step if start else 0,
+        device=device,
+        clock=clock,
+    )
+    return Training(trainer, batches, StateImage(state), environment(spec.training, device), start)
+
+
+def check_trajectory(spec: SessionSpec, start: Manifest) -> None:
+    """Refuse a checkpoint that other settings have trained.
+
+    Raises:
+        UserError: names what differs, as far as the checkpoint tells.
+    """
+    if start.trajectory_sha256 != spec.trajectory_sha256(start.step):
+        raise UserError(
+            f"checkpoint {start.id} belongs to another training: {_difference(spec, start)}",
+            expected="the settings, tokenizer and data that the checkpoint was trained with",
+            remedy="put them back as they were, or start another run with --name",
+        )
+
+
+def _difference(spec: SessionSpec, start: Manifest) -> str:
+    if start.order_version != ORDER_VERSION:
+        return f"its data was read in order {start.order_version}, and this gemma-orch reads in order {ORDER_VERSION}"
+    prefix = "model."
+    found = {tensor.name.removeprefix(prefix): tensor.shape for tensor in start.tensors if tensor.name.startswith(prefix)}
+    wanted = parameter_shapes(spec.architecture)
+    pieces = found.get("embedder.weight", (0,))[0]
+    if pieces != spec.architecture.vocab_size:
+        return f"its vocabulary has {pieces} pieces, this session's tokenizer has {spec.architecture.vocab_size}"
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"its {name} has the shape {found.get(name)}, this session's model {wanted.get(name)}"
+    if start.data_sha256 != spec.data_until(start.step)[-1].data_sha256:
+        return "it was trained on other data"
+    return "its training settings, sequence length or mixture of languages differ"

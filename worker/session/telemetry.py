@@ -1,0 +1,185 @@
+"""What a running session shows: one line of metrics a step, a heartbeat, and now and then a line for people.
+
+It never stops the training: what cannot be written is told once and left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING
+
+from state import files
+from state.clock import Clock
+from state.layout import AttemptLayout
+from state.process import identify
+from state.quantities import format_duration
+from state.report import Heartbeat, Phase
+
+if TYPE_CHECKING:
+    from state.manifest import Manifest
+    from state.spec import SessionSpec
+    from worker.checkpoint.saver import Saved
+    from worker.train.trainer import StepResult
+
+_HEARTBEAT_EVERY_S = 1.0
+_TELL_EVERY_S = 30.0
+_STEPS_REMEMBERED = 20
+
+
+def begins(spec: SessionSpec, end_step: int) -> str:
+    """Return the line that says what a session is about to do."""
+    start_step = spec.start.step if spec.start else 0
+    return (
+        f"session {spec.session}, attempt {spec.attempt}: begins, from step {start_step} to {end_step} at most, "
+        f"limit {format_duration(spec.limit_s)}"
+    )
+
+
+def goes_on_from(start: Manifest | None, spec: SessionSpec) -> str:
+    """Return the line that says where the training's state comes from, and how large the model is."""
+    origin = f"restored from checkpoint {start.id}" if start else f"starts from the seed {spec.training.seed}"
+    return f"{origin}, {spec.architecture.num_parameters():,} parameters"
+
+
+def is_saved(saved: Saved) -> str:
+    """Return the line that says that a checkpoint has come to exist."""
+    return f"checkpoint {saved.checkpoint_id} is saved, {format_duration(saved.seconds)}"
+
+
+class Telemetry:
+    """Writes an attempt's `metrics.jsonl` and `heartbeat.json`.
+
+    Args:
+        layout: The attempt's folder.
+        clock: Where the time comes from.
+        left_s: Tells how many seconds the session has left.
+        start_step: The session's first checkpoint's step.
+        tokens_per_step: Tokens that a step trains on.
+        say: Where to tell how the training goes, and what cannot be written.
+    """
+
+    def __init__(
+        self,
+        layout: AttemptLayout,
+        clock: Clock,
+        *,
+        left_s: Callable[[], float],
+        start_step: int,
+        tokens_per_step: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._layout = layout
+        self._clock = clock
+        self._left_s = left_s
+        self._start_step = start_step
+        self._tokens_per_step = tokens_per_step
+        self._say = say
+        self._process = identify(os.getpid())
+        self._phase = Phase.STARTING
+        self._step = start_step
+        self._saved_step: int | None = None
+        self._loss: float | None = None
+        self._recent_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
+        self._beat_s: float | None = None
+        self._told_s = clock.monotonic()
+        self._metrics: IO[str] | None = None
+        self._complained = False
+
+    def phase(self, phase: Phase) -> None:
+        """Tell what the worker does from now on."""
+        self._phase = phase
+        self._beat()
+
+    def resumed(self, step: int) -> None:
+        """Tell that the training goes on from this attempt's own checkpoint of a step."""
+        self._step = self._saved_step = step
+
+    def saved(self, step: int) -> None:
+        """Tell that the checkpoint of a step exists."""
+        self._saved_step = step
+
+    def step(self, result: StepResult, seconds: float) -> None:
+        """Tell that a step is done."""
+        self._step, self._loss = result.step, result.loss
+        self._recent_s.append(seconds)
+        self._write_line(
+            {
+                "step": result.step,
+                "loss": result.loss,
+                "learning_rate": result.learning_rate,
+                "grad_norm": result.grad_norm,
+                "tokens": self._tokens_per_step,
+                "tokens_per_s": self._tokens_per_step / seconds if seconds else None,
+                "seconds": seconds,
+                "at": self._clock.now().isoformat(),
+            }
+        )
+        now_s = self._clock.monotonic()
+        if self._beat_s is None or now_s - self._beat_s >= _HEARTBEAT_EVERY_S:
+            self._beat()
+        if now_s - self._told_s >= _TELL_EVERY_S:
+            self._told_s = now_s
+            tokens_per_s = self._tokens_per_step * (self._steps_per_s() or 0.0)
+            self._say(f"step {result.step}: loss {result.loss:.4f}, {tokens_per_s:,.0f} tokens/s")
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._beat()
+        if self._metrics is not None:
+            with self._never_stopping():
+                self._metrics.close()
+
+    def _write_line(self, values: dict[str, object]) -> None:
+        with self._never_stopping():
+            if self._metrics is None:
+                self._metrics = _open_after_last_line(self._layout)
+            self._metrics.write(json.dumps(values) + "\n")
+
+    def _beat(self) -> None:
+        self._beat_s = self._clock.monotonic()
+        steps_per_s = self._steps_per_s()
+        heartbeat = Heartbeat(
+            at=self._clock.now(),
+            pid=self._process.pid,
+            process=self._process,
+            phase=self._phase,
+            start_step=self._start_step,
+            step=self._step,
+            loss=self._loss,
+            tokens_per_s=steps_per_s and steps_per_s * self._tokens_per_step,
+            steps_per_s=steps_per_s,
+            saved_step=self._saved_step,
+            left_s=self._left_s(),
+        )
+        with self._never_stopping():
+            if self._metrics is not None:
+                self._metrics.flush()
+        with self._never_stopping():
+            files.write_atomically(self._layout.heartbeat, heartbeat.to_json(), durable=False)
+
+    def _steps_per_s(self) -> float | None:
+        return len(self._recent_s) / sum(self._recent_s) if sum(self._recent_s) else None
+
+    @contextlib.contextmanager
+    def _never_stopping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._complained:
+                self._say(f"metrics and heartbeat cannot be written: {error}")
+            self._complained = True
+
+
+def _open_after_last_line(layout: AttemptLayout) -> IO[str]:
+    """Open the metrics for more lines; a line that a killed process left unfinished is ended first."""
+    cut_short = False
+    with contextlib.suppress(FileNotFoundError), open(layout.metrics, "rb") as file:
+        cut_short = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+    metrics = layout.metrics.open("a", encoding="utf-8")
+    if cut_short:
+        metrics.write("\n")
+    return metrics

@@ -1,0 +1,1 @@
+"""SentencePiece models: load them, encode fast, convert them for Hugging Face."""

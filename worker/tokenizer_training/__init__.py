@@ -1,0 +1,1 @@
+"""Train a tokenizer on the user's text: sample, train, check, report."""
