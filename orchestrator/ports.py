@@ -1,14 +1,21 @@
-"""The port to a place where sessions run."""
+"""The controller's ports: where sessions run, and where everything else takes effect."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from state.clock import Clock
+from state.layout import HomeLayout
+from state.ledger import DataRecord
+from state.process import ProcessIdentity
 from state.report import Heartbeat, SessionReport
-from state.spec import SessionSpec
+from state.spec import RunSpec, SessionSpec
+from state.stores.checkpoint_store import CheckpointStore
+from state.stores.run_store import RunStore
 
 
 @dataclass(frozen=True)
@@ -135,3 +142,35 @@ class Backend(Protocol):
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
         """Return what an attempt has printed from an offset on, and the offset after it."""
         ...
+
+
+class Preparer(Protocol):
+    """Makes a run's token shards, or finds them made."""
+
+    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], *, version: int = 1, first_step: int = 0) -> DataRecord:
+        """Prepare a data version, calling `keep_lease` every few seconds; may be killed and called again.
+
+        Args:
+            spec: The run's spec; for a version added later, with the source of that one's text.
+            keep_lease: Prolongs the lease; raises when that is lost.
+            version: 1 for what the run begins with.
+            first_step: Steps that are done when the version is first read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a controller's effects go; `wiring` fills it."""
+
+    runs: RunStore
+    home: HomeLayout
+    clock: Clock
+    owner: ProcessIdentity
+    backend: Callable[[str, str], Backend]
+    """A backend by name, for a run by its name."""
+    checkpoints: Callable[[str], CheckpointStore]
+    """The checkpoint store of a run, by the run's name."""
+    prepare: Preparer
+    has_data: Callable[[str, DataRecord], bool] = lambda _run, _data: True
+    """Whether a data version of a run, by the run's name, is still there and whole."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.backends.local import LocalBackend
-from orchestrator.controller.tick import Ports
-from orchestrator.ports import Backend
+from orchestrator.ports import Backend, Ports
 from orchestrator.worker_process.prepare import WorkerPreparer
 from state.clock import Clock, SystemClock
 from state.errors import UserError, did_you_mean

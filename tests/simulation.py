@@ -10,7 +10,8 @@ from typing import Any
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp, Launch, Wait
-from orchestrator.controller.tick import Controller, Ports, Preparer, Tick
+from orchestrator.controller.tick import Controller, Tick
+from orchestrator.ports import Ports, Preparer
 from state.clock import Clock, ManualClock
 from state.layout import HomeLayout
 from state.ledger import DataRecord, RerunWish, RunHeader, RunRecord, RunWishes

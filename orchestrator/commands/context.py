@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from orchestrator.controller.tick import Ports
+    from orchestrator.ports import Ports
     from state.document import Document
     from state.layout import HomeLayout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.controller.tick import Ports
+    from orchestrator.ports import Ports
     from state.ledger import AttemptRecord, RunRecord
 
 

@@ -11,8 +11,8 @@ import typer
 from orchestrator.commands.context import INTERRUPTED, say
 
 if TYPE_CHECKING:
-    from orchestrator.controller.tick import Ports
     from orchestrator.monitoring.watch import Verdict
+    from orchestrator.ports import Ports
     from state.ledger import AttemptRecord
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from orchestrator.controller.attempt import plan_attempt
 from orchestrator.controller.checkpoints import collect
@@ -17,8 +16,7 @@ from orchestrator.controller.decide import AskToStop, Decision, Drop, Finish, Gi
 from orchestrator.controller.prune import prunable
 from orchestrator.controller.reconcile import Draft, World, reconcile, step_back
 from orchestrator.controller.rerun import compare
-from orchestrator.ports import AttemptRef, Backend, Quota, Sighting
-from state.clock import Clock
+from orchestrator.ports import AttemptRef, Backend, Ports, Quota, Sighting
 from state.data_manifest import TOKENIZER_NAME
 from state.errors import (
     AmbiguousError,
@@ -43,46 +41,12 @@ from state.ledger import (
     SetHeader,
     Waiting,
 )
-from state.process import ProcessIdentity
 from state.report import Outcome
 from state.session import AttemptState, RunState
 from state.spec import ORDER_VERSION, RunSpec, SessionSpec
-from state.stores.checkpoint_store import CheckpointStore
-from state.stores.run_store import RunStore, lease_lost
+from state.stores.run_store import lease_lost
 
 LEASE_S = 60.0  # a controller that is silent for this long may be replaced; a dead one on this machine at once
-
-
-class Preparer(Protocol):
-    """Makes a run's token shards, or finds them made."""
-
-    def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], *, version: int = 1, first_step: int = 0) -> DataRecord:
-        """Prepare a data version, calling `keep_lease` every few seconds; may be killed and called again.
-
-        Args:
-            spec: The run's spec; for a version added later, with the source of that one's text.
-            keep_lease: Prolongs the lease; raises when that is lost.
-            version: 1 for what the run begins with.
-            first_step: Steps that are done when the version is first read.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where a controller's effects go; `wiring` fills it."""
-
-    runs: RunStore
-    home: HomeLayout
-    clock: Clock
-    owner: ProcessIdentity
-    backend: Callable[[str, str], Backend]
-    """A backend by name, for a run by its name."""
-    checkpoints: Callable[[str], CheckpointStore]
-    """The checkpoint store of a run, by the run's name."""
-    prepare: Preparer
-    has_data: Callable[[str, DataRecord], bool] = lambda _run, _data: True
-    """Whether a data version of a run, by the run's name, is still there and whole."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.live import Live
 
 from orchestrator.controller.decide import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
-from orchestrator.controller.tick import Controller, Ports, ref_of
+from orchestrator.controller.tick import Controller, ref_of
 from orchestrator.monitoring.render import live_line, live_panel
 from orchestrator.monitoring.views import StatusView, status_view
-from orchestrator.ports import Quota, Sighting
+from orchestrator.ports import Ports, Quota, Sighting
 from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, OutOfReachError, TemporaryError
 from state.ledger import AttemptRecord, Event, RunRecord, Waiting
 from state.report import Heartbeat

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.controller.tick import Controller, Ports, spec_of_version
+from orchestrator.controller.tick import Controller, spec_of_version
+from orchestrator.ports import Ports
 from state.data_manifest import TOKENIZER_NAME
 from state.errors import LeaseHeldError, UserError
 from state.fence import next_fence

@@ -11,7 +11,8 @@ from typing import Any
 
 from orchestrator.config import Explicit, make_spec, overlay, read_config, run_name
 from orchestrator.controller.decide import first_attempt_with_progress
-from orchestrator.controller.tick import Controller, Ports, check_order
+from orchestrator.controller.tick import Controller, check_order
+from orchestrator.ports import Ports
 from orchestrator.wiring import check_backend
 from orchestrator.worker_process.prepare import require_training_extra
 from state.errors import LeaseHeldError, UserError

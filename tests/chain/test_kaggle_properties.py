@@ -12,7 +12,8 @@ import pytest
 
 from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_run
 from orchestrator.controller.decide import Finish, GiveUp, Wait
-from orchestrator.controller.tick import Controller, Ports
+from orchestrator.controller.tick import Controller
+from orchestrator.ports import Ports
 from state import files
 from state.backend_settings import KaggleSettings
 from state.clock import ManualClock

@@ -19,8 +19,8 @@ from orchestrator.backends.kaggle.adopt.replay import BACKEND, RunOnAccount, See
 from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints, kaggle_folder
 from orchestrator.backends.kaggle.session.control_dataset import DATA_NAME, RUN_NAME, ControlState, DataRecords
 from orchestrator.controller.reconcile import Found
-from orchestrator.controller.tick import LEASE_S, Ports
-from orchestrator.ports import Sighting
+from orchestrator.controller.tick import LEASE_S
+from orchestrator.ports import Ports, Sighting
 from state import files
 from state.document import digest_of
 from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError, did_you_mean, shown

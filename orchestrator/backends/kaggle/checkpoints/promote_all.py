@@ -15,7 +15,7 @@ from state.ledger import CheckpointRecord, CheckpointState, RunRecord
 
 if TYPE_CHECKING:
     from orchestrator.backends.kaggle.data.upload import Talk
-    from orchestrator.controller.tick import Ports
+    from orchestrator.ports import Ports
     from state.kaggle.api import KaggleApi
 
 

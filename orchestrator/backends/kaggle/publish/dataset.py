@@ -38,7 +38,7 @@ from state.size import format_size
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 if TYPE_CHECKING:
-    from orchestrator.controller.tick import Ports
+    from orchestrator.ports import Ports
     from state.kaggle.api import DatasetInfo, KaggleApi
     from state.kaggle.datasets import LocalFile
     from state.ledger import CheckpointRecord, RunRecord

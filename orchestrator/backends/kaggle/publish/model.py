@@ -21,7 +21,7 @@ from state.kaggle.records import ModelForm
 from state.size import format_size
 
 if TYPE_CHECKING:
-    from orchestrator.controller.tick import Ports
+    from orchestrator.ports import Ports
     from state.clock import Clock
     from state.kaggle.api import KaggleApi
     from state.kaggle.model_calls import ModelTexts

@@ -9,9 +9,8 @@ import pytest
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp, Wait
-from orchestrator.controller.tick import Ports
 from orchestrator.monitoring.watch import drive, follow, observe_run, waiting_for
-from orchestrator.ports import AttemptRef
+from orchestrator.ports import AttemptRef, Ports
 from state.errors import DataError, OutOfReachError, TemporaryError
 from state.ledger import DataRecord, StopWish, Waiting
 from state.process import ProcessIdentity

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.backends.kaggle.adopt.read_account import Adopted, adopt, spec_in_script
 from orchestrator.backends.kaggle.session.bundle import bundle
 from orchestrator.backends.kaggle.session.control_dataset import ControlState, DataRecords
-from orchestrator.controller.tick import Ports
+from orchestrator.ports import Ports
 from state.clock import ManualClock
 from state.errors import DataError, LeaseHeldError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.kaggle.checkpoints.promote_all import Promoted, advice, checkpoints_of, promote_all, to_promote
-from orchestrator.controller.tick import Ports
+from orchestrator.ports import Ports
 from state.errors import AmbiguousError, CorruptCheckpointError, TemporaryError, UserError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import OUTPUT_FOLDER, PushedKernel, attempt_dataset_slug, attempt_kernel_slug

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.backends.kaggle.publish.card import model_card
 from orchestrator.backends.kaggle.publish.dataset import Publication, Published, Wanted, checked_slug, publish
-from orchestrator.controller.tick import Ports
+from orchestrator.ports import Ports
 from state.architecture import ModelSpec, resolve_architecture
 from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
