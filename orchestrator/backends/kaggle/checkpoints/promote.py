@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints, kaggle_folder
-from orchestrator.backends.kaggle.session.control_dataset import sending
+from orchestrator.backends.kaggle.transfer import sending
 from state import files
 from state.backend_settings import KaggleSettings
 from state.clock import Clock

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from orchestrator.backends.kaggle.transfer import sending
 from state import files
 from state.backend_settings import KaggleSettings
 from state.clock import Clock
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 RUN_NAME = "run.json"
 DATA_NAME = "data.json"
-TICK_LIMIT_S = 25.0
-"""Longest time that sending something may take within a tick: the controller's lease is prolonged between ticks only."""
 LOOKS_A_POLL = 6.0  # looks at what is being processed, within a poll interval: a push waits for it
 
 
@@ -237,22 +236,3 @@ class Control:
         self._folder.mkdir(parents=True, exist_ok=True)
         files.write_atomically(self._state_path, state.to_json())
         return state
-
-
-class Sending(TypedDict):
-    """How something is sent to Kaggle."""
-
-    resume_dir: Path
-    deadline_s: float
-    clock: Clock
-    settle_s: float
-
-
-def sending(folder: Path, clock: Clock, settings: KaggleSettings, *, limit_s: float = TICK_LIMIT_S) -> Sending:
-    """Return how something is sent, within a tick unless said otherwise: what does not get done goes on at a later call."""
-    return Sending(
-        resume_dir=folder / "uploads",
-        deadline_s=clock.monotonic() + limit_s,
-        clock=clock,
-        settle_s=min(settings.settle_s, limit_s),
-    )

@@ -14,11 +14,12 @@ from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
 from orchestrator.backends.kaggle.limits import session_timeout_s
 from orchestrator.backends.kaggle.poll import Looks
 from orchestrator.backends.kaggle.session.bundle import bundle
-from orchestrator.backends.kaggle.session.control_dataset import LOOKS_A_POLL, Control, sending
+from orchestrator.backends.kaggle.session.control_dataset import LOOKS_A_POLL, Control
 from orchestrator.backends.kaggle.session.inputs import DataSources
 from orchestrator.backends.kaggle.session.quota import Admission
 from orchestrator.backends.kaggle.session.storage_budget import SPEC_VERSION, StoragePlan, storage_plan
 from orchestrator.backends.kaggle.sightings import Seen
+from orchestrator.backends.kaggle.transfer import sending
 from state import effects, files
 from state.backend_settings import MACHINE_SHAPES, KaggleSettings
 from state.clock import Clock
