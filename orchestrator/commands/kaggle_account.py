@@ -56,7 +56,7 @@ def promote(
     from rich.console import Console
 
     from orchestrator.backends.kaggle.account import open_account
-    from orchestrator.backends.kaggle.checkpoints.promote_all import checkpoints_of, promote_all, to_promote
+    from orchestrator.backends.kaggle.checkpoints.promote import checkpoints_of, promote_all, to_promote
     from orchestrator.backends.kaggle.data.progress import talk_on
 
     terminal = Terminal.of(context)

@@ -30,7 +30,7 @@ def only_in_an_output(ports: Ports, run: str) -> str:
     record = ports.runs.load(run)
     if record.header.head is None or all(attempt.backend != "kaggle" for attempt in record.attempts):
         return ""
-    from orchestrator.backends.kaggle.checkpoints.promote_all import advice
+    from orchestrator.backends.kaggle.checkpoints.promote import advice
 
     return advice(ports, record)
 

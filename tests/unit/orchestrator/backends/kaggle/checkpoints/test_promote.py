@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.kaggle.checkpoints.promote_all import Promoted, advice, checkpoints_of, promote_all, to_promote
+from orchestrator.backends.kaggle.checkpoints.promote import Promoted, advice, checkpoints_of, promote_all, to_promote
 from orchestrator.ports import Ports
 from state.errors import AmbiguousError, CorruptCheckpointError, TemporaryError, UserError
 from state.kaggle.job import CheckpointPlace
