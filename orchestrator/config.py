@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from state.architecture import ModelSpec, resolve_architecture
 from state.errors import UserError, did_you_mean
 from state.layout import check_run_name
-from state.quantities import parse_duration_s
-from state.size import parse_size_bytes
+from state.quantities import parse_duration_s, parse_size_bytes
 from state.spec import DataSpec, Retention, RunSpec, TrainingSpec
 
 Explicit = dict[str, Any]

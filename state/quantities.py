@@ -1,14 +1,29 @@
-"""Durations as people write them: `90s`, `10m`, `11h30m`."""
+"""Quantities as people write them: durations (`11h30m`), sizes (`256MB`), numbers per language (`konkani=0.2`)."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 
 from state.errors import UserError
 
 _UNIT_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _LONGEST_S = 10 * 365 * 86_400  # longer is a slip of the hand, and far moments cannot be computed
 _PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
+_UNIT_BYTES = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_LARGEST_BYTES = 2**60  # more is a slip of the hand
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt]?i?b)")
 
 
 def parse_duration_s(text: str) -> float:
@@ -45,3 +60,65 @@ def format_duration(seconds: float) -> str:
         return f"{hours}h{rest_m:02d}m" if rest_m else f"{hours}h"
     days, rest_h = divmod(hours, 24)
     return f"{days}d{rest_h:02d}h" if rest_h else f"{days}d"
+
+
+def parse_size_bytes(text: str) -> int:
+    """Return the bytes that a text such as `256MB` (10**6 each), `512MiB` (2**20 each) or `1.5GB` means.
+
+    Raises:
+        UserError: the text is no size, or is zero or beyond all disks.
+    """
+    compact = text.strip().lower().replace(" ", "")
+    match = _SIZE.fullmatch(compact)
+    if match is None or match[2] not in _UNIT_BYTES:
+        raise UserError(f"{text[:40]!r} is not a size", expected="a number with its unit, such as 256MB, 20GB or 512MiB")
+    size_bytes = round(float(match[1]) * _UNIT_BYTES[match[2]]) if len(match[1]) < 20 else _LARGEST_BYTES + 1
+    if size_bytes < 1:
+        raise UserError(f"the size {text!r} is zero", expected="at least 1B")
+    if size_bytes > _LARGEST_BYTES:
+        raise UserError(f"the size {text[:40]!r} is too large", expected="at most 1048576TiB")
+    return size_bytes
+
+
+def format_size(size_bytes: int) -> str:
+    """Return bytes as people read them: `256MiB` where that is exact, else in units of ten: `812B`, `4.1MB`, `20GB`."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if size_bytes and size_bytes % factor == 0:
+            return f"{size_bytes // factor}{unit}"
+    value, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f}{unit}" if value == round(value) or value >= 99.95 else f"{value:.1f}{unit}"
+
+
+def numbers_by_language(option: str, texts: Iterable[str]) -> dict[str, float]:
+    """Return the number of each language from texts such as `konkani=0.2`.
+
+    Args:
+        option: What they were given with, such as `--weight`, for messages.
+        texts: What was given; each language once.
+
+    Raises:
+        UserError: a text is of another form, its number is negative or not finite, or a language comes twice.
+    """
+    numbers: dict[str, float] = {}
+    for text in texts:
+        language, equals, number = text.rpartition("=")
+        if not (language and equals):
+            raise _refusal(option, text)
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise _refusal(option, text) from error
+        if not (math.isfinite(value) and value >= 0.0):
+            raise _refusal(option, text)
+        if language in numbers:
+            raise UserError(f"{option} names {language!r} twice", expected="each language once")
+        numbers[language] = value
+    return numbers
+
+
+def _refusal(option: str, text: str) -> UserError:
+    return UserError(f"{option} {text!r} is not understood", expected=f"a language and a number, such as {option} konkani=0.2")

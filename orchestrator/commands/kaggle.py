@@ -59,7 +59,7 @@ def upload(
 
 
 def _line(user: str, part: UploadedPart) -> str:
-    from state.size import format_size
+    from state.quantities import format_size
 
     how = "sent" if part.sent else "stood already"
     return f"{user}/{part.slug} version {part.version}: {part.files} files, {format_size(part.bytes)}, {how}"

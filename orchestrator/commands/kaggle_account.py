@@ -97,7 +97,7 @@ def publish(
     from orchestrator.backends.kaggle.publish.dataset import Wanted
     from orchestrator.backends.kaggle.publish.dataset import publish as publish_weights
     from orchestrator.backends.kaggle.publish.model import publish_model
-    from state.size import format_size
+    from state.quantities import format_size
 
     terminal = Terminal.of(context)
     ports = terminal.ports()

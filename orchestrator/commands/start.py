@@ -60,10 +60,8 @@ def start(
     Without a config file it trains the tiny model on the sample corpus that comes with gemma-orch.
     """
     from orchestrator.requests import start as begin
-    from state.by_language import numbers_by_language
     from state.errors import UserError
-    from state.quantities import parse_duration_s
-    from state.size import parse_size_bytes
+    from state.quantities import numbers_by_language, parse_duration_s, parse_size_bytes
 
     if data and (corpus or tokenizer):
         raise UserError(

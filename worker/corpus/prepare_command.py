@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from state.by_language import numbers_by_language
 from state.data_manifest import Recipe, language_problem
 from state.errors import ExitCode, UserError
-from state.size import format_size, parse_size_bytes
+from state.quantities import format_size, numbers_by_language, parse_size_bytes
 from worker.cli import VerbParser, parsed_by
 from worker.corpus.reading_options import add_reading
 from worker.output import write_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from state.data_manifest import Recipe
-from state.size import format_size, parse_size_bytes
+from state.quantities import format_size, parse_size_bytes
 from worker.cli import parsed_by
 
 _DEFAULTS = Recipe()

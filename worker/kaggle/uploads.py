@@ -13,8 +13,7 @@ from state.kaggle.datasets import begin_version, published_version
 from state.kaggle.errors import CorruptUploadError, DeniedError, ProcessingFailedError
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import attempt_dataset_slug
-from state.quantities import format_duration
-from state.size import format_size
+from state.quantities import format_duration, format_size
 from worker.kaggle.outbox import Parcel
 from worker.kaggle.pace import Pace
 

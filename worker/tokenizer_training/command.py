@@ -14,7 +14,7 @@ from rich.table import Table
 
 from state.data_manifest import Recipe
 from state.errors import ExitCode, UserError, did_you_mean
-from state.size import format_size, parse_size_bytes
+from state.quantities import format_size, parse_size_bytes
 from worker.cli import VerbParser, parsed_by
 from worker.corpus.reading_options import add_reading
 from worker.tokenizer_training.options import TrainingOptions

@@ -16,7 +16,7 @@ from rich.table import Table
 from state.data_manifest import Recipe
 from state.document import Document
 from state.errors import DataError
-from state.size import format_size
+from state.quantities import format_size
 from worker.corpus.documents import CorpusDocuments, file_bytes
 from worker.corpus.progress import PrepareProgress, Silent
 from worker.corpus.records import Record

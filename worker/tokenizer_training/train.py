@@ -10,7 +10,7 @@ from pathlib import Path
 from state.data_manifest import LARGEST_16_BIT_VOCABULARY, Recipe
 from state.errors import DataError, UserError
 from state.files import write_atomically
-from state.size import format_size
+from state.quantities import format_size
 from worker.corpus.cleaning import clean
 from worker.corpus.documents import CorpusDocuments
 from worker.corpus.progress import PrepareProgress, Silent

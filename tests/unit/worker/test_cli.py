@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from state.errors import UserError
-from state.size import parse_size_bytes
+from state.quantities import parse_size_bytes
 from worker.cli import VerbParser, parsed_by
 
 

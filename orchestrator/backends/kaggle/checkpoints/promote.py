@@ -23,8 +23,7 @@ from state.kaggle.names import VersionNote, attempt_dataset_slug, checkpoint_fil
 from state.layout import MANIFEST_NAME, RunLayout, attempt_name
 from state.ledger import CheckpointRecord, CheckpointState, RunRecord
 from state.manifest import Manifest
-from state.quantities import format_duration
-from state.size import format_size
+from state.quantities import format_duration, format_size
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 if TYPE_CHECKING:

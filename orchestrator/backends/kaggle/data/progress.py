@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from state.quantities import format_duration
-from state.size import format_size
+from state.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console

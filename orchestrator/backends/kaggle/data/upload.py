@@ -37,8 +37,7 @@ from state.files import sha256_of_file
 from state.kaggle.errors import ProcessingFailedError
 from state.kaggle.names import PREFIX
 from state.layout import DATA_MANIFEST_NAME
-from state.quantities import format_duration
-from state.size import format_size
+from state.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi

@@ -24,8 +24,7 @@ from state.clock import Clock
 from state.errors import GemmaOrchError, TemporaryError
 from state.kaggle.errors import InvalidSourcesError, SlugTakenError
 from state.kaggle.names import CANARY_SLUG, FACTS_KERNEL, LIMIT_KERNEL
-from state.quantities import format_duration
-from state.size import format_size
+from state.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi

@@ -34,7 +34,7 @@ from state.kaggle.names import (
 )
 from state.layout import MANIFEST_NAME, CheckpointId, FileName, RunName, check_checkpoint_id
 from state.manifest import Manifest
-from state.size import format_size
+from state.quantities import format_size
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 if TYPE_CHECKING:

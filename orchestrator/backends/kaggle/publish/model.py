@@ -18,7 +18,7 @@ from state import files
 from state.errors import DataError, UserError
 from state.kaggle.names import model_slug
 from state.kaggle.records import ModelForm
-from state.size import format_size
+from state.quantities import format_size
 
 if TYPE_CHECKING:
     from orchestrator.ports import Ports
