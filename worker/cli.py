@@ -1,9 +1,11 @@
-"""The parser of the verbs: a mistake becomes a UserError that says what was meant, where that can be guessed."""
+"""The command line of the worker's verbs: parse options, suggest what was meant, write to stdout."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -70,3 +72,10 @@ def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(error.what + (f" (expected: {error.expected})" if error.expected else "")) from error
 
     return convert
+
+
+def write_out(text: str) -> None:
+    """Write to stdout; a reader that has gone away, as `head` does, has had all that it wants."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(text)
+        sys.stdout.flush()

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from state.data_manifest import Recipe, language_problem
 from state.errors import ExitCode, UserError
 from state.quantities import format_size, numbers_by_language, parse_size_bytes
-from worker.cli import VerbParser, parsed_by
+from worker.cli import VerbParser, parsed_by, write_out
 from worker.corpus.reading_options import add_reading
-from worker.output import write_out
 
 _DEFAULTS = Recipe()
 _EPILOG = """\

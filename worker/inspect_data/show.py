@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from state.data_manifest import DataManifest, Recipe, Source
 from state.errors import DataError, ExitCode, UserError
 from state.spec import Reading, SessionData, SessionSpec
-from worker.cli import VerbParser
+from worker.cli import VerbParser, write_out
 from worker.inspect_data.table import (
     DataHeld,
     DataOverview,
@@ -22,7 +22,6 @@ from worker.inspect_data.table import (
     overview_text,
     step_text,
 )
-from worker.output import write_out
 
 if TYPE_CHECKING:
     from worker.data.blocks import Tokens

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from state.errors import UserError
 from state.quantities import parse_size_bytes
-from worker.cli import VerbParser, parsed_by
+from worker.cli import VerbParser, parsed_by, write_out
 
 
 @pytest.fixture
@@ -51,3 +54,22 @@ def test_help_names_the_command_that_users_type(parser: VerbParser, capsys: pyte
     assert ended.value.code == 0
     assert said.startswith("usage: gemma-orch knit ")
     assert "Wool  stays\nas it is." in said
+
+
+def test_what_is_written_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    write_out("नमस्ते\n")
+    assert capsys.readouterr().out == "नमस्ते\n"
+
+
+def test_a_reader_that_goes_away_gets_no_stack_trace() -> None:
+    code = "from worker.cli import write_out; import os\n[write_out('x' * 100_000) for _ in range(9)]; os._exit(0)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.read(1)
+    child.stdout.close()
+    said = child.stderr.read()
+    child.stderr.close()
+    assert (child.wait(), said) == (0, b"")
