@@ -1,13 +1,17 @@
-"""The process that a session runs in: since when it lives, who asks it to stop, and that its threads are good neighbours."""
+"""Processes: start time, stop requests, thread priority, and children that end with their parent."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Container, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -87,3 +91,27 @@ def lower_priority() -> None:
     """Give the calling thread, and it alone, the lowest priority; on Linux, where threads have one of their own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Start a child process in this block: Ctrl-C reaches it only after it has begun, and this process a moment later."""
+    resource_tracker.ensure_running()  # its own start lets Ctrl-C through again
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def belong_to_the_parent() -> None:
+    """Ignore Ctrl-C, which the parent answers, and end when the parent is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from state.data_manifest import Recipe, token_bytes_for
 from state.errors import TemporaryError
-from worker.corpus.child_process import belong_to_the_parent, deaf_to_interrupts
 from worker.corpus.chunks import Chunk
 from worker.corpus.cleaning import clean, hash_of, is_held_out
 from worker.corpus.records import BadRecord, Record, excerpt, records
 from worker.corpus.units import DOCUMENT, MAX_EXAMPLES, UNIT_VERSION, Example, Portion, UnitHeader, write_unit
+from worker.process import belong_to_the_parent, deaf_to_interrupts
 from worker.tokenizer.tokenizer import load_tokenizer
 
 _QUEUED_PER_WORKER = 2  # one at work and one waiting: a worker never waits, and memory stays small

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 import sentencepiece
 
 from state.errors import TemporaryError
-from worker.corpus.child_process import belong_to_the_parent, deaf_to_interrupts
+from worker.process import belong_to_the_parent, deaf_to_interrupts
 
 _BATCH_BYTES = 1024**2
 _SAY_EVERY_S = 30.0

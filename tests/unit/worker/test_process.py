@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from state.errors import UserError
-from worker.process import StopRequest, lower_priority, process_started_s, settle_threads
+from worker.process import (
+    StopRequest,
+    belong_to_the_parent,
+    deaf_to_interrupts,
+    lower_priority,
+    process_started_s,
+    settle_threads,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -118,3 +126,20 @@ def test_a_thread_lowers_its_own_priority_and_no_others():
     thread.join()
     assert seen == [19]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_ctrl_c_does_not_reach_a_child_that_is_only_beginning() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=belong_to_the_parent)
+    with deaf_to_interrupts():
+        child.start()
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGINT)
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_ctrl_c_reaches_the_parent_again_afterwards() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with deaf_to_interrupts():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
