@@ -59,14 +59,14 @@ def rerun(
     same digest, or the first tensor that differs.
     """
     from orchestrator.monitoring.watch import drive
-    from orchestrator.requests import start as begin
+    from orchestrator.requests.rerun import ask_for_rerun
     from state.errors import ExitCode
 
     ports = Terminal.of(context).ports()
     name = run_named(ports, run)
     record = ports.runs.load(name)
     head, before = record.header.head, len(record.attempts)
-    begin.ask_for_rerun(ports, name, session, adopt=adopt)
+    ask_for_rerun(ports, name, session, adopt=adopt)
     with watching(ports, name):
         drive(ports, name, until=lambda record: record.wishes.rerun is None and record.live_attempt is None)
     new = [attempt for attempt in ports.runs.load(name).attempts[before:] if attempt.branch is not None]

@@ -59,7 +59,8 @@ def start(
 
     Without a config file it trains the tiny model on the sample corpus that comes with gemma-orch.
     """
-    from orchestrator.requests import start as begin
+    from orchestrator.requests.background import go_on_in_background
+    from orchestrator.requests.start import begin, without_none
     from state.errors import UserError
     from state.quantities import numbers_by_language, parse_duration_s, parse_size_bytes
 
@@ -94,9 +95,9 @@ def start(
         },
     }
     ports = Terminal.of(context).ports()
-    run = begin.begin(ports, begin.without_none(said), config, num_cores=num_cores(), say=say)
+    run = begin(ports, without_none(said), config, num_cores=num_cores(), say=say)
     if detach:
-        begin.detach(ports, run)
+        go_on_in_background(ports, run)
         say(f"run {run} goes on in the background; it prints to {ports.home.run(run).controller_log}")
         say("gemma-orch status --watch shows it, gemma-orch stop ends it")
         return

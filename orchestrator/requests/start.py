@@ -1,27 +1,22 @@
-"""From what a user types to a run that a controller can bring on: begin, extend, continue, run again."""
+"""From what a user types to a run that a controller can bring on: begin, extend, continue."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Explicit, make_spec, overlay, read_config, run_name
-from orchestrator.controller.decide import first_attempt_with_progress
 from orchestrator.controller.tick import Controller, check_order
 from orchestrator.ports import Ports
 from orchestrator.wiring import check_backend
 from orchestrator.worker_process.prepare import require_training_extra
 from state.errors import LeaseHeldError, UserError
 from state.kaggle.names import check_run_fits
-from state.ledger import CheckpointState, RerunWish, RunHeader, RunRecord, RunWishes
+from state.ledger import RunHeader, RunRecord, RunWishes
 from state.mixture import epochs_by_language
 from state.session import RunState
 from state.spec import RunSpec, SpecChange, compare_specs
-from state.stores.run_store import is_in_force
 
 _CAP_TOLERANCE = 1.01  # a language is read in whole sequences
 
@@ -126,51 +121,3 @@ def read_too_often(record: RunRecord, spec: RunSpec) -> str:
         f"the shares stay what they were made for, fewer steps: by step {spec.total_steps} more than max_epochs = "
         f"{spec.data.max_epochs:g} times is read {listed}; other shares come with other data, gemma-orch data add"
     )
-
-
-def detach(ports: Ports, run: str) -> None:
-    """Start a controller of a run that outlives this terminal."""
-    lease = ports.runs.lease(run)
-    if lease is not None and lease.owner != ports.owner and is_in_force(lease, ports.clock.now()):
-        return  # one is at work already
-    ports.runs.release(run, ports.owner)
-    folder = ports.home.run(run)
-    folder.root.mkdir(parents=True, exist_ok=True)
-    with open(folder.controller_log, "ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "start", "--name", run],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=os.path.sep,
-        )
-
-
-def ask_for_rerun(ports: Ports, run: str, session: int, *, adopt: bool) -> None:
-    """Write down that a session shall run again.
-
-    Raises:
-        UserError: there is no such session, or the checkpoint that it started at is gone.
-    """
-    record = ports.runs.load(run)
-    check_order(record)
-    attempts = [attempt for attempt in record.attempts if attempt.session == session]
-    if not attempts:
-        numbers = sorted({attempt.session for attempt in record.attempts})
-        raise UserError(
-            f"run {run} has no session {session}",
-            expected=f"1 to {numbers[-1]}" if numbers else "a session that has run; there is none yet",
-            remedy="gemma-orch status shows them",
-        )
-    if record.wishes.rerun is not None:
-        raise UserError(
-            f"session {record.wishes.rerun.session} is to run again already", remedy="wait until it has, then ask again"
-        )
-    start = first_attempt_with_progress(record, session).start_checkpoint
-    if start is not None and record.checkpoints[start].state is not CheckpointState.VERIFIED:
-        raise UserError(
-            f"session {session} started at checkpoint {start}, which is {record.checkpoints[start].state}",
-            remedy="to keep the starts of more sessions, raise keep_session_starts under [checkpoints] in the config file",
-        )
-    ports.runs.set_rerun(run, RerunWish(session=session, adopt=adopt, requested_at=ports.clock.now()))

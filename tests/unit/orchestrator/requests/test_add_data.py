@@ -8,7 +8,7 @@ import pytest
 from orchestrator.backends.simulated import Course
 from orchestrator.controller.tick import LEASE_S
 from orchestrator.requests.add_data import add_data
-from orchestrator.requests.start import ask_for_rerun
+from orchestrator.requests.rerun import ask_for_rerun
 from orchestrator.worker_process.verbs import show_data
 from state.errors import DataError, LeaseHeldError, LeaseLostError, UserError
 from state.ledger import CheckpointState, DataRecord, RunHeader, RunWishes, StopWish

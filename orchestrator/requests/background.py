@@ -1,0 +1,29 @@
+"""Run a controller in the background, where it outlives this terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from orchestrator.ports import Ports
+from state.stores.run_store import is_in_force
+
+
+def go_on_in_background(ports: Ports, run: str) -> None:
+    """Start a controller of a run that outlives this terminal."""
+    lease = ports.runs.lease(run)
+    if lease is not None and lease.owner != ports.owner and is_in_force(lease, ports.clock.now()):
+        return  # one is at work already
+    ports.runs.release(run, ports.owner)
+    folder = ports.home.run(run)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with open(folder.controller_log, "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "start", "--name", run],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=os.path.sep,
+        )
