@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from orchestrator.monitoring.render import sessions_table
+from orchestrator.monitoring.status import observe_run
 from orchestrator.monitoring.views import StatusView
-from orchestrator.monitoring.watch import observe_run
 from orchestrator.signals import signal_group
 from orchestrator.wiring import HOME_VARIABLE, wire
 from state.errors import ExitCode

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.monitoring.watch import observe_run
+from orchestrator.monitoring.status import observe_run
 from orchestrator.wiring import wire
 from state.ledger import RunRecord
 from tests.kaggle_emulator.emulator import KaggleEmulator

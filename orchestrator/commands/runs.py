@@ -20,7 +20,8 @@ def status(
     show_all: Annotated[bool, typer.Option("--all", help="Show every session, and every run.")] = False,
 ) -> None:
     """Show a run: its sessions, head checkpoint, speed, goodput, ETA, and what it is waiting for."""
-    from orchestrator.monitoring.watch import follow, observe_run
+    from orchestrator.monitoring.status import observe_run
+    from orchestrator.monitoring.watch import follow
 
     ports = Terminal.of(context).ports()
     if show_all and run is None:
@@ -113,7 +114,7 @@ def stop(
 def tick(context: typer.Context, run: RunArgument = None) -> None:
     """Bring a run on by one decision and return: fit for cron. Every active run when none is named."""
     from orchestrator.controller.tick import Controller
-    from orchestrator.monitoring.watch import observe_run
+    from orchestrator.monitoring.status import observe_run
     from state.errors import ExitCode, GemmaOrchError, LeaseHeldError
     from state.session import RunState
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.monitoring.watch import observe_run
+from orchestrator.monitoring.status import observe_run
 from orchestrator.wiring import wire
 
 CONFIG = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.monitoring.watch import observe_run
+from orchestrator.monitoring.status import observe_run
 from orchestrator.wiring import wire
 from state.kaggle.names import attempt_dataset_slug, attempt_kernel_slug
 from state.ledger import CheckpointState

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp, Wait
-from orchestrator.monitoring.watch import drive, follow, observe_run, waiting_for
+from orchestrator.monitoring.watch import drive, follow
 from orchestrator.ports import AttemptRef, Ports
 from state.errors import DataError, OutOfReachError, TemporaryError
-from state.ledger import DataRecord, StopWish, Waiting
+from state.ledger import DataRecord, StopWish
 from state.process import ProcessIdentity
 from state.report import Outcome
 from state.session import RunState
@@ -153,24 +151,3 @@ def test_following_a_run_changes_nothing_and_ends_when_it_is_over(tmp_path: Path
     before = simulation.record
     follow(ports_of(simulation), RUN)
     assert simulation.record == before
-
-
-def test_looking_at_a_run_says_what_it_waits_for_and_who_could_bring_it_on(tmp_path: Path) -> None:
-    simulation = Simulation(tmp_path).create(total_steps=100)
-    ports = ports_of(simulation)
-    assert (
-        waiting_for(ports, simulation.record)
-        == "a controller, to launch session 1 attempt 1; gemma-orch start --name tamil goes on"
-    )
-    early = Waiting(reason="the quota is used up", until=simulation.clock.now() + timedelta(hours=1))
-    quota = dataclasses.replace(simulation.record, header=simulation.record.header.model_copy(update={"waiting": early}))
-    said = waiting_for(ports, quota) or ""
-    assert said.startswith("the quota is used up, until ")
-    assert "; then a controller, to launch session 1" in said
-    simulation.run_until_launch(1)
-    assert observe_run(ports, RUN).waiting_for == "session 1 attempt 1 is running on simulated"
-    simulation.runs.set_stop(RUN, StopWish.CHECKPOINT)
-    assert observe_run(ports, RUN).waiting_for == "session 1 to save and end, as asked"
-    simulation.run_until_over()
-    assert simulation.record.header.state is RunState.STOPPED
-    assert observe_run(ports, RUN).waiting_for is None
