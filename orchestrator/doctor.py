@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.monitoring.render import format_bytes
-from orchestrator.worker_process.prepare import TRAINING_MODULES
+from orchestrator.worker_process.command import TRAINING_MODULES
 from state.document import Document
 from state.errors import GemmaOrchError
 from state.files import free_bytes

@@ -10,7 +10,7 @@ from orchestrator.config import Explicit, make_spec, overlay, read_config, run_n
 from orchestrator.controller.tick import Controller, check_order
 from orchestrator.ports import Ports
 from orchestrator.wiring import check_backend
-from orchestrator.worker_process.prepare import require_training_extra
+from orchestrator.worker_process.command import require_training_extra
 from state.errors import LeaseHeldError, UserError
 from state.kaggle.names import check_run_fits
 from state.ledger import RunHeader, RunRecord, RunWishes

@@ -1,8 +1,7 @@
-"""Verbs that need the training extra run as children of the controller: `python -m worker VERB`."""
+"""Prepare the data of a run with `python -m worker prepare`, or use a folder that is prepared already."""
 
 from __future__ import annotations
 
-import importlib.util
 import queue
 import subprocess
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from orchestrator.worker_process.command import command_of
+from orchestrator.worker_process.command import require_training_extra, worker_command
 from state.data_manifest import DataManifest
 from state.errors import DataError, ExitCode, GemmaOrchError, TemporaryError, UserError
 from state.layout import DATA_MANIFEST_NAME, HomeLayout, data_folder_name
@@ -20,50 +19,9 @@ from state.ledger import DataRecord
 from state.mixture import budget_exceeds_caps, mixture_weights, unimax_weights
 from state.spec import RunSpec
 
-TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
 _LEASE_EVERY_S = 5.0
 _MOMENT_S = 0.5  # a line is passed on when none has followed for so long: a reason to end is followed by the end
 _LAST_LINES = 12
-
-
-def require_training_extra() -> None:
-    """Check that what runs a session is installed.
-
-    Raises:
-        UserError: something is missing.
-    """
-    missing = [module for module in TRAINING_MODULES if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(
-            f"this needs the training extra; not installed: {', '.join(missing)}",
-            remedy="pip install 'gemma-orch[train]'",
-        )
-
-
-def worker_command(verb: str, arguments: Sequence[str]) -> list[str]:
-    """Return the command line of a worker's verb."""
-    return command_of("worker", verb, *arguments)
-
-
-def hand_over(verb: str, arguments: Sequence[str]) -> int:
-    """Run a worker's verb with our terminal, and return its exit code.
-
-    Raises:
-        UserError: the training extra is missing.
-    """
-    require_training_extra()
-    return run_with_our_terminal(worker_command(verb, arguments))
-
-
-def run_with_our_terminal(command: Sequence[str]) -> int:
-    """Run a child with our terminal, and return its exit code as a shell tells it."""
-    child = subprocess.Popen(command)
-    while True:
-        try:
-            exit_code = child.wait()
-            return exit_code if exit_code >= 0 else 128 - exit_code  # as a shell tells of a command that a signal ended
-        except KeyboardInterrupt:
-            continue  # Ctrl-C reaches the child as well: it is the child that answers
 
 
 class WorkerPreparer:

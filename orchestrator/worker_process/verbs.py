@@ -11,7 +11,8 @@ from orchestrator.controller.attempt import plan_attempt
 from orchestrator.controller.decide import Launch
 from orchestrator.controller.tick import check_order
 from orchestrator.ports import Ports
-from orchestrator.worker_process.prepare import WorkerPreparer, hand_over, run_with_our_terminal, worker_command
+from orchestrator.worker_process.command import hand_over, run_with_our_terminal, worker_command
+from orchestrator.worker_process.prepare import WorkerPreparer
 from state.architecture import resolve_architecture
 from state.clock import SystemClock
 from state.data_manifest import TOKENIZER_NAME

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from orchestrator.backends.kaggle.publish.card import CARD_NAME, model_card
-from orchestrator.worker_process.prepare import require_training_extra, worker_command
+from orchestrator.worker_process.command import require_training_extra, worker_command
 from state import files
 from state.architecture import Architecture, resolve_architecture
 from state.data_manifest import TOKENIZER_NAME

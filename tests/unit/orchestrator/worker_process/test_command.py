@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.worker_process.command import command_of
+from orchestrator.worker_process.command import command_of, require_training_extra
 
 
 def test_what_lies_where_the_user_stands_is_not_run_instead_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +20,7 @@ def test_what_lies_where_the_user_stands_is_not_run_instead_of_ours(tmp_path: Pa
 def test_in_a_checkout_our_packages_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[4])
     assert "-P" not in command_of("worker")
+
+
+def test_the_training_extra_is_here() -> None:
+    require_training_extra()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.worker_process.prepare import WorkerPreparer, require_training_extra
+from orchestrator.worker_process.prepare import WorkerPreparer
 from state.data_manifest import DataManifest
 from state.errors import DataError, TemporaryError, UserError
 from state.layout import HomeLayout
@@ -204,7 +204,3 @@ def test_too_little_text_for_one_sequence_is_refused(tmp_path: Path) -> None:
     made(tmp_path / "tokens", english=3000, konkani=8)
     with pytest.raises(UserError, match=r"konkani \(8 tokens\)"):
         WorkerPreparer(HomeLayout(tmp_path), lambda _: None)(spec_of(prepared=str(tmp_path / "tokens")), lambda: None)
-
-
-def test_the_training_extra_is_here() -> None:
-    require_training_extra()
