@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands import checkpoints, corpus, kaggle, kaggle_account, runs, tools
+from orchestrator.commands import checkpoints, corpus, kaggle, runs, tools
 from orchestrator.commands.context import INTERRUPTED, Terminal, say
 from orchestrator.commands.start import start
 
@@ -49,8 +49,7 @@ app.command(rich_help_panel="Data", context_settings=corpus.VERBATIM, add_help_o
 app.add_typer(corpus.tokenizer, rich_help_panel="Data")
 app.add_typer(corpus.data, rich_help_panel="Data")
 _add("Checkpoints", checkpoints.checkpoints, checkpoints.verify, checkpoints.export)
-_add("Kaggle", kaggle_account.adopt, kaggle_account.promote, kaggle_account.publish)
-_add("Kaggle", kaggle.upload)
+_add("Kaggle", kaggle.adopt, kaggle.promote, kaggle.publish, kaggle.upload)
 _add("Tools", tools.init, tools.doctor, tools.prove, tools.demo)
 
 

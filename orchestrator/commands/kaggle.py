@@ -1,4 +1,4 @@
-"""Commands for the Kaggle account: bring data to it, write a config file for it."""
+"""Commands for a Kaggle account: upload data, adopt a run, promote checkpoints, publish weights, write a config file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.commands.context import INTERRUPTED, JsonOption, RunOption, Terminal, say, write_json
-from orchestrator.commands.lookup import run_named
+from orchestrator.commands.context import INTERRUPTED, JsonOption, RunArgument, RunOption, Terminal, say, write_json
+from orchestrator.commands.lookup import checkpoint_named, run_named
 
 if TYPE_CHECKING:
     from orchestrator.backends.kaggle.data.upload import UploadedPart
@@ -131,3 +131,114 @@ def _asked(question: str, default: str | None, *checks: Callable[[str], object])
             say(f"{error.what}\nExpected: {error.expected}")
         else:
             return answer
+
+
+def adopt(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="OWNER/RUN", help="The run, as it is named on the Kaggle account OWNER.")],
+) -> None:
+    """Go on, on this machine, with a run that another one began: all that is needed is on the Kaggle account.
+
+    Nothing is brought twice, so it may stand before every tick of a scheduled job. Checkpoints stay where they are.
+    """
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.adopt import read_account as adoption
+
+    terminal = Terminal.of(context)
+    ports = terminal.ports()
+    adopted = adoption.adopt(open_account(terminal.environment), ports, run, say=say)
+    record, name = adopted.record, adopted.run
+    if not adopted.is_new and not adopted.num_attempts:
+        typer.echo(f"run {name} is known here already, and the account shows no attempt that is not: nothing was brought")
+        return
+    brought = f"{adopted.num_attempts} attempt{'' if adopted.num_attempts == 1 else 's'}"
+    if adopted.is_new:
+        typer.echo(f"run {name} is adopted: {brought}, head at step {record.head_step} of {record.spec.total_steps}")
+    else:
+        typer.echo(f"run {name} was known here already; new are {brought}, and the head is at step {record.head_step}")
+    live = record.live_attempt
+    if live is not None:
+        say(f"session {live.session} attempt {live.attempt} is {live.state}: no other one begins before it has ended")
+    if record.header.message is not None:
+        say(f"the run is {record.header.state}: {record.header.message}")
+    say(f"gemma-orch status {name} shows it, gemma-orch start --name {name} goes on with it; one machine at a time")
+
+
+def promote(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint, by id or unique prefix; all that lie in outputs of kernels only when left out."),
+    ] = None,
+    run: RunOption = None,
+) -> None:
+    """Bring checkpoints that kernels could only leave in their outputs into the datasets of the run.
+
+    An output is gone when its kernel is. The bytes pass through this machine. Ended at any moment, the same command goes on.
+    """
+    from rich.console import Console
+
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.checkpoints.promote import checkpoints_of, promote_all, to_promote
+    from orchestrator.backends.kaggle.data.progress import talk_on
+
+    terminal = Terminal.of(context)
+    ports = terminal.ports()
+    record = ports.runs.load(run_named(ports, run))
+    store = checkpoints_of(ports, record)
+    wanted = to_promote(record, store, checkpoint_named(record, checkpoint) if checkpoint is not None else None)
+    if not wanted:
+        typer.echo(f"nothing is to be done: no checkpoint of run {record.name} lies in the output of a kernel only")
+        return
+    api = open_account(terminal.environment)
+    for promoted in promote_all(lambda: api, ports, record, store, wanted, talk_on(Console(stderr=True), say)):
+        how = "stands already" if promoted.stood_already else "stands now"
+        typer.echo(f"{promoted.id} {how} in version {promoted.place.version} of {promoted.place.owner}/{promoted.place.slug}")
+
+
+def publish(
+    context: typer.Context,
+    run: RunArgument = None,
+    dataset_slug: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="The dataset's slug; gemma-orch-RUN-weights when left out.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint, by id or unique prefix; the head when left out.")] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Read every byte back; when left out, unless there are more than 2 GiB."),
+    ] = None,
+    model: Annotated[bool, typer.Option("--model", help="Put them into a private Kaggle model of the run's as well.")] = False,
+    model_licence: Annotated[
+        str, typer.Option(metavar="NAME", help="With --model: the licence that Kaggle shows, as it spells it.")
+    ] = "Other",
+) -> None:
+    """Put a run's weights into a private Kaggle dataset: both export formats, the tokenizer, and a card. A model too, if asked.
+
+    The same command again sends nothing twice. Sharing it is done on kaggle.com, when the card says what you want it to.
+    """
+    from orchestrator.backends.kaggle.account import open_account
+    from orchestrator.backends.kaggle.publish.dataset import Wanted
+    from orchestrator.backends.kaggle.publish.dataset import publish as publish_weights
+    from orchestrator.backends.kaggle.publish.model import publish_model
+    from state.quantities import format_size
+
+    terminal = Terminal.of(context)
+    ports = terminal.ports()
+    record = ports.runs.load(run_named(ports, run))
+    wanted = Wanted(checkpoint_named(record, checkpoint), dataset_slug, verify, keep=model)
+    step = record.checkpoints[wanted.checkpoint_id].step
+    if step < record.spec.total_steps:
+        say(f"these are the weights of step {step} of {record.spec.total_steps}: the run is not at its end")
+    api = open_account(terminal.environment)
+    published = publish_weights(api, ports, record, wanted, say=say)
+    how = "published" if published.is_new else "published already"
+    read_back = "every byte read back" if published.is_verified else "names and sizes read back; --verify reads every byte"
+    size = f"{len(published.publication.files)} files, {format_size(published.total_bytes)}"
+    typer.echo(f"{wanted.checkpoint_id} is {how}: {size}, {read_back}")
+    typer.echo(f"https://www.kaggle.com/datasets/{api.user}/{published.slug} (version {published.version}, private)")
+    if not model:
+        return
+    for standing in publish_model(api, ports, record, published, licence=model_licence, say=say):
+        how = "published" if standing.is_new else "published already"
+        url = f"https://www.kaggle.com/models/{api.user}/{standing.form.model}"
+        typer.echo(f"{url} has {standing.form.slug}, {how} (version {standing.version}, names and sizes read back)")
