@@ -89,7 +89,7 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not save first: what is not saved is lost.")] = False,
 ) -> None:
     """Stop a run after its next checkpoint, which is taken at once; start goes on from there."""
-    from orchestrator.controller.tick import check_order
+    from orchestrator.controller.training_data import check_order
     from orchestrator.monitoring.watch import drive
     from state.ledger import StopWish
     from state.session import RunState

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from orchestrator.controller.decide import Launch
+from orchestrator.ports import AttemptRef
 from state.architecture import resolve_architecture
 from state.errors import UserError
 from state.fence import next_fence
@@ -76,3 +77,8 @@ def plan_attempt(record: RunRecord, decision: Launch, home: HomeLayout, now: dat
 def _longest_recent_save_s(record: RunRecord) -> float | None:
     measured = [attempt.longest_save_s for attempt in record.attempts if attempt.longest_save_s is not None]
     return max(measured[-_SAVES_REMEMBERED:], default=None)
+
+
+def ref_of(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
+    """Return what a backend knows an attempt by."""
+    return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle, attempt.launched_at, attempt.limit_s)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from orchestrator.controller.reconcile import Found
+from orchestrator.controller.attempt import ref_of
+from orchestrator.controller.decide import Launch
+from orchestrator.controller.lease import Leases
+from orchestrator.controller.prune import prunable
+from orchestrator.controller.reconcile import Draft, Found, call_off, step_back
+from orchestrator.controller.rerun import compare
+from orchestrator.ports import Ports, Sighting
 from state.errors import CorruptCheckpointError
+from state.layout import attempt_name
+from state.ledger import CheckpointState, RunRecord
 from state.stores.checkpoint_store import CheckpointStore
 
 
@@ -31,3 +39,55 @@ def collect(
             if checkpoint_id in store.ids():  # else its worker has pruned it while it was read
                 corrupt.append(error)
     return tuple(found), tuple(corrupt)
+
+
+class Checkpoints:
+    """Verifies, compares and prunes the checkpoints of runs."""
+
+    def __init__(self, ports: Ports, leases: Leases) -> None:
+        self._ports = ports
+        self._leases = leases
+
+    def tidied(self, record: RunRecord) -> RunRecord:
+        """Compare reruns, prune, sweep, and make the store say what the record says; only while nothing runs."""
+        if record.live_attempt is not None:
+            return record
+        store = self._ports.checkpoints(record.name)
+        draft = Draft(record, self._ports.clock.now())
+        for attempt in record.attempts:
+            if attempt.branch is not None and attempt.comparison is None:
+                verdict = compare(record, attempt, store)
+                draft.put_attempt(attempt, comparison=verdict)
+                draft.tell(f"session {attempt.session} attempt {attempt.attempt}: {verdict}")
+        for checkpoint_id in prunable(record):
+            draft.put_checkpoint(record.checkpoints[checkpoint_id], state=CheckpointState.PRUNED)
+        record = self._leases.changed(record, draft.changes)
+        for checkpoint_id in store.ids():
+            checkpoint = record.checkpoints.get(checkpoint_id)
+            if checkpoint is not None and checkpoint.state is CheckpointState.QUARANTINED:
+                store.quarantine(checkpoint_id, checkpoint.note or "")
+            elif checkpoint is not None and checkpoint.state is CheckpointState.PRUNED:
+                store.delete(checkpoint_id)
+        store.sweep(lambda name: self._is_over(record, name))
+        return record
+
+    def _is_over(self, record: RunRecord, name: str) -> bool:
+        """Return whether an attempt of the run can write no more: not the live one, nor one that somebody runs by hand."""
+        attempt = next((each for each in record.attempts if attempt_name(each.session, each.attempt) == name), None)
+        if attempt is None:
+            return False
+        seen = self._ports.backend(attempt.backend, record.name).observe(ref_of(record, attempt))
+        return seen.sighting in (Sighting.ENDED, Sighting.MISSING)
+
+    def is_sound(self, record: RunRecord, checkpoint_id: str, decision: Launch | None = None) -> bool:
+        """Return whether a checkpoint is what it was; else put it aside, and call off the rerun that wanted it."""
+        try:
+            self._ports.checkpoints(record.name).verify(checkpoint_id, record.checkpoints[checkpoint_id].expected())
+        except CorruptCheckpointError as error:
+            draft = Draft(record, self._ports.clock.now())
+            step_back(draft, checkpoint_id, error.what)
+            if decision is not None and decision.branch is not None:
+                call_off(draft, record, decision.session, error.what)
+            self._leases.apply(record, draft.changes)
+            return False
+        return True

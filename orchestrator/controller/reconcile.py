@@ -13,6 +13,7 @@ from state.ledger import (
     Change,
     CheckpointRecord,
     CheckpointState,
+    ClearWish,
     Event,
     PutAttempt,
     PutCheckpoint,
@@ -266,3 +267,20 @@ def step_back(draft: Draft, corrupt: str, why: str) -> None:
         f"checkpoint {corrupt} is quarantined: {why}; the run falls back to {good or 'its beginning'}, "
         f"which costs {lost_steps} steps"
     )
+
+
+def call_off(draft: Draft, record: RunRecord, session: int, why: str) -> None:
+    """Cancel the rerun of a session, and say why."""
+    draft.changes.append(ClearWish("rerun", record.wishes.rerun))
+    draft.tell(f"session {session} cannot run again: {why}")
+
+
+def settled(record: RunRecord, state: RunState, message: str, exit_code: int) -> list[Change]:
+    """Return the changes that end a run and clear its stop request."""
+    changes: list[Change] = []
+    if record.header.state is RunState.ACTIVE:  # what has ended already stays what it is
+        header = record.header.model_copy(update={"state": state, "message": message, "exit_code": exit_code})
+        changes.append(SetHeader(header))
+    if record.wishes.stop is not None:
+        changes.append(ClearWish("stop", record.wishes.stop))
+    return changes

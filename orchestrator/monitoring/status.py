@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from orchestrator.controller.attempt import ref_of
 from orchestrator.controller.decide import AskToStop, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
-from orchestrator.controller.tick import ref_of
 from orchestrator.monitoring.views import StatusView, status_view
 from orchestrator.ports import Ports, Quota, Sighting
 from state.ledger import RunRecord, Waiting

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.live import Live
 
+from orchestrator.controller.attempt import ref_of
 from orchestrator.controller.decide import Decision, Finish, GiveUp, decide
-from orchestrator.controller.tick import Controller, ref_of
+from orchestrator.controller.tick import Controller
 from orchestrator.monitoring.render import live_line, live_panel
 from orchestrator.monitoring.status import observe_run
 from orchestrator.monitoring.views import StatusView

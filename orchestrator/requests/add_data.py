@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.controller.tick import Controller, spec_of_version
+from orchestrator.controller.tick import Controller
+from orchestrator.controller.training_data import spec_of_version
 from orchestrator.ports import Ports
 from state.data_manifest import TOKENIZER_NAME
 from state.errors import LeaseHeldError, UserError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.controller.decide import first_attempt_with_progress
-from orchestrator.controller.tick import check_order
+from orchestrator.controller.training_data import check_order
 from orchestrator.ports import Ports
 from state.errors import UserError
 from state.ledger import CheckpointState, RerunWish

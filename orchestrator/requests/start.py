@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Explicit, make_spec, overlay, read_config, run_name
-from orchestrator.controller.tick import Controller, check_order
+from orchestrator.controller.tick import Controller
+from orchestrator.controller.training_data import check_order
 from orchestrator.ports import Ports
 from orchestrator.wiring import check_backend
 from orchestrator.worker_process.command import require_training_extra

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.config import Explicit, make_spec, read_config
 from orchestrator.controller.attempt import plan_attempt
 from orchestrator.controller.decide import Launch
-from orchestrator.controller.tick import check_order
+from orchestrator.controller.training_data import check_order
 from orchestrator.ports import Ports
 from orchestrator.worker_process.command import hand_over, run_with_our_terminal, worker_command
 from orchestrator.worker_process.prepare import WorkerPreparer

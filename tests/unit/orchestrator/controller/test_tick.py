@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller.decide import AskToStop, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait
-from orchestrator.controller.tick import LEASE_S
+from orchestrator.controller.lease import LEASE_S
 from orchestrator.monitoring.status import waiting_for
 from orchestrator.ports import AttemptRef, Observation, Sighting
 from state import effects

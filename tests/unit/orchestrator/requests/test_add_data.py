@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.simulated import Course
-from orchestrator.controller.tick import LEASE_S
+from orchestrator.controller.lease import LEASE_S
 from orchestrator.requests.add_data import add_data
 from orchestrator.requests.rerun import ask_for_rerun
 from orchestrator.worker_process.verbs import show_data

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from orchestrator.backends.kaggle.adopt.replay import RunOnAccount, SeenAttempt, applied, first_record, what_is_new
 from orchestrator.backends.simulated import Course
+from orchestrator.controller.attempt import ref_of
 from orchestrator.controller.decide import Launch, Resume, decide
 from orchestrator.controller.reconcile import Found
-from orchestrator.controller.tick import ref_of
 from orchestrator.ports import Quota, Sighting
 from state.errors import CorruptCheckpointError, DataError, ErrorClass, UserError
 from state.kaggle.job import StopFlag

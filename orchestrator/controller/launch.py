@@ -1,0 +1,92 @@
+"""Launch an attempt: write the intent, submit, write the result."""
+
+from __future__ import annotations
+
+from orchestrator.controller.attempt import plan_attempt
+from orchestrator.controller.checkpoints import Checkpoints
+from orchestrator.controller.decide import Launch, Wait
+from orchestrator.controller.lease import Leases
+from orchestrator.controller.reconcile import Draft, step_back
+from orchestrator.controller.training_data import TrainingData
+from orchestrator.ports import Backend, Ports
+from state.errors import AmbiguousError, CorruptCheckpointError, GemmaOrchError, NotLaunchedError, TemporaryError
+from state.ledger import CEILING_GRACE_S, AttemptRecord, Change, ClearWish, PutAttempt, RunRecord, SetHeader
+from state.report import Outcome
+from state.session import AttemptState
+from state.spec import SessionSpec
+
+
+class Launcher:
+    """Plans and submits attempts."""
+
+    def __init__(self, ports: Ports, leases: Leases, data: TrainingData, checkpoints: Checkpoints) -> None:
+        self._ports = ports
+        self._leases = leases
+        self._data = data
+        self._checkpoints = checkpoints
+
+    def plan_and_launch(self, record: RunRecord, decision: Launch) -> Wait | None:
+        """Verify data and start checkpoint, plan an attempt, and launch it; return what it waits for."""
+        prepared = self._data.prepared(record, decision)
+        if prepared is None:
+            return None
+        record = prepared
+        if decision.start_checkpoint is not None and not self._checkpoints.is_sound(record, decision.start_checkpoint, decision):
+            return None  # the record has stepped back: the next tick decides anew
+        attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
+        lag_s = self._ports.backend(attempt.backend, record.name).lag_s
+        attempt = attempt.model_copy(update={"grace_s": CEILING_GRACE_S + lag_s})
+        changes: list[Change] = [
+            PutAttempt(attempt, session_spec),
+            SetHeader(record.header.model_copy(update={"newest_fence": attempt.fence})),
+        ]
+        if decision.branch is not None:
+            changes.append(ClearWish("rerun", record.wishes.rerun))
+        self._leases.apply(record, changes)
+        return self.launch(record, attempt)
+
+    def launch(self, record: RunRecord, planned: AttemptRecord) -> Wait | None:
+        """Launch a planned attempt, or bring it nearer to that; return what it waits for."""
+        self._leases.keep(record.name)  # verifying may have taken long, and the answer to a launch may too
+        backend = self._ports.backend(planned.backend, record.name)
+        spec = self._ports.runs.session_spec(record.name, planned.session, planned.attempt)
+        now = self._ports.clock.now()
+        attempt = planned.model_copy(update={"state": AttemptState.LAUNCHING, "launched_at": now})
+        try:
+            if (reason := _not_ready(backend, spec)) is not None:
+                return Wait(reason)
+            self._leases.apply(record, [PutAttempt(attempt)])
+            handle = backend.launch(spec)
+        except AmbiguousError:
+            return None  # it stays "launching": the next tick looks whether it exists
+        except NotLaunchedError as error:
+            self._leases.apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.PLANNED}))])
+            return Wait(error.what)
+        except GemmaOrchError as error:
+            self._leases.apply(record, [PutAttempt(attempt)])
+            self._never_launched(record, attempt, error)
+            if isinstance(error, CorruptCheckpointError):  # found out when its bytes were wanted somewhere else
+                draft = Draft(self._ports.runs.load(record.name), self._ports.clock.now())
+                step_back(draft, error.checkpoint_id, error.what)
+                self._leases.apply(record, draft.changes)
+            return None
+        running = attempt.model_copy(update={"state": AttemptState.RUNNING, "running_at": now, "handle": handle})
+        self._leases.apply(record, [PutAttempt(running)])
+        return None
+
+    def _never_launched(self, record: RunRecord, attempt: AttemptRecord, error: GemmaOrchError) -> None:
+        now = self._ports.clock.now()
+        draft = Draft(record, now)
+        ended = draft.put_attempt(attempt, state=AttemptState.ENDED, ended_at=now)
+        reason = f"it could not be launched: {error}"
+        draft.put_attempt(ended, state=AttemptState.LOST, outcome=Outcome.FAILED, reason=reason, error_class=error.error_class)
+        draft.tell(f"session {attempt.session} attempt {attempt.attempt} {Outcome.FAILED}: {reason}")
+        self._leases.apply(record, draft.changes)
+
+
+def _not_ready(backend: Backend, spec: SessionSpec) -> str | None:
+    """Return what a planned attempt waits for; what could not be done now is tried again, for nothing has been sent."""
+    try:
+        return backend.make_ready(spec)
+    except TemporaryError as error:
+        return error.what
