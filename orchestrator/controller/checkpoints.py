@@ -1,19 +1,19 @@
-"""Look at a run's checkpoints: read back and verify every new one before the record hears of it."""
+"""A run's checkpoints: verify new ones before they are recorded, compare reruns, prune, quarantine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
 from orchestrator.controller.attempt import ref_of
-from orchestrator.controller.decide import Launch
+from orchestrator.controller.decide import Launch, first_attempt_with_progress
 from orchestrator.controller.lease import Leases
 from orchestrator.controller.prune import prunable
 from orchestrator.controller.reconcile import Draft, Found, call_off, step_back
-from orchestrator.controller.rerun import compare
 from orchestrator.ports import Ports, Sighting
 from state.errors import CorruptCheckpointError
 from state.layout import attempt_name
-from state.ledger import CheckpointState, RunRecord
+from state.ledger import AttemptRecord, CheckpointRecord, CheckpointState, RunRecord
+from state.manifest import first_difference
 from state.stores.checkpoint_store import CheckpointStore
 
 
@@ -72,7 +72,7 @@ class Checkpoints:
         return record
 
     def _is_over(self, record: RunRecord, name: str) -> bool:
-        """Return whether an attempt of the run can write no more: not the live one, nor one that somebody runs by hand."""
+        """Return whether an attempt of the run can write no more: not the live one, nor one that is run by hand."""
         attempt = next((each for each in record.attempts if attempt_name(each.session, each.attempt) == name), None)
         if attempt is None:
             return False
@@ -91,3 +91,30 @@ class Checkpoints:
             self._leases.apply(record, draft.changes)
             return False
         return True
+
+
+def compare(record: RunRecord, rerun: AttemptRecord, store: CheckpointStore) -> str:
+    """Return, in words, whether a rerun's last checkpoint equals the original at the same step."""
+    if rerun.head is None:
+        return "the rerun saved nothing to compare"
+    result = record.checkpoints[rerun.head]
+    original = _original(record, rerun, result.step)
+    if original is None:
+        return f"nothing else has reached step {result.step} from there: there is nothing to compare"
+    if original.state_sha256 == result.state_sha256:
+        return f"identical to {original.id}: state sha256 {result.state_sha256}"
+    try:
+        difference = first_difference(store.manifest(original.id)[0], store.manifest(result.id)[0])
+    except CorruptCheckpointError:
+        difference = "not known, for the files of one of the two are gone"
+    return f"differs from {original.id}; first difference: {difference}"
+
+
+def _original(record: RunRecord, rerun: AttemptRecord, step: int) -> CheckpointRecord | None:
+    same_session = first_attempt_with_progress(record, rerun.session)
+    candidates = [
+        checkpoint
+        for checkpoint in record.checkpoints.values()
+        if checkpoint.step == step and checkpoint.branch is None and checkpoint.session >= same_session.session
+    ]
+    return candidates[0] if candidates else None

@@ -134,17 +134,15 @@ class Controller:
             store.quarantine(error.checkpoint_id, str(error))
         return record
 
-    def _sighting(self, record: RunRecord, attempt: AttemptRecord) -> Sighting:
-        return self._ports.backend(attempt.backend, record.name).observe(ref_of(record, attempt)).sighting
-
     def run_by_hand(self, record: RunRecord) -> AttemptRecord | None:
         """Return the newest attempt when somebody is running it again by hand, with no controller."""
         if record.live_attempt is not None or not record.attempts:
             return None
         newest = record.attempts[-1]
-        if not self._ports.backend(newest.backend, record.name).can_be_run_by_hand:
+        backend = self._ports.backend(newest.backend, record.name)
+        if not backend.can_be_run_by_hand:
             return None
-        return newest if self._sighting(record, newest) is Sighting.RUNNING else None
+        return newest if backend.observe(ref_of(record, newest)).sighting is Sighting.RUNNING else None
 
     def _act(self, record: RunRecord, decision: Decision) -> Wait | None:
         """Carry a decision out; return what it waits for, when that shows only now."""
