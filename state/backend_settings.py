@@ -1,4 +1,4 @@
-"""What a run says about Kaggle; none of it changes the weights."""
+"""Settings of the backends, per run; none of them changes the weights."""
 
 from __future__ import annotations
 

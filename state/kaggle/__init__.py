@@ -1,1 +1,1 @@
-"""Kaggle's side of what is true: its wire, its names, its settings. The only room that speaks to Kaggle's client library."""
+"""Kaggle's side of what is true: its wire and its names. The only room that speaks to Kaggle's client library."""

@@ -1,1 +1,1 @@
-"""What the controller does on a Kaggle account, apart from launching and watching sessions."""
+"""Kaggle: sessions as kernels, and everything else that the controller does on an account."""

@@ -1,0 +1,39 @@
+"""The rooms of the code: small, listed in docs/architecture.md, and mirrored by the tests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("state", "worker", "orchestrator")
+_MODULES = sorted(path.relative_to(_ROOT) for package in _PACKAGES for path in (_ROOT / package).rglob("*.py"))
+_ROOMS = sorted({module.parent for module in _MODULES})
+_MOST_MODULES = 14
+_MOST_IN_A_FLAT_ROOM = 25
+_FLAT = {Path("state"), Path("state/kaggle"), Path("worker/corpus")}
+_PAGE = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+_TREE = _PAGE.partition("```text\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("room", _ROOMS, ids=str)
+def test_a_room_is_not_empty_and_not_too_large(room: Path) -> None:
+    modules = [module for module in _MODULES if module.parent == room and module.name != "__init__.py"]
+    assert 0 < len(modules) <= (_MOST_IN_A_FLAT_ROOM if room in _FLAT else _MOST_MODULES)
+
+
+def test_the_tree_has_one_line_for_each_room_and_no_other_line() -> None:
+    assert sorted(line.split()[0] for line in _TREE.splitlines()) == sorted(f"{room}/" for room in _ROOMS)
+
+
+def test_every_path_on_the_page_is_whole_and_exists() -> None:
+    paths = re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|toml)|(?:[\w.]+/)+)`", _PAGE)
+    assert len(paths) > 60
+    assert [path for path in paths if not (_ROOT / path).exists()] == []
+
+
+def test_every_unit_test_lies_in_the_room_of_what_it_tests() -> None:
+    rooms = {_ROOT / "tests" / "unit" / room for room in (*_ROOMS, "kaggle_emulator", ".")}
+    assert {path.parent for path in (_ROOT / "tests" / "unit").rglob("test_*.py")} <= rooms
