@@ -14,8 +14,8 @@ _ROOMS = sorted({module.parent for module in _MODULES})
 _MOST_MODULES = 14
 _MOST_IN_A_FLAT_ROOM = 25
 _FLAT = {Path("state"), Path("state/kaggle"), Path("worker/corpus")}
-_PAGE = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-_TREE = _PAGE.partition("```text\n")[2].partition("```")[0]
+_PAGES = {name: (_ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("architecture.md", "contributing.md")}
+_TREE = _PAGES["architecture.md"].partition("```text\n")[2].partition("```")[0]
 
 
 @pytest.mark.parametrize("room", _ROOMS, ids=str)
@@ -28,12 +28,18 @@ def test_the_tree_has_one_line_for_each_room_and_no_other_line() -> None:
     assert sorted(line.split()[0] for line in _TREE.splitlines()) == sorted(f"{room}/" for room in _ROOMS)
 
 
-def test_every_path_on_the_page_is_whole_and_exists() -> None:
-    paths = re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|toml)|(?:[\w.]+/)+)`", _PAGE)
-    assert len(paths) > 60
+@pytest.mark.parametrize("page", _PAGES)
+def test_every_path_on_the_page_is_whole_and_exists(page: str) -> None:
+    paths = re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|md|toml)|(?:[\w.]+/)+)`", _PAGES[page])
+    assert len(paths) > 20
     assert [path for path in paths if not (_ROOT / path).exists()] == []
 
 
-def test_every_unit_test_lies_in_the_room_of_what_it_tests() -> None:
-    rooms = {_ROOT / "tests" / "unit" / room for room in (*_ROOMS, "kaggle_emulator", ".")}
-    assert {path.parent for path in (_ROOT / "tests" / "unit").rglob("test_*.py")} <= rooms
+def test_every_unit_test_is_named_after_a_module_and_lies_in_its_room() -> None:
+    modules = [module.with_name(module.stem.strip("_")).as_posix() for module in _MODULES]
+    folder = _ROOT / "tests" / "unit"
+    tests = [path.relative_to(folder) for path in folder.rglob("test_*.py")]
+    tested = [path.with_name(path.stem.removeprefix("test_")).as_posix() for path in tests if path.parts[0] in _PACKAGES]
+    assert len(tested) > 100
+    assert [name for name in tested if not any(f"{name}_".startswith(f"{module}_") for module in modules)] == []
+    assert {path.parts[0] for path in tests if len(path.parts) > 1} == {*_PACKAGES, "kaggle_emulator"}
