@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.monitoring.status import observe_run
 from orchestrator.wiring import wire
+from tests.repository import ROOT
 
 CONFIG = """
 [run]
@@ -167,7 +168,7 @@ def test_the_status_that_is_printed_is_the_documented_contract(tmp_path: Path) -
     home = Home(tmp_path / "contract")
     home.start("--total-steps", "3")
     assert json.loads(home.type("status", "--json")) == home.status()
-    documented = Path(__file__).parents[2].joinpath("docs", "json.md").read_text(encoding="utf-8")
+    documented = ROOT.joinpath("docs", "json.md").read_text(encoding="utf-8")
     for name in (*home.status(), *home.status()["sessions"][0], *home.checkpoints()[0]):
         assert name == "schema_version" or re.search(rf"\b{name}\b", documented), name
 
@@ -259,7 +260,7 @@ def test_text_is_prepared_then_trained_on_then_looked_at(tmp_path: Path) -> None
             assert piece["source"] == f"{sequence['language']}/a b.jsonl"
             begin = texts[sequence["language"]].format(piece["record"] - 1)
             assert piece["document_offset"] or piece["text"].removeprefix("<bos>").rstrip("\ufffd") in f"{begin}<eos>"
-    documented = Path(__file__).parents[2].joinpath("docs", "json.md").read_text(encoding="utf-8")
+    documented = ROOT.joinpath("docs", "json.md").read_text(encoding="utf-8")
     fields = {*overview, *overview["versions"][0], *overview["versions"][0]["languages"][0]}
     fields |= {*step, *step["sequences"][0], *step["sequences"][0]["documents"][0]}
     assert {name for name in fields if not re.search(rf"\b{name}\b", documented)} == set()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with tempfile.TemporaryDirectory(dir=ram if ram.is_dir() else None, prefix="gemma-orch-test-") as folder:
         answer = subprocess.run(
             [sys.executable, "-W", "error", "-m", "tests.chain.reference_scenario", folder],
-            cwd=_ROOT,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,

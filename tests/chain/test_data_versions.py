@@ -11,6 +11,7 @@ import pytest
 
 from state.report import ErrorClass, Outcome
 from state.spec import SessionData, SessionSpec
+from tests.repository import ROOT
 from tests.sessions import SmallRun, asked_after, make_data
 
 STEPS = 24
@@ -97,7 +98,7 @@ def test_a_checkpoint_that_has_read_the_old_data_beyond_that_step_is_refused(ram
 def test_adding_data_killed_after_any_side_effect_and_done_again_ends_the_same(ram_path: Path):
     answer = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.chain.added_data_scenario", str(ram_path)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -20,9 +20,10 @@ from state.layout import MANIFEST_NAME, HomeLayout, RunLayout
 from state.manifest import Manifest
 from state.spec import SessionSpec
 from state.tensor_files import tensor_entries
+from tests.repository import ROOT
 from worker.device import environment, pick_device
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "home-0.1.0"
+GOLDEN = ROOT / "tests" / "golden" / "home-0.1.0"
 RUN = "first"
 FIRST, HEAD = "step-00000006-s001a1", "step-00000012-s002a1"
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from state.session import RunState
+from tests.repository import ROOT
 from tests.simulation import Simulation
 
-_ROOT = Path(__file__).parents[2]
 _HELD = re.compile(r"held: another controller holds this run until \d\d:\d\d:\d\d \(process \d+ on \S+\)")
 
 
 def start(folder: Path, mode: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.chain.rival_controller", str(folder), mode],
-        cwd=_ROOT,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash_points import STEPS
+from tests.repository import ROOT
 from tests.sessions import SmallRun
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT
 
 
 def test_every_test_that_a_promise_names_exists() -> None:

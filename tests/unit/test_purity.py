@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT
+
 _PACKAGES = ("state", "worker", "orchestrator")
-_SOURCES = sorted(path.relative_to(_ROOT).as_posix() for package in _PACKAGES for path in (_ROOT / package).rglob("*.py"))
+_SOURCES = sorted(path.relative_to(ROOT).as_posix() for package in _PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 _PURE = {
     "orchestrator/backends/kaggle/adopt/replay.py",
@@ -67,7 +68,7 @@ _MOST_BROAD_EXCEPTS = 2  # the tick loop and the worker's last resort
 
 
 def tree_of(name: str) -> ast.Module:
-    return ast.parse((_ROOT / name).read_text(), filename=name)
+    return ast.parse((ROOT / name).read_text(), filename=name)
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -222,7 +223,7 @@ def _run(program: str, modules: Sequence[str], folder: Path) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-c", program, *modules],
         cwd=folder,
-        env={"PYTHONPATH": str(_ROOT), "HOME": str(folder)},
+        env={"PYTHONPATH": str(ROOT), "HOME": str(folder)},
         capture_output=True,
         text=True,
         check=False,

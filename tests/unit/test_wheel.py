@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT
+
 _PACKAGES = ("state", "worker", "orchestrator")
 _BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 # Without `site`, for an editable install would find in the checkout what the wheel lacks.
@@ -31,9 +32,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of what is here, unpacked."""
     source, built, unpacked = (tmp_path_factory.mktemp(name) for name in ("source", "built", "unpacked"))
     for package in _PACKAGES:
-        shutil.copytree(_ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md"):
-        shutil.copy(_ROOT / file, source / file)
+        shutil.copy(ROOT / file, source / file)
     answer = subprocess.run([sys.executable, "-c", _BUILD, str(built)], cwd=source, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     (path,) = built.iterdir()
@@ -51,7 +52,7 @@ def _files(root: Path) -> set[str]:
 
 
 def test_the_wheel_holds_every_file_of_every_room(wheel: Path) -> None:
-    assert _files(wheel) == _files(_ROOT)
+    assert _files(wheel) == _files(ROOT)
 
 
 def test_every_module_can_be_imported_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:

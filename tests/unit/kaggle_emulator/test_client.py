@@ -14,6 +14,7 @@ import requests
 
 from tests.kaggle_clients import USER, Sdk, connected, run_client, run_command, run_python, sdk
 from tests.kaggle_emulator import Fault
+from tests.repository import ROOT
 
 SCALE = 1000.0
 IMPATIENT = "import time; time.sleep = lambda seconds: None\n"
@@ -252,10 +253,9 @@ def test_a_user_secret_is_never_there(kaggle: Sdk) -> None:
 
 
 def test_the_emulator_starts_by_hand_and_says_how_to_reach_it(ram_path: Path) -> None:
-    root = Path(__file__).parents[3]
     options = ["--state", str(ram_path / "state"), "--timescale", "3600", "--no-phone-verified", "--mount-layout", "old"]
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.kaggle_emulator", *options], stdout=subprocess.PIPE, text=True, cwd=root
+        [sys.executable, "-m", "tests.kaggle_emulator", *options], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
         assert process.stdout is not None
         lines: list[str] = []

@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from orchestrator.signals import TO_THE_GROUP, _send, signal_group
 from state.process import certainly_dead, identify
+from tests.repository import ROOT
 from tests.stages import wait_until
 
 UNKNOWN_TO_ANY_KERNEL = 1 << 30
@@ -86,5 +86,5 @@ def test_a_process_of_another_user_is_left_alone(leader: subprocess.Popen[str]) 
         "os.setuid(65534)\n"
         "assert not signal_group(root, signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(leader.pid)], cwd=Path(__file__).parents[3], check=True)
+    subprocess.run([sys.executable, "-c", program, str(leader.pid)], cwd=ROOT, check=True)
     assert leader.poll() is None

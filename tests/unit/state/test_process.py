@@ -5,13 +5,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from state.process import ProcessIdentity, certainly_alive, certainly_dead, identify
+from tests.repository import ROOT
 
-ROOT = Path(__file__).parents[3]
 _CAN_MAKE_NAMESPACES = (
     shutil.which("unshare") is not None and subprocess.run(["unshare", "-p", "-f", "true"], check=False).returncode == 0
 )

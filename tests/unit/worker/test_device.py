@@ -10,6 +10,7 @@ import torch
 
 from state.manifest import Environment
 from state.spec import TrainingSpec
+from tests.repository import ROOT
 from worker.device import code_sha256, computes_alike, configure, cpu_name, environment, num_threads, pick_device
 
 CPU = torch.device("cpu")
@@ -79,10 +80,9 @@ def test_the_code_digest_changes_with_any_source_file_and_with_nothing_else(tmp_
 
 
 def test_the_code_digest_is_cheap():
-    root = Path(__file__).parents[3]
-    code_sha256(root)
+    code_sha256(ROOT)
     begun_s = time.process_time()
-    code_sha256(root)
+    code_sha256(ROOT)
     assert time.process_time() - begun_s < 0.05
 
 

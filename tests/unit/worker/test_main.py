@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.repository import ROOT
 from tests.sessions import SmallRun, wait_until
 from worker.__main__ import main
-
-ROOT = Path(__file__).parents[3]
 
 
 def worker(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

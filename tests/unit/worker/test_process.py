@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from state.errors import UserError
+from tests.repository import ROOT
 from worker.process import (
     StopRequest,
     belong_to_the_parent,
@@ -20,8 +21,6 @@ from worker.process import (
     process_started_s,
     settle_threads,
 )
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_the_process_started_before_now_and_not_long_ago():

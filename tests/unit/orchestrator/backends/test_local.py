@@ -19,6 +19,7 @@ from state.process import ProcessIdentity, identify
 from state.report import Heartbeat, Phase
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import RUN, START, commit_checkpoint, session_spec
+from tests.repository import ROOT
 from tests.stages import local_backend, ref, stand_in, wait_until, wait_until_over
 
 
@@ -102,7 +103,7 @@ def test_a_worker_outlives_the_controller_that_launched_it_at_every_instant(tmp_
         "effects.observe(die)\n"
         "local_backend(Path(sys.argv[1]), 'wait').launch(session_spec())\n"
     )
-    dead = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[4], check=False)
+    dead = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
     assert dead.returncode == -signal.SIGKILL
     assert not folder.launched.exists()
     backend = local_backend(tmp_path, "wait")

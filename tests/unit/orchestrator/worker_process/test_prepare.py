@@ -14,6 +14,7 @@ from state.errors import DataError, TemporaryError, UserError
 from state.layout import HomeLayout
 from state.spec import DataSpec, RunSpec
 from tests.factories import RUN, run_spec
+from tests.repository import ROOT
 from tests.token_data import write_data
 
 TOKENS = {"english": 3000, "konkani": 100}
@@ -32,7 +33,7 @@ def made(folder: Path, **tokens: int) -> DataManifest:
 def worker(tmp_path: Path, act: str) -> list[str]:
     """A command that stands in for `python -m worker prepare`."""
     script = tmp_path / "worker.py"
-    script.write_text(_WORKER.format(root=str(Path(__file__).parents[4]), act=act))
+    script.write_text(_WORKER.format(root=str(ROOT), act=act))
     return [sys.executable, str(script)]
 
 

@@ -16,8 +16,8 @@ from state.kaggle.credentials import Credentials
 from state.kaggle.errors import DeniedError
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
+from tests.repository import ROOT
 
-_ROOT = Path(__file__).parents[4]
 _SIZE = 1_000_000
 _GRANULE = 256 * 1024
 
@@ -161,7 +161,7 @@ def test_another_process_goes_on_where_one_was_killed(uploads: Uploads, file: Pa
         "upload_file(api, path, path.name, resume_dir=Path(sys.argv[4]), deadline_s=60.0, clock=Killed())\n"
     )
     arguments = [USER, uploads.sdk.emulator.settings.key, str(file), str(uploads.resume_dir)]
-    killed = subprocess.run([sys.executable, "-c", program, *arguments], cwd=_ROOT, env=dict(os.environ), check=False)
+    killed = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, env=dict(os.environ), check=False)
     assert killed.returncode == 9
     assert uploads.arrived(uploads.upload(file)) == file.read_bytes()
     assert uploads.ranges()[1:] == [f"bytes */{_SIZE}", f"bytes {2 * _GRANULE}-{_SIZE - 1}/{_SIZE}"]

@@ -15,8 +15,7 @@ from state.ledger import Event, RunWishes, StopWish, Tell
 from state.process import identify
 from state.stores.run_store import SqliteRunStore
 from tests.factories import OWNER, RUN, START, header, run_spec
-
-_ROOT = Path(__file__).parents[4]
+from tests.repository import ROOT
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def store(path: Path) -> Iterator[SqliteRunStore]:
 
 def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -108,7 +107,7 @@ def test_many_processes_open_a_new_ledger_at_once_and_none_of_them_sees_an_error
         "from state.stores.run_store import SqliteRunStore\n"
         "SqliteRunStore(Path(sys.argv[1])).close()\n"
     )
-    children = [subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=_ROOT, stderr=subprocess.PIPE) for _ in range(6)]
+    children = [subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(6)]
     assert [(child.communicate()[1], child.returncode) for child in children] == [(b"", 0)] * 6
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -136,7 +135,7 @@ def test_processes_that_write_at_once_take_turns_and_lose_nothing(store: SqliteR
         "    store.release('tamil', me)\n"
         "    done += 1\n"
     )
-    children = [subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=_ROOT, stderr=subprocess.PIPE) for _ in range(3)]
+    children = [subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)]
     assert [(child.communicate()[1], child.returncode) for child in children] == [(b"", 0)] * 3
     assert [event.text for event in store.events(RUN, 1000)] == [str(number) for number in range(75)]
 

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 
 from state.data_manifest import Recipe
 from state.errors import DataError
+from tests.repository import ROOT
 from worker.corpus.chunks import Chunk, ChunkReader
 from worker.corpus.records import BadRecord, Reason, Record, records
 from worker.corpus.sources import Kind, SourceFile, find_sources, kind_of
 
 SMALL = Recipe(max_document_bytes=1024)
-CORPUS = Path(__file__).parents[4].parent / "shared" / "corpus"
+CORPUS = ROOT.parent / "shared" / "corpus"
 REMEDY = "replace it or take it out of the corpus folder; the same command then goes on where it was"
 
 
@@ -317,9 +318,7 @@ def test_a_line_far_too_long_takes_no_memory_to_pass_over(tmp_path: Path):
         "more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
         "print(more * (1 if sys.platform == 'darwin' else 1024), file=sys.stderr)\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[4], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines() == [
         f"{name} {record}" for name in ("a.jsonl.gz", "a.jsonl.zst") for record in ("1 a", "2 too long for a document", "3 b")
     ]

@@ -16,6 +16,7 @@ from state import effects
 from state.data_manifest import DataManifest, Recipe, TokenStream
 from state.errors import DataError, TemporaryError, UserError
 from state.files import sha256_of_file
+from tests.repository import ROOT
 from worker.corpus.cleaning import Rule
 from worker.corpus.prepare import prepare
 from worker.corpus.records import Reason
@@ -25,8 +26,7 @@ from worker.corpus.staging import staging_beside
 from worker.data.batches import read_data_manifest
 from worker.tokenizer.tokenizer import load_tokenizer
 
-REPOSITORY = Path(__file__).parents[4]
-SHARED = Path(os.environ.get("GEMMA_ORCH_SHARED", REPOSITORY.parent / "shared"))
+SHARED = Path(os.environ.get("GEMMA_ORCH_SHARED", ROOT.parent / "shared"))
 MODEL = sample_tokenizer_path()
 ALL = Recipe(validation_share=0.0)
 
@@ -488,7 +488,7 @@ def run_with_little_room(corpus: Path, out: Path, num_bytes: int) -> str:
         "    print(error)\n"
     )
     command = [sys.executable, "-c", script, str(corpus), str(MODEL), str(out)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_disk_that_fills_up_is_said_and_the_same_call_finishes_later(corpus: Path, tmp_path: Path):
@@ -610,7 +610,7 @@ def test_workers_of_a_killed_preparation_end_and_the_same_command_finishes(tmp_p
     program = tmp_path / "program.py"
     program.write_text(script)
     command = [sys.executable, str(program), str(tmp_path / "corpus"), str(MODEL), str(tmp_path / "data")]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
     units = tmp_path / ".data.staging" / "units"
     while not (units.is_dir() and len(list(units.glob("*.unit"))) > 3):

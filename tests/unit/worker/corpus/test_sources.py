@@ -7,6 +7,7 @@ import pytest
 
 from state.data_manifest import Recipe
 from state.errors import UserError
+from tests.repository import ROOT
 from worker.corpus.sources import Compression, Form, Kind, SourceFile, find_sources, kind_of, not_read
 
 
@@ -212,7 +213,7 @@ def test_a_library_that_is_not_installed_is_asked_for_when_the_first_such_file_i
     )
     answer = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
-        cwd=Path(__file__).parents[4],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

@@ -7,10 +7,11 @@ import sentencepiece
 from safetensors.torch import load_file
 
 from state.architecture import Architecture
+from tests.repository import ROOT
 from tests.sessions import SmallRun, small_architecture
 from worker.__main__ import main
 
-SAMPLE_TOKENIZER = Path(__file__).parents[4] / "worker" / "corpus" / "sample" / "tokenizer.model"
+SAMPLE_TOKENIZER = ROOT / "worker" / "corpus" / "sample" / "tokenizer.model"
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from torch import Tensor
 from state import effects
 from state.architecture import Architecture, ModelSpec, resolve_architecture
 from state.errors import DataError, UserError
+from tests.repository import ROOT
 from worker.export.formats import MARKER, ExportFormat, export_checkpoint
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "gemma_pytorch_tiny.json"
+GOLDEN = ROOT / "tests" / "golden" / "gemma_pytorch_tiny.json"
 SENTENCES = [
     "The river was wide and slow, and the boats were tied to old trees.",
     "हमारे गाँव में हर रविवार को बाज़ार लगता है।",

@@ -10,9 +10,8 @@ import pytest
 from state.report import Outcome, SessionReport
 from tests.factories import session_spec
 from tests.kaggle_jobs import job_of
+from tests.repository import ROOT
 from worker.__main__ import main
-
-ROOT = Path(__file__).parents[4]
 
 
 def test_a_job_that_is_not_there_is_no_stack_trace(capsys: pytest.CaptureFixture[str]):

@@ -25,11 +25,10 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import commit_checkpoint, report, session_spec
 from tests.kaggle_clients import USER, connected
 from tests.kaggle_jobs import job_of, mount_checkpoint, mount_data
+from tests.repository import ROOT
 from tests.sessions import SmallRun, make_data
 from worker.kaggle.kernel import Kernel, Places, Surroundings, main
 from worker.session.runner import Host
-
-ROOT = Path(__file__).parents[4]
 
 
 class Session:

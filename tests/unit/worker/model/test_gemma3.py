@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from state.architecture import OFFICIAL_VOCAB_SIZE, SIZES, Architecture, ModelSpec, resolve_architecture
+from tests.repository import ROOT
 from worker.model.gemma3 import Gemma3
 from worker.model.weights import initial_state, parameter_shapes, to_transformers, transformers_config
 
-ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "golden" / "gemma_pytorch_tiny"
 GOLDEN_ARCHITECTURE = Architecture(
     vocab_size=256,

@@ -13,6 +13,7 @@ import pytest
 from state.errors import DataError, TemporaryError, UserError
 from state.layout import AttemptLayout, RunLayout
 from state.report import Heartbeat, Outcome, Phase, SessionReport
+from tests.repository import ROOT
 from tests.sessions import SmallRun, wait_until
 from worker.__main__ import main
 from worker.session.prove import Certificate, Piece, prove
@@ -66,7 +67,7 @@ def test_an_interrupted_proof_leaves_no_session_running_and_no_traceback(run: Sm
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[4],
+        cwd=ROOT,
         start_new_session=True,
     ) as process:
         wait_until(lambda: is_training(straight), process=process)

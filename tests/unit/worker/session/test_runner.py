@@ -21,6 +21,7 @@ from state.layout import MANIFEST_NAME
 from state.manifest import Manifest
 from state.report import Outcome, Phase
 from state.spec import ORDER_VERSION, ExpectedCheckpoint, SessionData, SessionSpec
+from tests.repository import ROOT
 from tests.sessions import CountingClock, SmallRun, asked_after, let_saver_finish, make_data, small_architecture, wait_until
 from worker.session.assembly import check_trajectory
 from worker.session.runner import Host, run_session
@@ -647,7 +648,7 @@ def test_each_file_of_the_start_checkpoint_is_read_once(run: SmallRun):
     watched = str(run.store.folder(start.id))
     run.write(spec)
     command = [sys.executable, "-m", "tests.open_files", watched, str(run.attempt(spec).spec)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     opened = [Path(line).name for line in result.stdout.splitlines()]
     assert opened.count("state.safetensors") == 1
 

@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 
 from state.errors import DataError, UserError
+from tests.repository import ROOT
 from worker.corpus.shipped import sample_corpus_dir, sample_tokenizer_path
 from worker.tokenizer.tokenizer import load_tokenizer
 from worker.tokenizer_training.command import main
@@ -110,7 +111,7 @@ def test_a_closed_terminal_gets_plain_lines(tmp_path: Path):
     command = [sys.executable, "-m", "worker", "tokenizer", "train", "--corpus", CORPUS, "--vocab-size", "500"]
     answer = subprocess.run(
         [*command, "--character-coverage", "0.99", "--out", str(tmp_path / "m.model")],
-        cwd=Path(__file__).parents[4],
+        cwd=ROOT,
         env={key: value for key, value in os.environ.items() if key != "COLUMNS"},
         capture_output=True,
         text=True,

@@ -8,13 +8,14 @@ import sentencepiece
 
 from state.data_manifest import Recipe
 from state.errors import DataError
+from tests.repository import ROOT
 from worker.corpus.documents import CorpusDocuments, file_bytes
 from worker.corpus.progress import Silent
 from worker.corpus.shipped import sample_corpus_dir, sample_tokenizer_path
 from worker.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from worker.tokenizer_training.report import TokenizerReport, report_tokenizer
 
-SHARED = Path(__file__).parents[4].parent / "shared" / "corpus"
+SHARED = ROOT.parent / "shared" / "corpus"
 
 
 def write(folder: Path, name: str, texts: list[str]) -> Path:

@@ -12,6 +12,7 @@ import pytest
 
 from state.data_manifest import Recipe
 from state.errors import DataError, TemporaryError, UserError
+from tests.repository import ROOT
 from worker.corpus.progress import Silent
 from worker.corpus.shipped import sample_corpus_dir, sample_tokenizer_path
 from worker.tokenizer.tokenizer import load_tokenizer
@@ -231,7 +232,7 @@ def test_ctrl_c_ends_at_once_with_nothing_left_behind(tmp_path: Path):
     out.parent.mkdir()
     command = [sys.executable, "-m", "worker", "tokenizer", "train", "--corpus", str(corpus), "--out", str(out)]
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[4], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stderr is not None
     for line in process.stderr:

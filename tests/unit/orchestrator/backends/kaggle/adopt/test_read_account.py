@@ -30,8 +30,8 @@ from tests.factories import DATA, RIVAL, RUN, after, manifest, report, run_spec,
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator.faults import Fault, refused_reads
 from tests.kaggle_jobs import job_of
+from tests.repository import ROOT
 
-_ROOT = Path(__file__).parents[6]
 _FOREVER = "import time\ntime.sleep(600)"
 
 
@@ -213,7 +213,7 @@ def test_what_was_never_launched_here_and_runs_on_the_account_is_not_gone_on_bes
 def test_only_the_newest_of_old_versions_may_be_left(account: Account) -> None:
     account.control()
     spec = account.plan(1)
-    account.push(1, source=bundle(job_of(spec), _ROOT).replace("leave(run(JOB, CODE, os.environ))", ""))
+    account.push(1, source=bundle(job_of(spec), ROOT).replace("leave(run(JOB, CODE, os.environ))", ""))
     account.commit(10, 1)
     account.commit(20, 1, over=True, delete_old=True)
     ports = account.home()

@@ -24,11 +24,11 @@ from state.report import Outcome, SessionReport
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import session_spec
 from tests.kaggle_jobs import job_of, mount_data
+from tests.repository import ROOT
 from tests.sessions import SmallRun
 from worker.device import code_sha256
 from worker.kaggle.inputs import Mounts, find_checkpoint
 
-ROOT = Path(__file__).parents[6]
 SCRIPT_BYTES = 300_000
 PYTHON_3_12 = next(iter(sorted(Path.home().glob(".pyenv/versions/3.12.*/bin/python"))), None) or shutil.which("python3.12")
 
