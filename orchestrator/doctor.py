@@ -18,6 +18,7 @@ from orchestrator.worker_process.command import TRAINING_MODULES
 from state.document import Document
 from state.errors import GemmaOrchError
 from state.files import free_bytes
+from state.installation import install_command
 from state.layout import HomeLayout
 from state.stores.run_store import SqliteRunStore
 
@@ -74,7 +75,7 @@ def _packages() -> tuple[Finding, ...]:
                 subject=module,
                 found=version,
                 ok=installed and (module != "torch" or _torch_is_known(version)),
-                remedy=None if installed else "pip install 'gemma-orch[train]'",
+                remedy=None if installed else install_command("train"),
             )
         )
     return tuple(findings)

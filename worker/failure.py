@@ -9,6 +9,7 @@ from pathlib import Path
 
 from state.document import digest_of
 from state.errors import CorruptCheckpointError, ErrorClass, ExitCode, GemmaOrchError, UserError
+from state.installation import install_command
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_FRAMES = 3
@@ -90,7 +91,7 @@ def disk_full(needed_bytes: int, free_bytes: int, folder: Path) -> UserError:
 
 def missing_extra(module: str) -> UserError:
     """Return the error that says that the training extra is not installed."""
-    return UserError(f"{module} is not installed, and running a session needs it", remedy="pip install 'gemma-orch[train]'")
+    return UserError(f"{module} is not installed, and running a session needs it", remedy=install_command("train"))
 
 
 def _translated(error: BaseException) -> GemmaOrchError | None:

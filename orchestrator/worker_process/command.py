@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from state.errors import UserError
+from state.installation import install_command
 
 TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
 
@@ -34,7 +35,7 @@ def require_training_extra() -> None:
     if missing:
         raise UserError(
             f"this needs the training extra; not installed: {', '.join(missing)}",
-            remedy="pip install 'gemma-orch[train]'",
+            remedy=install_command("train"),
         )
 
 

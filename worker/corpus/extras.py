@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from state.errors import UserError
+from state.installation import install_command
 
 
 def required(module: str, what: str) -> Any:
@@ -18,5 +19,5 @@ def required(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{what} cannot be read without the library {module} ({error})", remedy="pip install 'gemma-orch[corpus]'"
+            f"{what} cannot be read without the library {module} ({error})", remedy=install_command("train", "corpus")
         ) from error

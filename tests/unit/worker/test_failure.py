@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from state.errors import CanaryError, ErrorClass, UserError
+from state.installation import install_command
 from worker.failure import disk_full, fingerprint, hung, is_disk_full, understand
 from worker.session.canary import Canary
 from worker.train.optim import learning_rate
@@ -81,7 +82,7 @@ def test_out_of_memory_says_what_would_help(error: Exception):
 
 def test_a_missing_extra_says_how_to_install_it():
     failure = understand(ModuleNotFoundError("No module named 'torch'", name="torch"))
-    assert "pip install 'gemma-orch[train]'" in failure.reason
+    assert install_command("train") in failure.reason
     assert failure.exit_code == 2
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from state.installation import install_command
 from tests.repository import ROOT
 from tests.sessions import SmallRun, wait_until
 from worker.__main__ import main
@@ -98,11 +99,11 @@ def test_without_the_training_extra_it_says_how_to_get_it(ram_path: Path):
     done = worker("-c", hidden, str(run.write(spec)))
     assert done.returncode == 2, done.stderr
     assert "torch is not installed" in done.stderr
-    assert "pip install 'gemma-orch[train]'" in done.stderr
+    assert install_command("train") in done.stderr
     assert "Traceback" not in done.stderr
     assert "torch is not installed" in run.report(spec).reason
     verb = worker("-c", hidden, "export", "--checkpoint-dir", "x")
-    assert (verb.returncode, "pip install 'gemma-orch[train]'" in verb.stderr) == (2, True), verb.stderr
+    assert (verb.returncode, install_command("train") in verb.stderr) == (2, True), verb.stderr
 
 
 def test_a_module_that_is_missing_for_another_reason_is_no_missing_extra():

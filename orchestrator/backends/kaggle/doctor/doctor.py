@@ -63,7 +63,7 @@ def _version(name: str, *, is_needed: bool) -> Finding:
         note = "" if is_needed else ", which gemma-orch does not use"
         return Finding(subject=name, found=importlib.metadata.version(name) + note, ok=True)
     if is_needed:
-        return Finding(subject=name, found="not installed", ok=False, remedy=f"pip install {name}")
+        return Finding(subject=name, found="not installed", ok=False, remedy="install gemma-orch again, as the README shows")
     return Finding(subject=name, found="not installed; gemma-orch does not need it", ok=True)
 
 

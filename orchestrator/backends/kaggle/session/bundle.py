@@ -40,7 +40,7 @@ def bundle(job: KaggleJob, source_root: Path) -> str:
         raise UserError(
             f"the worker's code cannot be read: {source_root / _BOOTSTRAP} ({error.strerror})",
             expected="gemma-orch installed as files, not as an archive",
-            remedy="pip install --force-reinstall gemma-orch",
+            remedy="install gemma-orch again, as the README shows",
         ) from error
     name = f"{job.spec.run} {attempt_name(job.spec.session, job.spec.attempt)}"
     script = "\n".join(

@@ -7,6 +7,7 @@ import pytest
 
 from state.data_manifest import Recipe
 from state.errors import UserError
+from state.installation import install_command
 from tests.repository import ROOT
 from worker.corpus.sources import Compression, Form, Kind, SourceFile, find_sources, kind_of, not_read
 
@@ -219,7 +220,7 @@ def test_a_library_that_is_not_installed_is_asked_for_when_the_first_such_file_i
         check=True,
     )
     assert f"{name} cannot be read without the library {library}" in answer.stdout
-    assert "pip install 'gemma-orch[corpus]'" in answer.stdout
+    assert install_command("train", "corpus") in answer.stdout
 
 
 def test_of_many_files_that_are_not_read_only_the_first_are_named():
