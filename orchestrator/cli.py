@@ -44,7 +44,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
         app.command(rich_help_panel=panel)(command)
 
 
-_add("Runs", start, runs.status, runs.stop, runs.rerun, runs.tick, runs.logs)
+_add("Runs", start, runs.status, runs.stop, runs.rerun, runs.tick, runs.session, runs.logs)
 app.command(rich_help_panel="Data", context_settings=corpus.VERBATIM, add_help_option=False)(corpus.prepare)
 app.add_typer(corpus.tokenizer, rich_help_panel="Data")
 app.add_typer(corpus.data, rich_help_panel="Data")

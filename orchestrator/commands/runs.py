@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -145,6 +146,19 @@ def tick(context: typer.Context, run: RunArgument = None) -> None:
     if not names:
         say("no run is active; gemma-orch start --total-steps N begins one")
     raise typer.Exit(exit_code)
+
+
+def session(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The session.json of an attempt, below runs/ in your home.")],
+) -> None:
+    """Run one session by hand, with no controller; again: it goes on, or says that it is done.
+
+    It prints what the worker prints, and its exit code is the worker's. Ctrl-C saves at the next step and ends.
+    """
+    from orchestrator.worker_process.verbs import run_session
+
+    raise typer.Exit(run_session(path, Terminal.of(context).home()))
 
 
 def logs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,11 +56,15 @@ def hand_over(verb: str, arguments: Sequence[str]) -> int:
 
 
 def run_with_our_terminal(command: Sequence[str]) -> int:
-    """Run a child with our terminal, and return its exit code as a shell tells it."""
+    """Run a child with our terminal, pass SIGTERM on to it, and return its exit code as a shell tells it."""
     child = subprocess.Popen(command)
-    while True:
-        try:
-            exit_code = child.wait()
-            return exit_code if exit_code >= 0 else 128 - exit_code  # as a shell tells of a command that a signal ended
-        except KeyboardInterrupt:
-            continue  # Ctrl-C reaches the child as well: it is the child that answers
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: child.terminate())  # else the child would go on alone
+    try:
+        while True:
+            try:
+                exit_code = child.wait()
+                return exit_code if exit_code >= 0 else 128 - exit_code  # as a shell tells of a command that a signal ended
+            except KeyboardInterrupt:
+                continue  # Ctrl-C reaches the child as well: it is the child that answers
+    finally:
+        signal.signal(signal.SIGTERM, before)

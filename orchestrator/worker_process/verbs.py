@@ -16,10 +16,11 @@ from orchestrator.worker_process.prepare import WorkerPreparer
 from state.architecture import resolve_architecture
 from state.clock import SystemClock
 from state.data_manifest import TOKENIZER_NAME
-from state.errors import UserError, did_you_mean
+from state.errors import DataError, UserError, did_you_mean
 from state.files import write_atomically
 from state.layout import HomeLayout
 from state.ledger import RunHeader, RunRecord, RunWishes
+from state.spec import SessionSpec
 
 EXPORT_FORMATS: Sequence[str] = ("gemma-pytorch", "hf", "safetensors")
 
@@ -68,6 +69,23 @@ def show_data(ports: Ports, record: RunRecord, arguments: Sequence[str]) -> int:
         path = Path(folder) / "session.json"
         write_atomically(path, session_spec.to_json())
         return pass_on("data", ["show", "--session", str(path), *arguments])
+
+
+def run_session(path: Path, home: HomeLayout) -> int:
+    """Run the session of a `session.json` by hand, and return the worker's exit code.
+
+    Raises:
+        UserError: the file cannot be read or holds no session, or the training extra is missing.
+    """
+    try:
+        SessionSpec.from_json(path.read_bytes(), str(path))
+    except (OSError, DataError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}" if isinstance(error, OSError) else error.what,
+            expected=f"the session file of an attempt, {home.run('RUN').attempt(1, 1).spec}",
+            remedy="gemma-orch status RUN lists the sessions of a run",
+        ) from error
+    return hand_over(str(path.absolute()), ())  # absolute: a file named prepare would be taken for the verb
 
 
 def pass_on(verb: str, arguments: Sequence[str]) -> int:

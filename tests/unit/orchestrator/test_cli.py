@@ -11,7 +11,7 @@ import pytest
 from tests.terminal import Terminal, fill_with_runs, run_command
 
 COMMANDS = {
-    "Runs": ("start", "status", "stop", "rerun", "tick", "logs"),
+    "Runs": ("start", "status", "stop", "rerun", "tick", "session", "logs"),
     "Data": ("prepare", "tokenizer", "data"),
     "Checkpoints": ("checkpoints", "verify", "export"),
     "Kaggle": ("adopt", "promote", "publish", "upload"),

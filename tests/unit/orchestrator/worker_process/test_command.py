@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,14 @@ def test_in_a_checkout_our_packages_need_not_be_installed(monkeypatch: pytest.Mo
 
 def test_the_training_extra_is_here() -> None:
     require_training_extra()
+
+
+def test_a_signal_to_end_reaches_the_child_whose_exit_code_is_ours() -> None:
+    child = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('ready', flush=True); signal.pause()"
+    ours = "import sys; from orchestrator.worker_process.command import run_with_our_terminal as run; sys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", ours, sys.executable, "-c", child]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+    assert process.returncode == 7
