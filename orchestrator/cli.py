@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_USER = 2  # ExitCode.USER, for when `state` is not ours
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -55,7 +57,13 @@ _add("Tools", tools.init, tools.doctor, tools.prove, tools.demo)
 
 def main() -> None:
     """Run the command line."""
-    from state.errors import GemmaOrchError
+    try:
+        from state.errors import GemmaOrchError
+    except ImportError as error:
+        from orchestrator.clash import foreign
+
+        say(f"error: {foreign('state', error)}")
+        sys.exit(_USER)
 
     try:
         app()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from orchestrator.interpreter import command_of
 from orchestrator.monitoring.render import sessions_table
 from orchestrator.monitoring.status import observe_run
 from orchestrator.monitoring.views import StatusView
@@ -112,7 +112,7 @@ class _Stage:
 
     def start(self, run: str, total_steps: int, *options: str) -> subprocess.Popen[bytes]:
         """Start or continue a run, as a user would."""
-        command = [sys.executable, "-m", "orchestrator", "start", "--total-steps", str(total_steps), "--name", run, *options]
+        command = command_of("orchestrator", "start", "--total-steps", str(total_steps), "--name", run, *options)
         return subprocess.Popen(command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def status(self, run: str) -> StatusView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import shlex
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.clash import PACKAGES, PACKAGES_ROOT, REMEDY, find_clashes
 from orchestrator.monitoring.render import format_bytes
 from orchestrator.worker_process.command import TRAINING_MODULES
 from state.document import Document
 from state.errors import GemmaOrchError
 from state.files import free_bytes
-from state.installation import install_command
+from state.installation import install_command, this_installation
 from state.layout import HomeLayout
 from state.stores.run_store import SqliteRunStore
 
@@ -37,7 +39,7 @@ class Finding(Document):
 
 def examine(home: HomeLayout, num_cores: int) -> tuple[Finding, ...]:
     """Look at everything that a run on this machine needs."""
-    return (_python(), *_packages(), *_home(home), Finding(subject="cores", found=str(num_cores), ok=True))
+    return (_python(), _our_packages(), *_packages(), *_home(home), Finding(subject="cores", found=str(num_cores), ok=True))
 
 
 def report(findings: Sequence[Finding], following: str) -> RenderableType:
@@ -58,6 +60,17 @@ def _python() -> Finding:
         found=f"{platform.python_version()} at {sys.executable}",
         ok=sys.version_info >= (3, 11),
         remedy=None if sys.version_info >= (3, 11) else "install Python 3.11 or newer",
+    )
+
+
+def _our_packages() -> Finding:
+    clashes = find_clashes()
+    requirement = shlex.quote(this_installation().requirement("train"))
+    return Finding(
+        subject="packages",
+        found="; ".join(clashes) or f"{', '.join(PACKAGES)} in {PACKAGES_ROOT}",
+        ok=not clashes,
+        remedy=f"{REMEDY}: uv tool install {requirement}, or pipx install {requirement}" if clashes else None,
     )
 
 

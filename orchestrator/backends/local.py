@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.interpreter import command_of
 from orchestrator.ports import AttemptRef, Observation, Quota, Sighting
 from orchestrator.signals import signal_group
-from orchestrator.worker_process.command import command_of
 from state import effects, files
 from state.document import Document
 from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
+from orchestrator.interpreter import command_of
 from orchestrator.ports import Ports
 from state.stores.run_store import is_in_force
 
@@ -20,7 +20,7 @@ def go_on_in_background(ports: Ports, run: str) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     with open(folder.controller_log, "ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "start", "--name", run],
+            command_of("orchestrator", "start", "--name", run),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

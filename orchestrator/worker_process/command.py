@@ -5,25 +5,13 @@ from __future__ import annotations
 import importlib.util
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from orchestrator.interpreter import command_of
 from state.errors import UserError
 from state.installation import install_command
 
 TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
-
-_HOME_OF_OUR_PACKAGES = Path(__file__).absolute().parents[2]
-
-
-def command_of(package: str, *arguments: str) -> list[str]:
-    """Return the command line that runs one of our packages: ours, whatever lies in the folder where the user stands.
-
-    `python -m` looks there first: a `worker.py` or a `random.py` of the user's would be run instead.
-    """
-    in_a_checkout = Path.cwd() == _HOME_OF_OUR_PACKAGES  # then what lies there is ours, installed or not
-    return [sys.executable, *([] if in_a_checkout else ["-P"]), "-m", package, *arguments]
 
 
 def require_training_extra() -> None:

@@ -187,6 +187,13 @@ def test_broad_excepts_are_two_at_most() -> None:
     assert len(broad) <= _MOST_BROAD_EXCEPTS, broad
 
 
+@pytest.mark.parametrize("name", _SOURCES)
+def test_a_python_that_is_started_does_not_look_into_the_users_folder(name: str) -> None:
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.List) and node.elts and "executable" in attributes_of(node.elts[0], "sys"):
+            assert any(isinstance(part, ast.Constant) and part.value == "-P" for part in ast.walk(node)), f"{name}:{node.lineno}"
+
+
 def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
     """Import every module in an empty folder, with nothing in the environment, and look what has happened."""
     modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in _SOURCES]

@@ -166,8 +166,10 @@ def _chain(template: SessionSpec, ends: list[int], layout: RunLayout, say: Say) 
 def _run(spec: SessionSpec, layout: AttemptLayout, store: DirectoryCheckpointStore) -> Manifest:
     layout.root.mkdir(parents=True, exist_ok=True)
     layout.spec.write_bytes(spec.to_json())
+    # As this process was started: with -P, a session imports nothing from the current folder.
+    command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "worker", str(layout.spec)]
     with open(layout.log, "ab") as log:
-        code = _run_to_its_end(subprocess.Popen([sys.executable, "-m", "worker", str(layout.spec)], stdout=log, stderr=log))
+        code = _run_to_its_end(subprocess.Popen(command, stdout=log, stderr=log))
     if code != ExitCode.DONE:
         said = layout.log.read_text(errors="replace").strip().splitlines()
         raise _failure(code)(f"session {spec.session} of the proof ended with exit code {code}: {said[-1] if said else ''}")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.worker_process.command import command_of, require_training_extra
+from orchestrator.interpreter import command_of
+from orchestrator.worker_process.command import require_training_extra
 from tests.repository import ROOT
 
 

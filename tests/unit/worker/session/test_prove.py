@@ -112,3 +112,18 @@ def test_a_proof_that_runs_already_is_not_run_twice(run: SmallRun):
 def test_a_piece_says_which_steps_it_has():
     piece = Piece(first_step=0, last_step=12, state_sha256="a" * 64)
     assert Certificate._span(piece) == f"     0 to     12  sha256 {'a' * 64}"
+
+
+def test_a_worker_of_the_users_is_not_run_as_a_session_of_the_proof(run: SmallRun, tmp_path: Path):
+    (tmp_path / "worker.py").write_text("raise SystemExit('not ours')")
+    spec, work = run.write(run.spec()), tmp_path / "proof"
+    options = f"prove --steps 2 --pieces 2 --spec {spec} --work-dir {work}".split()
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "worker", *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
