@@ -38,7 +38,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    context.obj = Terminal(os.environ)
+    context.obj = context.obj or Terminal(os.environ)
 
 
 def _add(panel: str, *commands: Callable[..., None]) -> None:

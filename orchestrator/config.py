@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from state.architecture import ModelSpec, resolve_architecture
+from state.backend_settings import BACKEND_SETTINGS
 from state.errors import UserError, did_you_mean
 from state.layout import check_run_name
 from state.quantities import parse_duration_s, parse_size_bytes
@@ -19,20 +20,11 @@ Explicit = dict[str, Any]
 
 _SESSION_KEYS = {"limit": "session_limit_s", "checkpoint_every": "checkpoint_every_s", "steps": "session_steps"}
 _READING_KEYS = {"scratch_dir": "scratch_dir", "scratch_size": "scratch_bytes"}
-_KAGGLE_KEYS = {
-    "owner": "owner",
-    "accelerator": "accelerator",
-    "internet": "internet",
-    "poll_every": "poll_every_s",
-    "upload_every": "upload_every_s",
-    "stop_poll_every": "stop_poll_every_s",
-    "settle": "settle_s",
-    "processing_limit": "processing_limit_s",
-    "gpu_reserve": "gpu_reserve_s",
-    "storage_quota": "storage_quota_bytes",
-    "storage_share": "storage_share",
-    "token_dataset": "token_dataset",
+_BACKEND_KEYS: dict[str, dict[str, str]] = {
+    backend: {field.removesuffix("_s").removesuffix("_bytes"): field for field in settings.model_fields}
+    for backend, settings in BACKEND_SETTINGS.items()
 }
+"""By backend: how its settings are written in its table, where a value says its unit itself."""
 _RUN_KEYS = ("name", "total_steps", "backend")
 _TABLES: dict[str, tuple[str, ...]] = {
     "run": _RUN_KEYS,
@@ -42,7 +34,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "reading": tuple(_READING_KEYS),
     "session": tuple(_SESSION_KEYS),
     "checkpoints": tuple(Retention.model_fields),
-    "kaggle": tuple(_KAGGLE_KEYS),
+    **{backend: tuple(keys) for backend, keys in _BACKEND_KEYS.items()},
 }
 
 
@@ -89,8 +81,9 @@ def _read_table(path: Path, table: str, values: dict[str, Any]) -> Explicit:
             return {"reading": {_READING_KEYS[key]: _reading_value(path, key, value) for key, value in values.items()}}
         case "checkpoints":
             return {"retention": dict(values)}
-        case "kaggle":
-            return {"kaggle": {_KAGGLE_KEYS[key]: _kaggle_value(path, key, value) for key, value in values.items()}}
+        case backend if backend in _BACKEND_KEYS:
+            fields = _BACKEND_KEYS[backend]
+            return {backend: {fields[key]: _backend_value(path, backend, key, value) for key, value in values.items()}}
         case _:
             return {table: dict(values)}
 
@@ -99,11 +92,11 @@ def _session_value(path: Path, key: str, value: Any) -> Any:
     return value if key == "steps" else _duration_s(path, f"session.{key}", value)
 
 
-def _kaggle_value(path: Path, key: str, value: Any) -> Any:
-    field = _KAGGLE_KEYS[key]
+def _backend_value(path: Path, backend: str, key: str, value: Any) -> Any:
+    field = _BACKEND_KEYS[backend][key]
     if field.endswith("_s"):
-        return _duration_s(path, f"kaggle.{key}", value)
-    return _size_bytes(path, f"kaggle.{key}", value) if field.endswith("_bytes") else value
+        return _duration_s(path, f"{backend}.{key}", value)
+    return _size_bytes(path, f"{backend}.{key}", value) if field.endswith("_bytes") else value
 
 
 def _duration_s(path: Path, key: str, value: Any) -> float:
@@ -208,7 +201,7 @@ def make_spec(name: str, explicit: Explicit, *, previous: RunSpec | None, num_co
 
 
 def _problem(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"]] or [""]
     key = ".".join(location)
     if location[:1] == ["limits"] and len(location) > 1:
         names = {field: key for key, field in _SESSION_KEYS.items()}
@@ -217,9 +210,9 @@ def _problem(problem: Any) -> str:
         key = ".".join(["checkpoints", *location[1:]])
     elif location == ["reading", "scratch_bytes"]:
         key = "reading.scratch_size"
-    elif location[:1] == ["kaggle"] and len(location) > 1:
-        names = {field: key for key, field in _KAGGLE_KEYS.items()}
-        key = f"kaggle.{names.get(location[1], location[1])}"
+    elif location[0] in _BACKEND_KEYS and len(location) > 1:
+        names = {field: key for key, field in _BACKEND_KEYS[location[0]].items()}
+        key = f"{location[0]}.{names.get(location[1], location[1])}"
     elif len(location) == 1 and location[0] in _RUN_KEYS:
         key = f"run.{location[0]}"
     value = "" if isinstance(problem.get("input"), dict) else f" is {problem.get('input')!r}"
@@ -276,3 +269,12 @@ checkpoint_every = "10m"
 # keep_every = 0           # also keep those at steps divisible by this
 # keep_session_starts = 3  # where the last sessions started, for rerun
 """
+
+
+def named_template(name: str) -> str:
+    """Return the template for a run of a name.
+
+    Raises:
+        UserError: it cannot name a run.
+    """
+    return TEMPLATE.replace('name = "my-gemma"', f'name = "{check_run_name(name)}"')

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from orchestrator.clash import PACKAGES, PACKAGES_ROOT, REMEDY, find_clashes
 from orchestrator.monitoring.render import format_bytes
+from orchestrator.ports import Finding
 from orchestrator.worker_process.command import TRAINING_MODULES
-from state.document import Document
 from state.errors import GemmaOrchError
 from state.files import free_bytes
 from state.installation import install_command, this_installation
@@ -26,15 +26,6 @@ from state.stores.run_store import SqliteRunStore
 
 _OLDEST_TORCH, _NEWEST_TORCH = (2, 10), (2, 15)
 _LITTLE_DISK_BYTES = 2_000_000_000  # some checkpoints of the 50 million parameter model
-
-
-class Finding(Document):
-    """One thing that was looked at."""
-
-    subject: str
-    found: str
-    ok: bool
-    remedy: str | None = None
 
 
 def examine(home: HomeLayout, num_cores: int) -> tuple[Finding, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 from state.clock import Clock
+from state.document import Document
 from state.layout import HomeLayout
-from state.ledger import DataRecord
+from state.ledger import DataRecord, RunRecord
 from state.process import ProcessIdentity
 from state.report import Heartbeat, SessionReport
 from state.spec import RunSpec, SessionSpec
@@ -144,6 +145,118 @@ class Backend(Protocol):
         ...
 
 
+class Finding(Document):
+    """One thing that `doctor` looked at."""
+
+    subject: str
+    found: str
+    ok: bool
+    remedy: str | None = None
+
+
+class Ask(Protocol):
+    """Asks the user something on a terminal."""
+
+    def __call__(self, question: str, default: str | None, *checks: Callable[[str], object]) -> str:
+        """Return the answer; ask again while a check refuses it with a UserError."""
+        ...
+
+
+@dataclass(frozen=True)
+class ConfigWishes:
+    """What a user says about the config file that `init` is to write."""
+
+    name: str | None
+    owner: str | None
+    """The user's name on the platform."""
+    ask: Ask | None
+    """Asks for what was not said; None: the command was not typed on a terminal."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a backend is opened with."""
+
+    environment: Mapping[str, str]
+    """Environment variables of the command."""
+    home: HomeLayout
+    clock: Clock
+    runs: RunStore
+    checkpoints: Callable[[str], CheckpointStore]
+    """The checkpoint store of a run, by the run's name, wherever its checkpoints lie."""
+
+
+class OpenBackend(Protocol):
+    """A kind of backend, opened over a home."""
+
+    def backend(self, run: str) -> Backend:
+        """Return the backend of a run, by the run's name."""
+        ...
+
+    def checkpoints(self, run: str) -> CheckpointStore | None:
+        """Return the store of a run that has had sessions here; None: their checkpoints lie in the run's folder."""
+        ...
+
+
+class BackendKind(Protocol):
+    """All that a kind of backend brings; `wiring` registers it, and nothing else knows its name."""
+
+    @property
+    def name(self) -> str:
+        """The name that users type."""
+        ...
+
+    @property
+    def trains_here(self) -> bool:
+        """Whether its sessions are processes of this machine, which read the data and the training extra that are here."""
+        ...
+
+    @property
+    def has_live_check(self) -> bool:
+        """Whether `doctor --live-check` can measure something on the platform."""
+        ...
+
+    @property
+    def before_start(self) -> str:
+        """The commands to type between `init` and `start`; empty: none."""
+        ...
+
+    @property
+    def after_doctor(self) -> str:
+        """The next command once `doctor` has found nothing missing."""
+        ...
+
+    def check_run(self, name: str) -> None:
+        """Check that a run of this name can have sessions here; asks no platform.
+
+        Raises:
+            UserError: it cannot.
+        """
+        ...
+
+    def config_file(self, environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
+        """Return a commented config file for a run here.
+
+        Raises:
+            UserError: what the user says cannot be.
+        """
+        ...
+
+    def examine(
+        self, environment: Mapping[str, str], home: HomeLayout, say: Callable[[str], None], *, live_check: bool
+    ) -> tuple[Finding, ...]:
+        """Look at what sessions here need beyond what every run needs."""
+        ...
+
+    def advice(self, ports: Ports, record: RunRecord) -> str:
+        """Return what the user should do about a run that has had sessions here and that a command leaves; empty: nothing."""
+        ...
+
+    def open(self, services: Services) -> OpenBackend:
+        """Open it over a home; nothing is asked of a platform yet."""
+        ...
+
+
 class Preparer(Protocol):
     """Makes a run's token shards, or finds them made."""
 
@@ -172,5 +285,7 @@ class Ports:
     checkpoints: Callable[[str], CheckpointStore]
     """The checkpoint store of a run, by the run's name."""
     prepare: Preparer
+    kind: Callable[[str], BackendKind]
+    """A kind of backend by its name; raises UserError when there is none."""
     has_data: Callable[[str, DataRecord], bool] = lambda _run, _data: True
     """Whether a data version of a run, by the run's name, is still there and whole."""

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from orchestrator.backends.local import LocalBackend
-from orchestrator.ports import Backend, Ports
+from orchestrator.backends.kaggle.kind import KaggleKind
+from orchestrator.backends.local import LocalKind
+from orchestrator.ports import Backend, BackendKind, OpenBackend, Ports, Services
 from orchestrator.worker_process.prepare import WorkerPreparer
-from state.clock import Clock, SystemClock
+from state.clock import SystemClock
 from state.errors import UserError, did_you_mean
 from state.layout import HomeLayout
 from state.ledger import DataRecord
 from state.process import identify
 from state.stores.checkpoint_store import CheckpointStore, DirectoryCheckpointStore
-from state.stores.run_store import RunStore, SqliteRunStore
+from state.stores.run_store import SqliteRunStore
 
-if TYPE_CHECKING:
-    from orchestrator.backends.kaggle.session.backend import KaggleRun
-    from state.backend_settings import KaggleSettings
-    from state.kaggle.api import KaggleApi
-
-BACKENDS = ("local", "kaggle")
+BACKENDS: tuple[BackendKind, ...] = (LocalKind(), KaggleKind())
+"""The kinds of backend that there are."""
 HOME_VARIABLE = "GEMMA_ORCH_HOME"
 
 
@@ -36,96 +33,64 @@ def home_layout(environment: Mapping[str, str]) -> HomeLayout:
     return HomeLayout(user_data_path("gemma-orch", appauthor=False))
 
 
-def check_backend(name: str) -> None:
-    """Check that a backend exists.
+def backend_kind(name: str, kinds: tuple[BackendKind, ...] = BACKENDS) -> BackendKind:
+    """Return the kind of backend of a name.
 
     Raises:
-        UserError: it does not.
+        UserError: there is none.
     """
-    if name not in BACKENDS:
-        raise UserError(
-            f"there is no backend {name!r}",
-            expected=f"one of {', '.join(BACKENDS)}",
-            remedy=did_you_mean(name, list(BACKENDS)),
-        )
+    for kind in kinds:
+        if kind.name == name:
+            return kind
+    known = [kind.name for kind in kinds]
+    raise UserError(f"there is no backend {name!r}", expected=f"one of {', '.join(known)}", remedy=did_you_mean(name, known))
 
 
-def wire(environment: Mapping[str, str], say: Callable[[str], None] = lambda _text: None) -> Ports:
+def wire(
+    environment: Mapping[str, str],
+    say: Callable[[str], None] = lambda _text: None,
+    kinds: tuple[BackendKind, ...] = BACKENDS,
+) -> Ports:
     """Return the ports of a controller of this process.
 
     Args:
         environment: Environment variables, which workers get as well.
         say: Told what preparing the data has to say.
+        kinds: The kinds of backend that there are.
     """
     home, clock = home_layout(environment), SystemClock()
     runs = SqliteRunStore(home.ledger)
-    local = LocalBackend(home, dict(environment), bring_here=lambda run, checkpoint_id: checkpoints(run).folder(checkpoint_id))
     preparer = WorkerPreparer(home, say)
-    on_kaggle = _KaggleRuns(environment, home, clock, runs)
+
+    def kind(name: str) -> BackendKind:
+        return backend_kind(name, kinds)
+
+    @cache
+    def opened(name: str) -> OpenBackend:
+        return kind(name).open(Services(environment, home, clock, runs, checkpoints))
 
     def backend(name: str, run: str) -> Backend:
-        check_backend(name)
-        return on_kaggle.open(run).backend if name == "kaggle" else local
+        return opened(name).backend(run)
 
     def checkpoints(run: str) -> CheckpointStore:
-        if on_kaggle.has(run):
-            return on_kaggle.open(run).checkpoints
+        record = runs.load(run)
+        for name in dict.fromkeys((record.spec.backend, *(attempt.backend for attempt in record.attempts))):
+            if (store := opened(name).checkpoints(run)) is not None:
+                return store
         return DirectoryCheckpointStore(home.run(run).checkpoints)
 
     def has_data(run: str, data: DataRecord) -> bool:
-        # On the account its sessions have it, which the backend finds out; here nobody needs it.
-        return runs.load(run).spec.backend == "kaggle" or preparer.has_data(run, data)
+        # Sessions elsewhere read data that lies there, which their backend looks after; here it is not needed.
+        return not kind(runs.load(run).spec.backend).trains_here or preparer.has_data(run, data)
 
     return Ports(
         runs=runs,
         home=home,
         clock=clock,
         owner=identify(os.getpid()),
+        kind=kind,
         backend=backend,
         checkpoints=checkpoints,
         prepare=preparer,
         has_data=has_data,
     )
-
-
-class _KaggleRuns:
-    """What the runs on Kaggle share: one client of the account, made when the first call is due."""
-
-    def __init__(self, environment: Mapping[str, str], home: HomeLayout, clock: Clock, runs: RunStore) -> None:
-        self._environment = environment
-        self._home = home
-        self._clock = clock
-        self._runs = runs
-        self._api: KaggleApi | None = None
-        self._opened: dict[str, tuple[KaggleSettings, KaggleRun]] = {}
-
-    def has(self, run: str) -> bool:
-        """Return whether a run trains on Kaggle, or has trained there."""
-        record = self._runs.load(run)
-        return "kaggle" in {record.spec.backend, *(attempt.backend for attempt in record.attempts)}
-
-    def open(self, run: str) -> KaggleRun:
-        """Return a run's backend and checkpoint store; the same ones as long as it says the same about Kaggle."""
-        from orchestrator.backends.kaggle.session.backend import open_kaggle_run
-
-        settings = self._runs.load(run).spec.kaggle
-        known = self._opened.get(run)
-        if known is None or known[0] != settings:
-            opened = open_kaggle_run(
-                self._account,
-                run,
-                self._home,
-                self._clock,
-                settings,
-                record=lambda: self._runs.load(run),
-                source_root=Path(__file__).parent.parent,
-            )
-            known = self._opened[run] = (settings, opened)
-        return known[1]
-
-    def _account(self) -> KaggleApi:
-        from orchestrator.backends.kaggle.account import open_account
-
-        if self._api is None:
-            self._api = open_account(self._environment)
-        return self._api

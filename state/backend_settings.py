@@ -40,3 +40,7 @@ class KaggleSettings(Document):
     def longest_lag_s(self) -> float:
         """Seconds after which all that was sent is processed and shown."""
         return max(self.settle_s, self.processing_limit_s)
+
+
+BACKEND_SETTINGS: dict[str, type[Document]] = {"kaggle": KaggleSettings}
+"""The settings of each backend that has some, by its name: a field of the run's spec, and a table of the config file."""

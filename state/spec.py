@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from state.architecture import Architecture, ModelSpec
-from state.backend_settings import KaggleSettings
+from state.backend_settings import BACKEND_SETTINGS, KaggleSettings
 from state.document import Document, digest_of
 from state.layout import BranchName, CheckpointId, RunName
 from state.mixture import DEFAULT_ALPHA, DEFAULT_MAX_EPOCHS, Mixing
@@ -151,7 +151,7 @@ class SpecChange(Document):
         return f"{self.field}: {self.old!r} -> {self.new!r} ({verdict})"
 
 
-_ALWAYS_ALLOWED = ("backend", "limits", "reading", "retention", "kaggle")
+_ALWAYS_ALLOWED = ("backend", "limits", "reading", "retention", *BACKEND_SETTINGS)
 
 
 def compare_specs(old: RunSpec, new: RunSpec, *, reached_step: int = 0) -> tuple[SpecChange, ...]:

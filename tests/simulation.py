@@ -12,6 +12,7 @@ from orchestrator.backends.simulated import Course, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp, Launch, Wait
 from orchestrator.controller.tick import Controller, Tick
 from orchestrator.ports import Ports, Preparer
+from orchestrator.wiring import backend_kind
 from state.clock import Clock, ManualClock
 from state.layout import HomeLayout
 from state.ledger import DataRecord, RerunWish, RunHeader, RunRecord, RunWishes
@@ -47,6 +48,7 @@ class Simulation:
         self.store = store(self.home.run(RUN).checkpoints)
         self.backend = backend(root / "world", self.store, ticking, script)
         self.ports = Ports(
+            kind=backend_kind,
             runs=self.runs,
             home=self.home,
             clock=ticking,

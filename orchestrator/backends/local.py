@@ -10,17 +10,29 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.config import TEMPLATE, named_template
 from orchestrator.interpreter import command_of
-from orchestrator.ports import AttemptRef, Observation, Quota, Sighting
+from orchestrator.ports import (
+    AttemptRef,
+    ConfigWishes,
+    Finding,
+    Observation,
+    Ports,
+    Quota,
+    Services,
+    Sighting,
+)
 from orchestrator.signals import signal_group
+from orchestrator.worker_process.command import require_training_extra
 from state import effects, files
 from state.document import Document
-from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError
+from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError, UserError
 from state.layout import AttemptLayout, HomeLayout
+from state.ledger import RunRecord
 from state.process import ProcessIdentity, certainly_alive, certainly_dead, identify
 from state.report import Heartbeat, SessionReport
 from state.spec import SessionSpec
@@ -263,3 +275,66 @@ def _how_it_ended(exit_code: int | None) -> str:
 def _last_sign(folder: AttemptLayout) -> datetime | None:
     moments = [path.stat().st_mtime for path in (folder.report, folder.heartbeat, folder.log) if path.exists()]
     return datetime.fromtimestamp(max(moments), UTC) if moments else None
+
+
+class OpenLocal:
+    """This machine, opened over a home: one backend serves all runs, and their checkpoints lie in their folders."""
+
+    def __init__(self, services: Services) -> None:
+        self._backend = LocalBackend(
+            services.home,
+            dict(services.environment),
+            bring_here=lambda run, checkpoint_id: services.checkpoints(run).folder(checkpoint_id),
+        )
+
+    def backend(self, run: str) -> LocalBackend:
+        """Return the backend."""
+        return self._backend
+
+    def checkpoints(self, run: str) -> None:
+        """Return none: the checkpoints of sessions here lie in the run's folder."""
+
+
+class LocalKind:
+    """Sessions as processes of this machine."""
+
+    name = "local"
+    trains_here = True
+    has_live_check = False
+    before_start = ""
+    after_doctor = "gemma-orch start --total-steps 200"
+
+    def check_run(self, name: str) -> None:
+        """Check that what runs a session is installed; any name will do.
+
+        Raises:
+            UserError: something is missing.
+        """
+        require_training_extra()
+
+    def config_file(self, environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
+        """Return the config file of every run.
+
+        Raises:
+            UserError: an owner is named, or the name cannot name a run.
+        """
+        if wishes.owner is not None:
+            raise UserError(
+                f"--owner {wishes.owner} is given, and sessions on this machine have no account",
+                remedy="leave --owner out, or say with --backend where sessions shall run",
+            )
+        return TEMPLATE if wishes.name is None else named_template(wishes.name)
+
+    def examine(
+        self, environment: Mapping[str, str], home: HomeLayout, say: Callable[[str], None], *, live_check: bool
+    ) -> tuple[Finding, ...]:
+        """Return nothing: what sessions here need is what `doctor` always looks at."""
+        return ()
+
+    def advice(self, ports: Ports, record: RunRecord) -> str:
+        """Return nothing: what was saved here lies here."""
+        return ""
+
+    def open(self, services: Services) -> OpenLocal:
+        """Open this machine over a home."""
+        return OpenLocal(services)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from orchestrator.ports import Ports
+    from orchestrator.ports import BackendKind, Ports
     from state.document import Document
     from state.layout import HomeLayout
 
@@ -27,6 +27,8 @@ class Terminal:
     """Where a command was typed; `cli` makes it, so that nothing else reads the environment."""
 
     environment: Mapping[str, str]
+    kinds: tuple[BackendKind, ...] | None = None
+    """The kinds of backend that there are; None: all that gemma-orch has."""
 
     @classmethod
     def of(cls, context: typer.Context) -> Terminal:
@@ -43,14 +45,39 @@ class Terminal:
 
     def ports(self) -> Ports:
         """Return the home's stores and backends."""
-        from orchestrator.wiring import wire
+        from orchestrator.wiring import BACKENDS, wire
 
-        return wire(self.environment, say=say)
+        return wire(self.environment, say, self.kinds or BACKENDS)
+
+    def kind(self, name: str) -> BackendKind:
+        """Return the kind of backend of a name.
+
+        Raises:
+            UserError: there is none.
+        """
+        from orchestrator.wiring import BACKENDS, backend_kind
+
+        return backend_kind(name, self.kinds or BACKENDS)
 
 
 def num_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ask(question: str, default: str | None, *checks: Callable[[str], object]) -> str:
+    """Return what the user answers to a question; what cannot be is asked for again."""
+    from state.errors import UserError
+
+    while True:
+        answer = str(typer.prompt(question, default=default, err=True)).strip()
+        try:
+            for check in checks:
+                check(answer)
+        except UserError as error:
+            say(f"{error.what}\nExpected: {error.expected}")
+        else:
+            return answer
 
 
 def say(text: str) -> None:

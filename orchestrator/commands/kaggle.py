@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +13,6 @@ from orchestrator.commands.lookup import checkpoint_named, run_named
 if TYPE_CHECKING:
     from orchestrator.backends.kaggle.data.upload import UploadedPart
     from state.backend_settings import KaggleSettings
-
-_DEFAULT_NAME = "my-gemma"
 
 
 def upload(
@@ -89,48 +85,6 @@ def _what_to_upload(terminal: Terminal, data: Path | None, run: str | None) -> t
         )
     layout = ports.home.run(record.name)
     return [layout.data_folder(version.folder) for version in record.header.data], record.spec.kaggle
-
-
-def config_for_kaggle(environment: Mapping[str, str], name: str | None, owner: str | None) -> str:
-    """Return a config file for a run on Kaggle; on a terminal, ask for what was not said.
-
-    Raises:
-        UserError: a name on the account would not be possible.
-    """
-    from orchestrator.backends.kaggle.account import find_user
-    from orchestrator.backends.kaggle.config_template import check_names, check_owner, kaggle_template, slugs_of
-    from state.kaggle.names import check_run_fits
-    from state.layout import check_run_name
-
-    found, where = find_user(environment)
-    if found is not None and owner not in (None, found):
-        say(f"the credentials of {where} are those of {found}, not of {owner}: gemma-orch will look for {owner}'s")
-    asks = sys.stdin.isatty()
-    if owner is None and asks:
-        owner = _asked("Kaggle user name", found, check_owner)
-    elif owner is None and found is None:
-        say(f"{where}\nuntil then the owner stays open in the config file: it will be the account of the credentials")
-    if name is None:
-        name = _asked("name of the run", _DEFAULT_NAME, check_run_name, check_run_fits) if asks else _DEFAULT_NAME
-    owner = owner or found
-    check_names(name, owner)
-    say("on the account it will have " + ", ".join(f"{owner or 'OWNER'}/{slug}" for slug in slugs_of(name)) + " and so on")
-    return kaggle_template(name, owner)
-
-
-def _asked(question: str, default: str | None, *checks: Callable[[str], object]) -> str:
-    """Return what the user answers to a question; what cannot be is asked for again."""
-    from state.errors import UserError
-
-    while True:
-        answer = str(typer.prompt(question, default=default, err=True)).strip()
-        try:
-            for check in checks:
-                check(answer)
-        except UserError as error:
-            say(f"{error.what}\nExpected: {error.expected}")
-        else:
-            return answer
 
 
 def adopt(

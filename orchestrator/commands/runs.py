@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.commands.context import JsonOption, RunArgument, RunOption, Terminal, say, show, write_json
 from orchestrator.commands.lookup import attempt_named, run_named
-from orchestrator.commands.watching import exit_like, only_in_an_output, watching
+from orchestrator.commands.watching import advice_on, exit_like, watching
 
 
 def status(
@@ -100,7 +100,7 @@ def stop(
     record = ports.runs.load(name)
     if record.header.state is not RunState.ACTIVE and record.live_attempt is None:
         typer.echo(f"run {name} is {record.header.state} already, at step {record.head_step}")
-        say(only_in_an_output(ports, name))
+        say(advice_on(ports, name))
         return
     check_order(record)
     ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
@@ -109,7 +109,7 @@ def stop(
         say(ports.backend(record.live_attempt.backend, name).killing)
     view = drive(ports, name, patient=not now).view
     typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
-    say(only_in_an_output(ports, name))
+    say(advice_on(ports, name))
 
 
 def tick(context: typer.Context, run: RunArgument = None) -> None:
@@ -133,7 +133,7 @@ def tick(context: typer.Context, run: RunArgument = None) -> None:
             view = observe_run(ports, name)
             typer.echo(f"{name}: step {view.step} of {view.total_steps}, {view.waiting_for or view.state}")
             if view.state is not RunState.ACTIVE:
-                say(only_in_an_output(ports, name))
+                say(advice_on(ports, name))
             exit_code = max(exit_code, view.exit_code)
         except LeaseHeldError as error:
             say(f"{name}: {error}")  # when every run is meant, one that is looked after is no failure

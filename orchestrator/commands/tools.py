@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.commands.context import JsonOption, Terminal, num_cores, say, show, write_json
+from orchestrator.commands.context import JsonOption, Terminal, ask, num_cores, say, show, write_json
 
 
 def init(
@@ -22,34 +23,20 @@ def init(
 
     With --backend kaggle it has the names that the run will have on the account, which are asked for on a terminal.
     """
-    from orchestrator.wiring import check_backend
+    from orchestrator.ports import ConfigWishes
     from state.errors import UserError
     from state.files import write_atomically
 
-    check_backend(backend)
+    terminal = Terminal.of(context)
+    kind = terminal.kind(backend)
     if path.exists() and not force:
         raise UserError(f"{path} exists already", remedy="gemma-orch init --force writes over it, or name another file")
     if not path.absolute().parent.is_dir():
         raise UserError(f"the folder {path.absolute().parent} does not exist", remedy="make it, or name another file")
-    if backend == "kaggle":
-        from orchestrator.commands.kaggle import config_for_kaggle
-
-        text = config_for_kaggle(Terminal.of(context).environment, name, owner)
-    else:
-        text = _local_config(name, owner)
-    write_atomically(path.absolute(), text.encode())
-    looks = "gemma-orch doctor --backend kaggle, gemma-orch upload DATA, " if backend == "kaggle" else ""
-    typer.echo(f"{path} is written; edit it, then: {looks}gemma-orch start --config {path}")
-
-
-def _local_config(name: str | None, owner: str | None) -> str:
-    from orchestrator.config import TEMPLATE
-    from state.errors import UserError
-    from state.layout import check_run_name
-
-    if owner is not None:
-        raise UserError(f"--owner {owner} is given without --backend kaggle", remedy="add --backend kaggle, or leave --owner out")
-    return TEMPLATE if name is None else TEMPLATE.replace('name = "my-gemma"', f'name = "{check_run_name(name)}"')
+    wishes = ConfigWishes(name, owner, ask if sys.stdin.isatty() else None)
+    write_atomically(path.absolute(), kind.config_file(terminal.environment, wishes, say).encode())
+    following = ", ".join(filter(None, (kind.before_start, f"gemma-orch start --config {path}")))
+    typer.echo(f"{path} is written; edit it, then: {following}")
 
 
 def doctor(
@@ -63,24 +50,21 @@ def doctor(
 ) -> None:
     """Say what is installed, what was found, what is missing, and the next command."""
     from orchestrator.doctor import examine, report
-    from orchestrator.wiring import check_backend
     from state.errors import UserError
 
-    check_backend(backend)
-    if live_check and backend != "kaggle":
-        raise UserError("--live-check is given without --backend kaggle", remedy="add --backend kaggle")
     terminal = Terminal.of(context)
+    kind = terminal.kind(backend)
+    if live_check and not kind.has_live_check:
+        raise UserError(
+            f"--live-check is given, and the backend {backend} has nothing to measure",
+            remedy="leave --live-check out, or name with --backend a platform that has, such as kaggle",
+        )
     findings = examine(terminal.home(), num_cores())
-    following = "gemma-orch start --total-steps 200"
-    if backend == "kaggle":
-        from orchestrator.backends.kaggle.doctor.doctor import examine_kaggle
-
-        findings += examine_kaggle(terminal.environment, terminal.home(), say, live_check=live_check)
-        following = "gemma-orch init --backend kaggle"
+    findings += kind.examine(terminal.environment, terminal.home(), say, live_check=live_check)
     if as_json:
         write_json(findings)
     else:
-        show(report(findings, following))
+        show(report(findings, kind.after_doctor))
     raise typer.Exit(2 if any(not finding.ok for finding in findings) else 0)
 
 

@@ -22,17 +22,14 @@ def drive_to_the_end(ports: Ports, run: str) -> NoReturn:
 
     with watching(ports, run):
         verdict = drive(ports, run)
-    _conclude(verdict, only_in_an_output(ports, run))
+    _conclude(verdict, advice_on(ports, run))
 
 
-def only_in_an_output(ports: Ports, run: str) -> str:
-    """Return what to do about a head that lies in the output of a kernel only; empty when it does not."""
+def advice_on(ports: Ports, run: str) -> str:
+    """Return what the backends of a run advise about it now that a command leaves it; empty: nothing."""
     record = ports.runs.load(run)
-    if record.header.head is None or all(attempt.backend != "kaggle" for attempt in record.attempts):
-        return ""
-    from orchestrator.backends.kaggle.checkpoints.promote import advice
-
-    return advice(ports, record)
+    names = dict.fromkeys(attempt.backend for attempt in record.attempts)
+    return "\n".join(filter(None, (ports.kind(name).advice(ports, record) for name in names)))
 
 
 @contextlib.contextmanager

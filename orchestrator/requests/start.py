@@ -10,10 +10,7 @@ from orchestrator.config import Explicit, make_spec, overlay, read_config, run_n
 from orchestrator.controller.tick import Controller
 from orchestrator.controller.training_data import check_order
 from orchestrator.ports import Ports
-from orchestrator.wiring import check_backend
-from orchestrator.worker_process.command import require_training_extra
 from state.errors import LeaseHeldError, UserError
-from state.kaggle.names import check_run_fits
 from state.ledger import RunHeader, RunRecord, RunWishes
 from state.mixture import epochs_by_language
 from state.session import RunState
@@ -45,11 +42,7 @@ def begin(ports: Ports, said: Explicit, config: Path | None, *, num_cores: int, 
         check_order(known)
     origin = f"{config} or the options" if config is not None else "the options"
     spec = make_spec(name, explicit, previous=known.spec if known is not None else None, num_cores=num_cores, origin=origin)
-    check_backend(spec.backend)
-    if spec.backend == "local":
-        require_training_extra()
-    else:
-        check_run_fits(name)
+    ports.kind(spec.backend).check_run(name)
     if known is None:
         now = ports.clock.now()
         if spec.data.corpus and spec.data.tokenizer is None:

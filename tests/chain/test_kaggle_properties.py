@@ -14,6 +14,7 @@ from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_
 from orchestrator.controller.decide import Finish, GiveUp, Wait
 from orchestrator.controller.tick import Controller
 from orchestrator.ports import Ports
+from orchestrator.wiring import backend_kind
 from state import files
 from state.backend_settings import KaggleSettings
 from state.clock import ManualClock
@@ -242,6 +243,7 @@ class Laptop:
         )
         self.controller = Controller(
             Ports(
+                kind=backend_kind,
                 runs=self.runs,
                 home=self.home,
                 clock=self.account.clock,

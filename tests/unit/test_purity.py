@@ -247,3 +247,27 @@ def test_what_does_not_call_kaggle_does_not_load_its_client(tmp_path: Path) -> N
     modules = ["orchestrator.cli", "orchestrator.wiring", "state.kaggle.api", "state.kaggle.datasets", "worker.session.runner"]
     answer = _run(program, modules, tmp_path)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")
+
+
+_BACKEND_NAMES = {"local", "kaggle", "simulated", "slurm"}
+_KNOWS_BACKENDS = ("orchestrator/backends/", "orchestrator/wiring.py", "state/kaggle/", "worker/kaggle/")
+
+
+@pytest.mark.parametrize("source", [name for name in _SOURCES if not name.startswith(_KNOWS_BACKENDS)])
+def test_only_wiring_and_the_adapters_ask_for_the_name_of_a_backend(source: str) -> None:
+    tree = ast.parse((ROOT / source).read_text(encoding="utf-8"))
+    asked = [
+        constant.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.match_case)
+        for constant in ast.walk(node.pattern if isinstance(node, ast.match_case) else node)
+        if isinstance(constant, ast.Constant) and constant.value in _BACKEND_NAMES
+    ]
+    adapters = [
+        node.id
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "isinstance"
+        for node in ast.walk(call.args[1])
+        if isinstance(node, ast.Name) and node.id.startswith(("Local", "Kaggle", "Simulated"))
+    ]
+    assert (asked, adapters) == ([], [])

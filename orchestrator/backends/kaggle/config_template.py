@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
-from orchestrator.config import TEMPLATE
+from orchestrator.backends.kaggle.account import find_user
+from orchestrator.config import named_template
+from orchestrator.ports import ConfigWishes
 from state.errors import UserError
 from state.kaggle.names import attempt_dataset_slug, attempt_kernel_slug, check_run_fits, control_slug, slugify
 from state.layout import check_run_name
 
+_DEFAULT_NAME = "my-gemma"
 _OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,48}[A-Za-z0-9])?")
 
 _KAGGLE = """
@@ -28,6 +32,28 @@ accelerator = "t4x2"       # two T4; or "cpu", whose sessions cost no quota
 """
 
 
+def config_for_kaggle(environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
+    """Return a config file for a run on Kaggle; on a terminal, ask for what was not said.
+
+    Raises:
+        UserError: a name on the account would not be possible.
+    """
+    name, owner, ask = wishes.name, wishes.owner, wishes.ask
+    found, where = find_user(environment)
+    if found is not None and owner not in (None, found):
+        say(f"the credentials of {where} are those of {found}, not of {owner}: gemma-orch will look for {owner}'s")
+    if owner is None and ask is not None:
+        owner = ask("Kaggle user name", found, check_owner)
+    elif owner is None and found is None:
+        say(f"{where}\nuntil then the owner stays open in the config file: it will be the account of the credentials")
+    if name is None:
+        name = ask("name of the run", _DEFAULT_NAME, check_run_name, check_run_fits) if ask is not None else _DEFAULT_NAME
+    owner = owner or found
+    check_names(name, owner)
+    say("on the account it will have " + ", ".join(f"{owner or 'OWNER'}/{slug}" for slug in slugs_of(name)) + " and so on")
+    return kaggle_template(name, owner)
+
+
 def kaggle_template(name: str, owner: str | None) -> str:
     """Return a commented config file for a run on Kaggle.
 
@@ -44,7 +70,7 @@ def kaggle_template(name: str, owner: str | None) -> str:
         if owner is not None
         else '# owner = "your-user-name"    # that of the credentials when it is not said'
     )
-    text = TEMPLATE.replace('name = "my-gemma"', f'name = "{name}"').replace('# backend = "local"', 'backend = "kaggle"')
+    text = named_template(name).replace('# backend = "local"', 'backend = "kaggle"')
     return text + _KAGGLE.format(owner=said, account=owner or "your-user-name")
 
 

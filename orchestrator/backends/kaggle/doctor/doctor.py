@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.account import open_account, user_home
 from orchestrator.backends.kaggle.doctor.probe_dataset import WrittenCanary, write_canary
-from orchestrator.doctor import Finding
+from orchestrator.ports import Finding
 from state.clock import Clock, SystemClock
 from state.errors import GemmaOrchError, UserError
 from state.kaggle.names import CANARY_SLUG

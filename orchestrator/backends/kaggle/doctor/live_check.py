@@ -18,7 +18,7 @@ from orchestrator.backends.kaggle.data.upload import wait_until_ready
 from orchestrator.backends.kaggle.doctor import probe_kernel as canary_kernel
 from orchestrator.backends.kaggle.doctor.probe_dataset import CANARY_NAME, WrittenCanary
 from orchestrator.backends.kaggle.doctor.probe_kernel import LINE
-from orchestrator.doctor import Finding
+from orchestrator.ports import Finding
 from state.backend_settings import MACHINE_SHAPES
 from state.clock import Clock
 from state.errors import GemmaOrchError, TemporaryError

@@ -67,8 +67,10 @@ def test_without_a_terminal_options_say_everything(tmp_path: Path) -> None:
     assert "konkani-s001a1-k, somebody/gemma-orch-konkani-s001a1, somebody/gemma-orch-konkani-control" in typed.stderr
     assert "too long" in str(terminal.fail("init", str(tmp_path / "x"), "--backend", "kaggle", "--name", "x" * 40))
     assert "did you mean 'kaggle'" in str(terminal.fail("init", str(tmp_path / "x"), "--backend", "kagle"))
-    assert "without --backend kaggle" in str(terminal.fail("init", str(tmp_path / "x"), "--owner", "me"))
-    assert "without --backend kaggle" in str(terminal.fail("doctor", "--live-check"))
+    assert "--owner me is given, and sessions on this machine have no account" in str(
+        terminal.fail("init", str(tmp_path / "x"), "--owner", "me")
+    )
+    assert "--owner me is given, and sessions on this machine have no account" in str(terminal.fail("doctor", "--live-check"))
     assert not (tmp_path / "x").exists()
     assert terminal.type("init", str(tmp_path / "x"), "--name", "mine").exit_code == 0
     assert 'name = "mine"' in (tmp_path / "x").read_text()

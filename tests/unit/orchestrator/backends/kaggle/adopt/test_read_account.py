@@ -13,6 +13,7 @@ from orchestrator.backends.kaggle.adopt.read_account import Adopted, adopt, spec
 from orchestrator.backends.kaggle.session.bundle import bundle
 from orchestrator.backends.kaggle.session.control_dataset import ControlState, DataRecords
 from orchestrator.ports import Ports
+from orchestrator.wiring import backend_kind
 from state.clock import ManualClock
 from state.errors import DataError, LeaseHeldError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
@@ -107,6 +108,7 @@ class Account:
         layout = HomeLayout(self._root / name)
         self._stores.append(SqliteRunStore(layout.ledger))
         return Ports(
+            kind=backend_kind,
             runs=self._stores[-1],
             home=layout,
             clock=ManualClock(after(10**6)),

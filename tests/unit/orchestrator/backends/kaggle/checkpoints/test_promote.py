@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.backends.kaggle.checkpoints.promote import Promoted, advice, checkpoints_of, promote_all, to_promote
 from orchestrator.ports import Ports
+from orchestrator.wiring import backend_kind
 from state.errors import AmbiguousError, CorruptCheckpointError, TemporaryError, UserError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import OUTPUT_FOLDER, PushedKernel, attempt_dataset_slug, attempt_kernel_slug
@@ -75,6 +76,7 @@ class Depot:
     @property
     def ports(self) -> Ports:
         return Ports(
+            kind=backend_kind,
             runs=SqliteRunStore(self.stage.home.ledger),
             home=self.stage.home,
             clock=self.stage.clock,

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.backends.kaggle.doctor.doctor import examine_kaggle
 from orchestrator.backends.kaggle.doctor.probe_dataset import write_canary
-from orchestrator.doctor import Finding
+from orchestrator.ports import Finding
 from state.clock import Clock
 from state.errors import DataError
 from state.kaggle.names import CANARY_SLUG

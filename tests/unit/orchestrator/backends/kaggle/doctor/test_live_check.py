@@ -16,7 +16,7 @@ from orchestrator.backends.kaggle.doctor.live_check import (
     measure,
 )
 from orchestrator.backends.kaggle.doctor.probe_dataset import WrittenCanary, write_canary
-from orchestrator.doctor import Finding
+from orchestrator.ports import Finding
 from state.kaggle.names import CANARY_SLUG, FACTS_KERNEL, LIMIT_KERNEL
 from state.kaggle.records import DatasetInfo, KernelInfo
 from state.layout import HomeLayout

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.backends.kaggle.publish.card import model_card
 from orchestrator.backends.kaggle.publish.dataset import Publication, Published, Wanted, checked_slug, publish
 from orchestrator.ports import Ports
+from orchestrator.wiring import backend_kind
 from state.architecture import ModelSpec, resolve_architecture
 from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError
 from state.kaggle.api import KaggleApi
@@ -64,6 +65,7 @@ class Shop:
         self.store = DirectoryCheckpointStore(layout.run(RUN).checkpoints)
         self.runs = SqliteRunStore(layout.ledger)
         self.ports = Ports(
+            kind=backend_kind,
             runs=self.runs,
             home=layout,
             clock=clock,
