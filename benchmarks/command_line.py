@@ -39,7 +39,7 @@ def fill_ledger(home: HomeLayout) -> None:
     store.create(header, RunWishes(spec=spec))
     store.acquire("long", owner, datetime.now(UTC), 60.0)
     changes = [PutAttempt(_attempt(number, start), _session_spec(spec, number)) for number in range(1, NUM_SESSIONS + 1)]
-    store.apply("long", owner, [*changes, SetHeader(header.model_copy(update={"newest_fence": NUM_SESSIONS}))])
+    store.apply("long", owner, [*changes, SetHeader(header.evolve(newest_fence=NUM_SESSIONS))])
     store.release("long", owner)
     store.close()
 

@@ -195,7 +195,7 @@ def make_spec(name: str, explicit: Explicit, *, previous: RunSpec | None, num_co
     except ValidationError as error:
         raise UserError("\n".join(_problem(problem) for problem in error.errors()), remedy=f"correct it in {origin}") from error
     if spec.training.threads == 0:
-        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"threads": num_cores})})
+        spec = spec.evolve(training=spec.training.evolve(threads=num_cores))
     resolve_architecture(spec.model, vocab_size=256)  # says now what is wrong with the numbers; the real vocabulary comes later
     return spec
 

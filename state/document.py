@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from state.errors import DataError, shown
+from state.errors import DataError, did_you_mean, shown
 
 _LONGEST_PLACE = 80
 
@@ -40,6 +40,24 @@ class Document(BaseModel):
         except ValidationError as error:
             problems = "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3])
             raise DataError(f"{origin} is not a valid {cls.__name__}: {problems}") from error
+
+    def evolve(self, **changes: Any) -> Self:
+        """Return a copy with other values in some fields, checked as strictly as when it was made.
+
+        A value of a wrong type is refused here, where the mistake is, instead of being stored and never read again. Nothing is
+        converted: a number in a text is a mistake of ours.
+
+        Raises:
+            TypeError: there is no such field.
+            ValidationError: a value is not of the field's type, or the fields do not fit together.
+        """
+        fields = type(self).model_fields
+        if unknown := changes.keys() - fields.keys():
+            name = min(unknown)
+            hint = did_you_mean(name, list(fields))
+            raise TypeError(f"{type(self).__name__} has no field {name!r}{f'; {hint}' if hint else ''}")
+        unchanged = {name: getattr(self, name) for name in self.model_fields_set - changes.keys()}
+        return type(self).model_validate({**unchanged, **changes}, strict=True)
 
     def digested_values(self, first_fields: Collection[str]) -> dict[str, Any]:
         """Return the JSON values that go into a stored digest: the first fields, and later ones that are not at their default.

@@ -112,7 +112,7 @@ class SmallRun:
     def version(self, **values: Any) -> SessionData:
         """The run's first data version."""
         version = SessionData(first_step=0, data_dir=str(self.layout.data), data_sha256=self.data.data_sha256, mixture=MIXTURE)
-        return version.model_copy(update=values)
+        return version.evolve(**values)
 
     def write(self, spec: SessionSpec) -> Path:
         layout = self.attempt(spec)

@@ -46,7 +46,7 @@ def fill_with_runs(home: Path) -> None:
         header = RunHeader(name=name, created_at=NOW, resumed_at=NOW - timedelta(seconds=age_s), message="why", data=(DATA,))
         store.create(header, RunWishes(spec=RunSpec(name=name, total_steps=100)))
         store.acquire(name, owner, NOW, 60)
-        store.apply(name, owner, [SetHeader(header.model_copy(update={"state": state}))])
+        store.apply(name, owner, [SetHeader(header.evolve(state=state))])
         store.release(name, owner)
     store.acquire("finished-run", owner, NOW, 60)
     for session in (1, 2):

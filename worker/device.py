@@ -54,7 +54,7 @@ def environment(training: TrainingSpec, device: torch.device) -> Environment:
 
 def computes_alike(one: Environment, other: Environment) -> bool:
     """Return whether two environments give the same bits; the Python version has no part in the arithmetic."""
-    return one.model_copy(update={"python": other.python}) == other
+    return one.evolve(python=other.python) == other
 
 
 def code_sha256(source_root: Path) -> str:

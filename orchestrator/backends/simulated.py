@@ -122,7 +122,7 @@ class SimulatedBackend:
         if play is None and self._is_due(f"{name}.refused", course.refused):
             raise TemporaryError(f"the simulated backend refuses {name}")
         if play is not None:
-            self._save(play.model_copy(update={"launches": play.launches + 1}))
+            self._save(play.evolve(launches=play.launches + 1))
             return name
         self._save(_Play(spec=spec))
         effects.done("launch", name)
@@ -136,7 +136,7 @@ class SimulatedBackend:
         if play is None:
             return Observation(Sighting.MISSING)
         course = self._script(ref.session, ref.attempt)
-        play = play.model_copy(update={"looks": play.looks + 1})
+        play = play.evolve(looks=play.looks + 1)
         if play.looks <= course.unknown_looks:
             self._save(play)
             return Observation(Sighting.UNKNOWN, "the simulated backend does not answer")
@@ -144,7 +144,7 @@ class SimulatedBackend:
             return Observation(Sighting.ENDED, "killed" if play.killed or course.killed else "")
         step = self._due(play, course)[0]
         self._train_to(play, step, rots=course.rots_after == step - _start_step(play.spec))
-        self._save(play.model_copy(update={"saved_steps": (*play.saved_steps, step)}))
+        self._save(play.evolve(saved_steps=(*play.saved_steps, step)))
         return Observation(Sighting.RUNNING)
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
@@ -163,13 +163,13 @@ class SimulatedBackend:
         """Make an attempt end after its next checkpoint."""
         play = self._load(ref.run, ref.session, ref.attempt)
         if play is not None and not play.asked_to_stop:
-            self._save(play.model_copy(update={"asked_to_stop": True}))
+            self._save(play.evolve(asked_to_stop=True))
 
     def kill(self, ref: AttemptRef) -> None:
         """End an attempt at once."""
         play = self._load(ref.run, ref.session, ref.attempt)
         if play is not None:
-            self._save(play.model_copy(update={"killed": True}))
+            self._save(play.evolve(killed=True))
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
         """Return nothing: a simulated session prints nothing."""

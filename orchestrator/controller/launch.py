@@ -35,10 +35,10 @@ class Launcher:
             return None  # the record has stepped back: the next tick decides anew
         attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
         lag_s = self._ports.backend(attempt.backend, record.name).lag_s
-        attempt = attempt.model_copy(update={"grace_s": CEILING_GRACE_S + lag_s})
+        attempt = attempt.evolve(grace_s=CEILING_GRACE_S + lag_s)
         changes: list[Change] = [
             PutAttempt(attempt, session_spec),
-            SetHeader(record.header.model_copy(update={"newest_fence": attempt.fence})),
+            SetHeader(record.header.evolve(newest_fence=attempt.fence)),
         ]
         if decision.branch is not None:
             changes.append(ClearWish("rerun", record.wishes.rerun))
@@ -51,7 +51,7 @@ class Launcher:
         backend = self._ports.backend(planned.backend, record.name)
         spec = self._ports.runs.session_spec(record.name, planned.session, planned.attempt)
         now = self._ports.clock.now()
-        attempt = planned.model_copy(update={"state": AttemptState.LAUNCHING, "launched_at": now})
+        attempt = planned.evolve(state=AttemptState.LAUNCHING, launched_at=now)
         try:
             if (reason := _not_ready(backend, spec)) is not None:
                 return Wait(reason)
@@ -60,7 +60,7 @@ class Launcher:
         except AmbiguousError:
             return None  # it stays "launching": the next tick looks whether it exists
         except NotLaunchedError as error:
-            self._leases.apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.PLANNED}))])
+            self._leases.apply(record, [PutAttempt(attempt.evolve(state=AttemptState.PLANNED))])
             return Wait(error.what)
         except GemmaOrchError as error:
             self._leases.apply(record, [PutAttempt(attempt)])
@@ -70,7 +70,7 @@ class Launcher:
                 step_back(draft, error.checkpoint_id, error.what)
                 self._leases.apply(record, draft.changes)
             return None
-        running = attempt.model_copy(update={"state": AttemptState.RUNNING, "running_at": now, "handle": handle})
+        running = attempt.evolve(state=AttemptState.RUNNING, running_at=now, handle=handle)
         self._leases.apply(record, [PutAttempt(running)])
         return None
 

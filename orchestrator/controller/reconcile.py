@@ -64,19 +64,19 @@ class Draft:
 
     def set_header(self, **values: object) -> None:
         """Change fields of the header."""
-        self.header = self.header.model_copy(update=values)
+        self.header = self.header.evolve(**values)
         self.changes.append(SetHeader(self.header))
 
     def put_attempt(self, attempt: AttemptRecord, **values: object) -> AttemptRecord:
         """Change fields of an attempt, and return what it is now."""
-        changed = attempt.model_copy(update=values)
+        changed = attempt.evolve(**values)
         self._attempts[changed.session, changed.attempt] = changed
         self.changes.append(PutAttempt(changed))
         return changed
 
     def put_checkpoint(self, checkpoint: CheckpointRecord, **values: object) -> CheckpointRecord:
         """Add a checkpoint or change fields of it, and return what it is now."""
-        changed = checkpoint.model_copy(update=values)
+        changed = checkpoint.evolve(**values)
         self.checkpoints[changed.id] = changed
         self.changes.append(PutCheckpoint(changed))
         return changed
@@ -279,7 +279,7 @@ def settled(record: RunRecord, state: RunState, message: str, exit_code: int) ->
     """Return the changes that end a run and clear its stop request."""
     changes: list[Change] = []
     if record.header.state is RunState.ACTIVE:  # what has ended already stays what it is
-        header = record.header.model_copy(update={"state": state, "message": message, "exit_code": exit_code})
+        header = record.header.evolve(state=state, message=message, exit_code=exit_code)
         changes.append(SetHeader(header))
     if record.wishes.stop is not None:
         changes.append(ClearWish("stop", record.wishes.stop))

@@ -79,7 +79,7 @@ class Controller:
             waiting = Waiting(reason=decision.reason, until=decision.until)
         if record.header.waiting == waiting:
             return record
-        return self._leases.changed(record, [SetHeader(record.header.model_copy(update={"waiting": waiting}))])
+        return self._leases.changed(record, [SetHeader(record.header.evolve(waiting=waiting))])
 
     def keep_lease(self, run: str) -> None:
         """Renew the run's lease during long work.
@@ -103,14 +103,8 @@ class Controller:
         self._leases.take(run)
         record = self._ports.runs.load(run)
         check_order(record)
-        header = record.header.model_copy(
-            update={
-                "state": RunState.ACTIVE,
-                "message": None,
-                "exit_code": ExitCode.DONE,
-                "resumed_at": self._ports.clock.now(),
-                "step_backs": 0,
-            }
+        header = record.header.evolve(
+            state=RunState.ACTIVE, message=None, exit_code=ExitCode.DONE, resumed_at=self._ports.clock.now(), step_backs=0
         )
         self._leases.apply(record, [SetHeader(header), ClearWish("stop", record.wishes.stop)])
 
@@ -153,14 +147,14 @@ class Controller:
                 return self._launcher.launch(record, attempt)
             case AskToStop(attempt):
                 if attempt.asked_at is None:
-                    self._leases.apply(record, [PutAttempt(attempt.model_copy(update={"asked_at": self._ports.clock.now()}))])
+                    self._leases.apply(record, [PutAttempt(attempt.evolve(asked_at=self._ports.clock.now()))])
                 self._ports.backend(attempt.backend, record.name).ask_to_stop(ref_of(record, attempt))
             case Kill(attempt, reason):
                 if attempt.reason != reason:  # what was killed cannot say why
-                    self._leases.apply(record, [PutAttempt(attempt.model_copy(update={"reason": reason}))])
+                    self._leases.apply(record, [PutAttempt(attempt.evolve(reason=reason))])
                 self._ports.backend(attempt.backend, record.name).kill(ref_of(record, attempt))
             case Drop(attempt):
-                self._leases.apply(record, [PutAttempt(attempt.model_copy(update={"state": AttemptState.DROPPED}))])
+                self._leases.apply(record, [PutAttempt(attempt.evolve(state=AttemptState.DROPPED))])
             case Finish(state, message):
                 self._leases.changed(record, settled(record, state, message, ExitCode.DONE))
             case GiveUp(message, exit_code):

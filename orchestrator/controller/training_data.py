@@ -53,7 +53,7 @@ class TrainingData:
         wishes = self._ports.runs.load(record.name).wishes
         if wishes.spec != record.spec:
             return None
-        record = self._leases.changed(record, [SetHeader(record.header.model_copy(update={"data": known}))])
+        record = self._leases.changed(record, [SetHeader(record.header.evolve(data=known))])
         return record if record.wishes == wishes and wishes.stop is None else None
 
     def relocated(self, record: RunRecord) -> RunRecord:
@@ -61,10 +61,10 @@ class TrainingData:
         if not _is_elsewhere(record):
             return record
         first, *later = record.header.data
-        moved = first.model_copy(update={"folder": record.spec.data.prepared})
+        moved = first.evolve(folder=record.spec.data.prepared)
         if not self._ports.has_data(record.name, moved):
             return record
-        return self._leases.changed(record, [SetHeader(record.header.model_copy(update={"data": (moved, *later)}))])
+        return self._leases.changed(record, [SetHeader(record.header.evolve(data=(moved, *later)))])
 
     def _restore(self, record: RunRecord, number: int) -> None:
         """Make a lost data version again; the mixture stays what it was, whatever the spec says by now.
@@ -93,14 +93,12 @@ def spec_of_version(record: RunRecord, data: DataRecord, home: HomeLayout) -> Ru
     """Return the run's spec with the text of a data version that was added later, cut by the run's own tokenizer."""
     made_already = Path(data.folder).is_absolute()
     first = home.run(record.name).data_folder(record.header.data[0].folder)
-    source = record.spec.data.model_copy(
-        update={
-            "corpus": data.corpus,
-            "prepared": data.folder if made_already else None,
-            "tokenizer": None if made_already else str(first / TOKENIZER_NAME),
-        }
+    source = record.spec.data.evolve(
+        corpus=data.corpus,
+        prepared=data.folder if made_already else None,
+        tokenizer=None if made_already else str(first / TOKENIZER_NAME),
     )
-    return record.spec.model_copy(update={"data": source})
+    return record.spec.evolve(data=source)
 
 
 def _is_elsewhere(record: RunRecord) -> bool:

@@ -31,7 +31,7 @@ def _as_seen(ports: Ports, record: RunRecord) -> tuple[RunRecord, str]:
     seen = ports.backend(live.backend, record.name).observe(ref_of(record, live))
     if seen.sighting is not Sighting.ENDED:
         return record, seen.detail
-    over = live.model_copy(update={"state": AttemptState.ENDED, "ended_at": seen.ended_at or ports.clock.now()})
+    over = live.evolve(state=AttemptState.ENDED, ended_at=seen.ended_at or ports.clock.now())
     attempts = tuple(over if attempt is live else attempt for attempt in record.attempts)
     return dataclasses.replace(record, attempts=attempts), ""
 

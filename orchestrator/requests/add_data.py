@@ -174,8 +174,8 @@ def _record_it(ports: Ports, record: RunRecord, data: DataRecord) -> None:
     It takes a fence token as well: a checkpoint that an attempt thought lost still commits, trained on the old data, becomes a
     branch and never the head.
     """
-    header = record.header.model_copy(
-        update={"data": (*_kept(record, data.first_step), data), "newest_fence": next_fence(record.header.newest_fence)}
+    header = record.header.evolve(
+        data=(*_kept(record, data.first_step), data), newest_fence=next_fence(record.header.newest_fence)
     )
     number = len(header.data)
     text = (

@@ -111,7 +111,7 @@ def prove(home: HomeLayout, steps: int, pieces: int, config: Path | None, *, num
         now = SystemClock().now()
         record = RunRecord(RunHeader(name="prove", created_at=now, resumed_at=now, data=(data,)), RunWishes(spec=spec))
         _, session_spec = plan_attempt(record, Launch(session=1, attempt=1, start_checkpoint=None), work, now)
-        session_spec = session_spec.model_copy(update={"cache_dir": str(home.cache)})
+        session_spec = session_spec.evolve(cache_dir=str(home.cache))
         path = Path(folder) / "session.json"
         write_atomically(path, session_spec.to_json())
         arguments = [

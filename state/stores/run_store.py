@@ -287,7 +287,7 @@ class SqliteRunStore:
             self._write_wish(run, wish, value)
 
     def _write_wish(self, run: str, wish: str, value: RunSpec | StopWish | RerunWish | None) -> None:
-        wishes = self._wishes(run).model_copy(update={wish: value})
+        wishes = self._wishes(run).evolve(**{wish: value})
         self._connection.execute("UPDATE runs SET wishes = ? WHERE name = ?", (wishes.model_dump_json(), run))
 
     def _wishes(self, run: str) -> RunWishes:

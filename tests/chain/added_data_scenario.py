@@ -39,9 +39,7 @@ class FolderPreparer:
         (self._runs / spec.name / folder).mkdir(parents=True, exist_ok=True)
         files.write_atomically(self._runs / spec.name / folder / "data.json", b"{}")
         keep_lease()
-        return DATA.model_copy(
-            update={"first_step": first_step, "folder": folder, "corpus": spec.data.corpus, "sha256": str(version) * 64}
-        )
+        return DATA.evolve(first_step=first_step, folder=folder, corpus=spec.data.corpus, sha256=str(version) * 64)
 
 
 def simulation(root: Path, life: int) -> Simulation:

@@ -135,8 +135,8 @@ def test_everything_that_is_written_is_read_again_by_everybody(store: RunStore, 
 def test_records_are_replaced_and_not_doubled(store: RunStore) -> None:
     planned, saved = attempt(1, state=AttemptState.PLANNED), checkpoint(20)
     store.apply(RUN, OWNER, [PutAttempt(planned, session_spec()), PutCheckpoint(saved)])
-    launching = planned.model_copy(update={"state": AttemptState.LAUNCHING})
-    pruned = saved.model_copy(update={"state": CheckpointState.PRUNED})
+    launching = planned.evolve(state=AttemptState.LAUNCHING)
+    pruned = saved.evolve(state=CheckpointState.PRUNED)
     store.apply(RUN, OWNER, [PutAttempt(launching), PutCheckpoint(pruned)])
     record = store.load(RUN)
     assert record.attempts == (launching,)
@@ -200,7 +200,7 @@ def test_a_wish_that_was_carried_out_is_cleared(store: RunStore) -> None:
 def test_a_wish_that_has_changed_meanwhile_is_not_cleared(store: RunStore) -> None:
     store.set_stop(RUN, StopWish.NOW)
     store.set_rerun(RUN, RERUN)
-    earlier = RERUN.model_copy(update={"session": 1})
+    earlier = RERUN.evolve(session=1)
     store.apply(RUN, OWNER, [ClearWish("stop", StopWish.CHECKPOINT), ClearWish("rerun", earlier)])
     assert store.load(RUN).wishes == RunWishes(spec=run_spec(), stop=StopWish.NOW, rerun=RERUN)
 

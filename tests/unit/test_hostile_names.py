@@ -233,7 +233,7 @@ def test_what_is_no_checkpoints_id_is_nowhere_taken_for_one(hostile: str, tmp_pa
     for door in (check_checkpoint_id, lambda text: checkpoint_file_names(text, ("manifest.json",))):
         with pytest.raises(CorruptCheckpointError):
             door(hostile)
-    recorded = checkpoint(40).model_copy(update={"id": hostile})
+    recorded = checkpoint(40).evolve(id=hostile)
     with pytest.raises(CorruptCheckpointError):
         recorded.expected()
     with pytest.raises(CorruptCheckpointError):
@@ -303,9 +303,9 @@ def test_a_ledger_with_an_id_that_an_earlier_version_believed_is_read_and_the_ru
     run.run_until(lambda _tick: run.record.head is not None)
     good = run.record.head
     assert good is not None
-    bad = good.model_copy(update={"id": "../../x", "step": 50, "parent": good.id})
+    bad = good.evolve(id="../../x", step=50, parent=good.id)
     run.runs.acquire(RUN, run.ports.owner, run.clock.now(), 60.0)
-    run.runs.apply(RUN, run.ports.owner, [PutCheckpoint(bad), SetHeader(run.record.header.model_copy(update={"head": bad.id}))])
+    run.runs.apply(RUN, run.ports.owner, [PutCheckpoint(bad), SetHeader(run.record.header.evolve(head=bad.id))])
     run.run_until(lambda _tick: run.record.header.head != bad.id)
     assert run.record.header.head == good.id
     assert run.record.checkpoints[bad.id].state is CheckpointState.QUARANTINED

@@ -271,3 +271,8 @@ def test_only_wiring_and_the_adapters_ask_for_the_name_of_a_backend(source: str)
         if isinstance(node, ast.Name) and node.id.startswith(("Local", "Kaggle", "Simulated"))
     ]
     assert (asked, adapters) == ([], [])
+
+
+@pytest.mark.parametrize("source", [name for name in _SOURCES if name != "state/document.py"])
+def test_documents_change_validated(source: str) -> None:
+    assert "model_copy" not in (ROOT / source).read_text(encoding="utf-8"), "Document.evolve checks what model_copy does not"

@@ -147,7 +147,7 @@ class Assembly:
             origin = self._sources[units[number].sources[document["portion"]]]
             examples = self._examples[source][Rule.DUPLICATE.value]
             same_as = f"corpus {origin.corpus}: {origin.name}, line {document['record']}"  # two corpora may have one name
-            examples[place] = examples[place].model_copy(update={"same_as": same_as})
+            examples[place] = examples[place].evolve(same_as=same_as)
 
     def _languages(self) -> dict[str, LanguageData]:
         streams = {key: writer.finish() for key, writer in self._writers.items()}

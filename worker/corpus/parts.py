@@ -57,12 +57,7 @@ def lay_out(folder: Path, languages: dict[str, LanguageData], recipe: Recipe, to
         return languages
     parts = _Parts(folder, recipe.max_part_bytes, token_bytes)
     return {
-        name: data.model_copy(
-            update={
-                "shards": parts.place_all(data.shards),
-                "validation": data.validation and _placed(data.validation, parts),
-            }
-        )
+        name: data.evolve(shards=parts.place_all(data.shards), validation=data.validation and _placed(data.validation, parts))
         for name, data in languages.items()
     }
 
@@ -83,7 +78,7 @@ def describe_parts(folder: Path, manifest: DataManifest) -> None:
 
 
 def _placed(stream: TokenStream, parts: _Parts) -> TokenStream:
-    return stream.model_copy(update={"shards": parts.place_all(stream.shards)})
+    return stream.evolve(shards=parts.place_all(stream.shards))
 
 
 class _Parts:
@@ -111,8 +106,8 @@ class _Parts:
             (self._folder / self._part).mkdir()
         self._num_bytes += size
         self._num_files += 2
-        index = shard.index.model_copy(update={"name": self._moved(shard.index.name)})
-        return shard.model_copy(update={"name": self._moved(shard.name), "index": index})
+        index = shard.index.evolve(name=self._moved(shard.index.name))
+        return shard.evolve(name=self._moved(shard.name), index=index)
 
     @property
     def _part(self) -> str:

@@ -95,7 +95,7 @@ class _Reader:
         from worker.inspect_data.documents import DocumentIndex
 
         folder = Path(version.data_dir)
-        batches = open_version(spec.model_copy(update={"reading": Reading()}), version)  # one step needs no scratch
+        batches = open_version(spec.evolve(reading=Reading()), version)  # one step needs no scratch
         self._data = batches.data
         self._manifest = batches.data.manifest
         self._languages = batches.order.languages
@@ -169,11 +169,8 @@ def _held(spec: SessionSpec, version: SessionData, end_step: int) -> DataHeld:
         first_step=version.first_step + 1,
         last_step=end_step,
         languages=tuple(
-            _language(manifest, name).model_copy(
-                update={
-                    "share": share,
-                    "epochs": samples * share / max(1, (manifest.languages[name].num_tokens - 1) // spec.sequence_length),
-                }
+            _language(manifest, name).evolve(
+                share=share, epochs=samples * share / max(1, (manifest.languages[name].num_tokens - 1) // spec.sequence_length)
             )
             for name, share in sorted(shares.items())
         ),

@@ -168,21 +168,19 @@ class Kernel:
         for number, version in enumerate(spec.data, start=1):
             folder = scratch / f"data-{number}"
             build_data_folder(mounts, version.data_sha256, folder)
-            versions.append(version.model_copy(update={"data_dir": str(folder)}))
+            versions.append(version.evolve(data_dir=str(folder)))
         checkpoints = scratch / "checkpoints"
         self._bring_start(mounts, checkpoints)
         reading = spec.reading
         if reading.scratch_dir is not None:
             reading = Reading(scratch_dir=str(scratch / "blocks"), scratch_bytes=reading.scratch_bytes)
             (scratch / "blocks").mkdir(exist_ok=True)
-        local = spec.model_copy(
-            update={
-                "data": tuple(versions),
-                "reading": reading,
-                "checkpoints_dir": str(checkpoints),
-                "cache_dir": None if spec.cache_dir is None else str(scratch / "cache"),
-                "retention": _KEPT_HERE,
-            }
+        local = spec.evolve(
+            data=tuple(versions),
+            reading=reading,
+            checkpoints_dir=str(checkpoints),
+            cache_dir=None if spec.cache_dir is None else str(scratch / "cache"),
+            retention=_KEPT_HERE,
         )
         files.write_atomically(self._layout.spec, local.to_json())
         return local

@@ -64,14 +64,12 @@ class Progress:
 
     def spend(self, **seconds: float) -> None:
         """Add to the session's seconds."""
-        self.seconds = self.seconds.model_copy(
-            update={name: getattr(self.seconds, name) + amount for name, amount in seconds.items()}
-        )
+        self.seconds = self.seconds.evolve(**({name: getattr(self.seconds, name) + amount for name, amount in seconds.items()}))
 
     def seconds_until(self, whole_s: float) -> Seconds:
         """Return where the time went; training is what nothing else has taken."""
         spent_s = self.seconds.startup + self.seconds.restore + self.seconds.save
-        return self.seconds.model_copy(update={"whole": whole_s, "train": max(0.0, whole_s - spent_s)})
+        return self.seconds.evolve(whole=whole_s, train=max(0.0, whole_s - spent_s))
 
     def report(
         self, spec: SessionSpec, outcome: Outcome, reason: str, *, ended_at: datetime, whole_s: float, failure: Failure | None

@@ -139,20 +139,18 @@ def _chain(template: SessionSpec, ends: list[int], layout: RunLayout, say: Say) 
         if manifests:
             manifest, manifest_sha256 = store.manifest(manifests[-1].id)
             start = manifest.expected(manifest_sha256)
-        spec = template.model_copy(
-            update={
-                "run": "proof",
-                "session": number,
-                "attempt": 1,
-                "fence": number,
-                "branch": None,
-                "checkpoints_dir": str(layout.checkpoints.absolute()),
-                "start": start,
-                "total_steps": max(template.total_steps, ends[-1]),
-                "max_steps": end - begin,
-                "limit_s": _UNLIMITED_S,
-                "checkpoint_every_s": _UNLIMITED_S,
-            }
+        spec = template.evolve(
+            run="proof",
+            session=number,
+            attempt=1,
+            fence=number,
+            branch=None,
+            checkpoints_dir=str(layout.checkpoints.absolute()),
+            start=start,
+            total_steps=max(template.total_steps, ends[-1]),
+            max_steps=end - begin,
+            limit_s=_UNLIMITED_S,
+            checkpoint_every_s=_UNLIMITED_S,
         )
         begun_s = clock.monotonic()
         manifests.append(_run(spec, layout.attempt(number, 1), store))

@@ -73,7 +73,7 @@ class Looks:
 
     def change(self, session: int, attempt: int, **values: object) -> Seen:
         """Remember something more of an attempt, and return what is known."""
-        return self.put(session, attempt, self.seen(session, attempt).model_copy(update=values))
+        return self.put(session, attempt, self.seen(session, attempt).evolve(**values))
 
     def refresh(self, session: int, attempt: int, handle: str | None) -> Seen:
         """Ask for what is due, and return what is known then; what cannot be asked now leaves what was known.
@@ -106,7 +106,7 @@ class Looks:
 
     def _look(self, look: Look, seen: Seen, session: int, attempt: int, handle: str | None) -> Seen:
         now = self._clock.now()
-        seen = seen.model_copy(update={"looks": seen.looks + 1, "looked_at": now, "last": look})
+        seen = seen.evolve(looks=seen.looks + 1, looked_at=now, last=look)
         kernels = self._kernels(seen, session, attempt, handle)
         try:
             match look:
@@ -120,9 +120,9 @@ class Looks:
                     return with_dataset(seen, self._api().dataset(attempt_dataset_slug(self._run, session, attempt)), now)
                 case Look.KERNEL:
                     kernel = self._api().kernel(kernels[0].slug)
-                    return seen.model_copy(update={"shape_asked": True, "shape": kernel.machine_shape if kernel else None})
+                    return seen.evolve(shape_asked=True, shape=kernel.machine_shape if kernel else None)
         except GemmaOrchError as error:
-            return seen.model_copy(update={"failure": error.what}) if look is Look.STATUS else seen
+            return seen.evolve(failure=error.what) if look is Look.STATUS else seen
 
     def _kernels(self, seen: Seen, session: int, attempt: int, handle: str | None) -> tuple[PushedKernel, ...]:
         if handle is None and seen.kernel is not None:
@@ -133,7 +133,7 @@ class Looks:
         for kernel in kernels:
             status = self._api().session_status(kernel.slug, kernel.version)
             if status is not None:
-                return with_status(seen.model_copy(update={"kernel": kernel.slug}), status, now)
+                return with_status(seen.evolve(kernel=kernel.slug), status, now)
         return with_refusal(seen, now)
 
     def _path(self, session: int, attempt: int) -> Path:

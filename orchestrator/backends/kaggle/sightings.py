@@ -142,19 +142,19 @@ def with_status(seen: Seen, status: SessionStatus, now: datetime) -> Seen:
         known |= {"ended": status, "ended_at": now, "looks_after_end": 0}
     else:
         known |= {"failure": "Kaggle says a word about its session that is not known here"}
-    return seen.model_copy(update=known)
+    return seen.evolve(**known)
 
 
 def with_refusal(seen: Seen, now: datetime) -> Seen:
     """Return what is known after a read answered 403 or 404, as Kaggle does of what is not there and of what lives."""
-    return seen.model_copy(update={"failure": None, "missing_since": seen.missing_since or now, "missing_at": now})
+    return seen.evolve(failure=None, missing_since=seen.missing_since or now, missing_at=now)
 
 
 def with_list(seen: Seen, now: datetime, *, kernel: str | None) -> Seen:
     """Return what is known after a whole list of the account's kernels, which shows this one of the attempt, or none."""
     if kernel is not None:
-        return seen.model_copy(update={"kernel": kernel, "listed_at": now, "unlisted_since": None, "unlisted_at": None})
-    return seen.model_copy(update={"unlisted_since": seen.unlisted_since or now, "unlisted_at": now})
+        return seen.evolve(kernel=kernel, listed_at=now, unlisted_since=None, unlisted_at=None)
+    return seen.evolve(unlisted_since=seen.unlisted_since or now, unlisted_at=now)
 
 
 def with_dataset(seen: Seen, info: DatasetInfo | None, now: datetime) -> Seen:
@@ -168,4 +168,4 @@ def with_dataset(seen: Seen, info: DatasetInfo | None, now: datetime) -> Seen:
             VersionSeen(number=version.number, notes=version.notes, status=version.status) for version in info.versions
         ),
     )
-    return seen.model_copy(update={"dataset": shown, "dataset_at": now})
+    return seen.evolve(dataset=shown, dataset_at=now)

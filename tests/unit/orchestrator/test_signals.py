@@ -45,7 +45,7 @@ def test_a_session_leader_and_what_it_has_started_get_the_signal(leader: subproc
 @pytest.mark.parametrize("field", ["host", "boot_id", "pid_namespace", "started"])
 def test_a_process_that_differs_in_anything_gets_no_signal(leader: subprocess.Popen[str], field: str) -> None:
     for value in ("", "another"):
-        assert not signal_group(identify(leader.pid).model_copy(update={field: value}), signal.SIGKILL)
+        assert not signal_group(identify(leader.pid).evolve(**{field: value}), signal.SIGKILL)
     assert leader.poll() is None
 
 

@@ -96,12 +96,12 @@ def test_everything_that_determines_the_tokens_changes_the_digest(changes: dict[
 
 
 def test_where_the_text_came_from_and_what_is_held_out_do_not_change_the_digest():
-    elsewhere = language().model_copy(update={"sources": (), "num_documents": 3, "validation": None})
+    elsewhere = language().evolve(sources=(), num_documents=3, validation=None)
     assert manifest(languages={"hindi": elsewhere}, sources=()).data_sha256 == manifest().data_sha256
 
 
 def test_how_a_stream_is_cut_into_shards_does_not_change_the_digest():
-    cut = language().model_copy(update={"shards": (shard("part-001/x", 4, "d"), shard("part-002/y", 6, "e"))})
+    cut = language().evolve(shards=(shard("part-001/x", 4, "d"), shard("part-002/y", 6, "e")))
     assert manifest(languages={"hindi": cut}).data_sha256 == manifest().data_sha256
 
 

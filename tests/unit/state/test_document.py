@@ -60,3 +60,25 @@ def test_the_digest_is_that_of_the_canonical_form() -> None:
 def test_a_digest_of_what_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest_of({"loss": float("nan")})
+
+
+def test_a_copy_with_other_values_is_checked_as_a_new_document_is() -> None:
+    letter = Letter(text="x", words=("a",))
+    changed = letter.evolve(text="y", inner=Inner(number=2.0))
+    assert changed == Letter(text="y", inner=Inner(number=2.0), words=("a",))
+    assert letter.text == "x"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"text": 5}, {"text": None}, {"inner": {"number": "2"}}, {"words": ["a"]}, {"words": ("a", "b", "c")}]
+)
+def test_a_value_of_a_wrong_type_is_refused_where_it_is_given_and_never_converted(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Letter(text="x").evolve(**wrong)
+
+
+def test_a_field_that_does_not_exist_is_refused_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(TypeError, match="Letter has no field 'txt'; did you mean 'text'"):
+        Letter(text="x").evolve(txt="y")
+    with pytest.raises(TypeError, match=r"Letter has no field 'zzz'$"):
+        Letter(text="x").evolve(zzz="y")

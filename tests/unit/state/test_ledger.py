@@ -29,7 +29,7 @@ def test_an_attempt_that_may_be_alive_is_the_live_one(state: AttemptState) -> No
 
 
 def test_a_header_survives_the_way_to_json_and_back() -> None:
-    later = DATA.model_copy(update={"first_step": 5, "folder": "data-2"})
+    later = DATA.evolve(first_step=5, folder="data-2")
     written = header(data=(DATA, later))
     assert RunHeader.from_json(written.to_json(), "the ledger") == written
 
@@ -38,5 +38,5 @@ def test_a_header_written_before_data_had_versions_is_read_as_one_version_of_the
     old = header().model_dump(mode="json")
     old["data"] = {"sha256": "d" * 64, "vocab_size": 300, "tokens": {"en": 1000}, "mixture": {"en": 1.0}}
     (data,) = RunHeader.model_validate(old).data
-    assert data == DATA.model_copy(update={"order_version": 1})
+    assert data == DATA.evolve(order_version=1)
     assert RunHeader.model_validate({**old, "data": None}).data == ()

@@ -65,13 +65,13 @@ def test_what_a_session_is_told_to_expect_comes_from_the_manifest(manifest: Mani
     ],
 )
 def test_the_first_thing_that_differs_is_named(manifest: Manifest, changes: dict[str, Any], difference: str | None) -> None:
-    other = manifest.model_copy(update=changes)
-    other = other.model_copy(update={"state_sha256": state_sha256(other.tensors, other.step, other.data_position)})
+    other = manifest.evolve(**changes)
+    other = other.evolve(state_sha256=state_sha256(other.tensors, other.step, other.data_position))
     assert first_difference(manifest, other) == difference
 
 
 def test_a_tensor_that_only_one_of_two_states_has_differs(manifest: Manifest) -> None:
-    other = manifest.model_copy(update={"tensors": (*manifest.tensors, tensor("model.aa")), "state_sha256": "0" * 64})
+    other = manifest.evolve(tensors=(*manifest.tensors, tensor("model.aa")), state_sha256="0" * 64)
     assert first_difference(manifest, other) == first_difference(other, manifest) == "tensor model.aa"
 
 

@@ -53,7 +53,7 @@ def test_a_living_process_is_alive_and_not_dead() -> None:
 def test_only_a_process_that_could_be_seen_from_here_is_ever_called_dead_or_alive(
     child: subprocess.Popen[bytes], changed: dict[str, str], dead: bool, ended: bool
 ) -> None:
-    identity = identify(child.pid).model_copy(update=changed)
+    identity = identify(child.pid).evolve(**changed)
     seen_from_here = set(changed) == {"started"}
     if ended:
         child.communicate()
@@ -89,7 +89,7 @@ def test_a_process_that_we_may_not_signal_is_told_by_its_start_time() -> None:
         "init = identify(1)\n"
         "os.setuid(65534)\n"
         "assert not certainly_dead(init)\n"
-        "assert certainly_dead(init.model_copy(update={'started': 'long ago'}))\n"
+        "assert certainly_dead(init.evolve(started='long ago'))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -56,7 +56,7 @@ def test_another_environment_may_give_other_bits(change: dict[str, object]):
 
 def test_the_python_version_has_no_part_in_the_arithmetic():
     here = environment(TrainingSpec(threads=2), CPU)
-    assert computes_alike(here, here.model_copy(update={"python": "3.99"}))
+    assert computes_alike(here, here.evolve(python="3.99"))
 
 
 def make_source(root: Path) -> None:

@@ -234,7 +234,7 @@ class _Adoption:
         known = self._known(seen)
         if known is not None and known.state is AttemptState.PLANNED and seen.sighting is not Sighting.MISSING:
             # Another controller has pushed what this one had only planned.
-            known = known.model_copy(update={"state": AttemptState.LAUNCHING, "handle": seen.handle})
+            known = known.evolve(state=AttemptState.LAUNCHING, handle=seen.handle)
             self._change(PutAttempt(known))
         if known is not None:
             self._follow(seen, known)
@@ -264,7 +264,7 @@ class _Adoption:
         self._record = applied(self._record, changes)
 
     def _set_header(self, **values: object) -> None:
-        self._change(SetHeader(self._record.header.model_copy(update=values)))
+        self._change(SetHeader(self._record.header.evolve(**values)))
 
     def _tell(self, text: str) -> None:
         self._change(Tell(Event(at=self._now, text=text)))
@@ -344,7 +344,7 @@ class _Adoption:
         values["fence"] = manifest.fence if manifest is not None else 1
         if manifest is not None:
             values["branch"] = manifest.branch
-        return self._pattern.model_copy(update=values)
+        return self._pattern.evolve(**values)
 
     def _know_start(self, start: ExpectedCheckpoint) -> None:
         """Know where an attempt started, though it may not be on the account any more."""
@@ -372,7 +372,7 @@ class _Adoption:
         )
         self._change(PutCheckpoint(checkpoint))
         if owner is not None and (owner.saved_step or 0) < start.step:
-            self._change(PutAttempt(owner.model_copy(update={"saved_step": start.step, "head": start.id})))
+            self._change(PutAttempt(owner.evolve(saved_step=start.step, head=start.id)))
 
     def _parent_of_missing(self, start: ExpectedCheckpoint, owner: AttemptRecord) -> str | None:
         """Return the checkpoint before one that is not there: the attempt's own, or where it started."""
@@ -414,7 +414,7 @@ class _Adoption:
         now_known = self._known(seen)
         if now_known is not None and now_known.state is AttemptState.PLANNED and seen is not self._newest:
             # Others went on without it: to send it now would start a session beside theirs.
-            self._change(PutAttempt(now_known.model_copy(update={"state": AttemptState.DROPPED})))
+            self._change(PutAttempt(now_known.evolve(state=AttemptState.DROPPED)))
 
     def _fall_back(self, head: CheckpointRecord) -> None:
         whole = {known.id: known for known in self._record.checkpoints.values() if known.state is CheckpointState.VERIFIED}

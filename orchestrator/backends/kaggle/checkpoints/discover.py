@@ -240,7 +240,7 @@ class Discovery:
         place = CheckpointPlace(kind="dataset", owner=owner_of(self._settings, self._api), slug=slug, version=version.number)
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
         why = f"{entry.where} says that it holds {shown(named)}, which is no checkpoint of this run"
-        self._index.put(entry.model_copy(update={"state": EntryState.CORRUPT, "why": why}))
+        self._index.put(entry.evolve(state=EntryState.CORRUPT, why=why))
 
     def _may_still_come(self, name: str, version: int) -> bool:
         """Return whether a version that is not what its note says may only be shown too early: lists lag, too."""
@@ -263,8 +263,8 @@ class Discovery:
             manifest = self._fetching.read_manifest(entry.id)
             check_list(entry, manifest, listed)
         except CorruptCheckpointError as error:
-            return entry.model_copy(update={"state": EntryState.CORRUPT, "why": error.what})
-        return entry.model_copy(update={"total_bytes": manifest.total_bytes})
+            return entry.evolve(state=EntryState.CORRUPT, why=error.what)
+        return entry.evolve(total_bytes=manifest.total_bytes)
 
     def _forget_what_is_gone(self, session: int, attempt: int, dataset: DatasetSeen) -> None:
         """Drop the checkpoints of versions that the worker has had deleted; what is not processed yet is not gone."""
@@ -308,7 +308,7 @@ def _promoted(in_output: Entry, in_dataset: Entry) -> Entry:
         return in_dataset
     if in_dataset.state is EntryState.CORRUPT:
         return in_output
-    return in_dataset.model_copy(update={"state": in_output.state, "why": in_output.why})
+    return in_dataset.evolve(state=in_output.state, why=in_output.why)
 
 
 def _name(attempt: AttemptRecord) -> str:

@@ -123,13 +123,13 @@ class IndexFile:
     def put(self, entry: Entry) -> None:
         """Remember what is known of a checkpoint."""
         index = self.read()
-        self.write(index.model_copy(update={"checkpoints": {**index.checkpoints, entry.id: entry}}))
+        self.write(index.evolve(checkpoints={**index.checkpoints, entry.id: entry}))
 
     def drop(self, *checkpoint_ids: str) -> None:
         """Forget checkpoints."""
         index = self.read()
         kept = {key: entry for key, entry in index.checkpoints.items() if key not in checkpoint_ids}
-        self.write(index.model_copy(update={"checkpoints": kept}))
+        self.write(index.evolve(checkpoints=kept))
 
     def attempt(self, name: str) -> AttemptIndex:
         """Return what is known of the dataset of an attempt."""
@@ -138,5 +138,5 @@ class IndexFile:
     def change_attempt(self, name: str, **values: object) -> None:
         """Remember something more of the dataset of an attempt."""
         index = self.read()
-        known = self.attempt(name).model_copy(update=values)
-        self.write(index.model_copy(update={"attempts": {**index.attempts, name: known}}))
+        known = self.attempt(name).evolve(**values)
+        self.write(index.evolve(attempts={**index.attempts, name: known}))

@@ -69,11 +69,11 @@ class Standing:
             raise unknown from error
         self._last_check.pop(entry.id, None)
         if problem is None:
-            self._index.put(entry.model_copy(update={"checked_at": now, "wrong_since": None}))
+            self._index.put(entry.evolve(checked_at=now, wrong_since=None))
             return
         since = entry.wrong_since or now
         if now < since + timedelta(seconds=self._settings.settle_s):
-            self._index.put(entry.model_copy(update={"wrong_since": since}))
+            self._index.put(entry.evolve(wrong_since=since))
             doubt = TemporaryError(f"{problem}; that is believed when it is still so after {self._settings.settle_s:.0f} s")
             self._last_check[entry.id] = (now, doubt)
             raise doubt

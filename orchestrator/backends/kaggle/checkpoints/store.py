@@ -236,7 +236,7 @@ class KaggleCheckpoints:
     def _set_state(self, checkpoint_id: str, state: EntryState, why: str | None) -> None:
         entry = self._index.entry(checkpoint_id)
         if entry is not None:
-            self._index.put(entry.model_copy(update={"state": state, "why": why or entry.why}))
+            self._index.put(entry.evolve(state=state, why=why or entry.why))
 
 
 def kaggle_folder(layout: RunLayout) -> Path:

@@ -107,7 +107,7 @@ class Control:
         if state.next_look_at is not None and now < state.next_look_at:
             return waiting
         pause = timedelta(seconds=self._settings.poll_every_s / LOOKS_A_POLL)
-        state = self._put(state.model_copy(update={"next_look_at": now + pause}))
+        state = self._put(state.evolve(next_look_at=now + pause))
         info = self._api().dataset(self._slug)
         sent = state.sent if state.sent is not None and state.sent.content_sha256 == digest else None
         if info is None and sent is not None and now < sent.sent_at + timedelta(seconds=self._settings.settle_s):
@@ -125,7 +125,7 @@ class Control:
             return waiting
         if not self._is_published(info, sent, wanted):
             return waiting
-        self._put(self._state().model_copy(update={"stands": digest, "sent": None}))
+        self._put(self._state().evolve(stands=digest, sent=None))
         return None
 
     def ask_to_stop(self, session: int, attempt: int) -> None:
@@ -136,7 +136,7 @@ class Control:
         """
         state, flag = self._state(), StopFlag(session=session, attempt=attempt)
         if state.stop != flag:
-            self._put(state.model_copy(update={"stop": flag, "next_look_at": None}))
+            self._put(state.evolve(stop=flag, next_look_at=None))
         self.make_ready()
 
     def _wanted(self, stop: StopFlag) -> dict[str, bytes]:
@@ -168,7 +168,7 @@ class Control:
     @contextmanager
     def _remembered(self, state: ControlState, snapshot: Snapshot) -> Iterator[None]:
         """Remember what is about to be sent; what was certainly not sent is forgotten again."""
-        self._put(state.model_copy(update={"sent": snapshot}))
+        self._put(state.evolve(sent=snapshot))
         try:
             yield
         except AmbiguousError:

@@ -43,11 +43,9 @@ def storage_plan(
     left = math.floor((budget_bytes - stored_bytes) / checkpoint_bytes)
     if num_elsewhere < _FEWEST_VERIFIED:
         most_uploads = max(min(uploads, left // 2), _FEWEST_VERIFIED)
-        return everything.model_copy(
-            update={"most_uploads": min(most_uploads, uploads), "is_over_budget": left < _FEWEST_VERIFIED}
-        )
+        return everything.evolve(most_uploads=min(most_uploads, uploads), is_over_budget=left < _FEWEST_VERIFIED)
     fair = math.floor(budget_bytes / checkpoint_bytes / (kept_attempts + 1))
     if uploads <= min(left, max(fair, 1)):
         return everything
     most = max(min(left, fair, uploads), 1)
-    return everything.model_copy(update={"most_versions": most + SPEC_VERSION, "is_over_budget": left < 1})
+    return everything.evolve(most_versions=most + SPEC_VERSION, is_over_budget=left < 1)

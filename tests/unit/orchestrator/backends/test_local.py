@@ -135,7 +135,7 @@ def test_a_signal_is_named(waiting: LocalBackend) -> None:
 def test_a_process_that_has_got_the_pid_of_a_dead_worker_is_not_killed(
     waiting: LocalBackend, folder: AttemptLayout, innocent: subprocess.Popen[bytes]
 ) -> None:
-    dead = identify(innocent.pid).model_copy(update={"started": "long ago"})
+    dead = identify(innocent.pid).evolve(started="long ago")
     folder.root.mkdir(parents=True)
     folder.launched.write_bytes(Launched(process=dead).to_json())
     waiting.kill(ref())
@@ -174,7 +174,7 @@ def heartbeat_of(pid: int, process: ProcessIdentity | None) -> bytes:
 def test_a_worker_that_runs_elsewhere_is_told_of_and_asked_to_stop_and_nothing_here_is_killed(
     waiting: LocalBackend, folder: AttemptLayout, innocent: subprocess.Popen[bytes], changed: dict[str, str]
 ) -> None:
-    elsewhere = identify(innocent.pid).model_copy(update=changed)
+    elsewhere = identify(innocent.pid).evolve(**changed)
     folder.launched.write_bytes(Launched(process=elsewhere).to_json())
     with pytest.raises(OutOfReachError) as caught:
         waiting.kill(ref())
@@ -192,7 +192,7 @@ def test_a_worker_that_runs_elsewhere_is_told_of_and_asked_to_stop_and_nothing_h
 @pytest.mark.usefixtures("held")
 def test_a_worker_that_is_run_by_hand_is_told_of_and_not_killed(waiting: LocalBackend, folder: AttemptLayout) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    dead = identify(child.pid).model_copy(update={"started": "long ago"})
+    dead = identify(child.pid).evolve(started="long ago")
     folder.launched.write_bytes(Launched(process=dead).to_json())
     folder.heartbeat.write_bytes(heartbeat_of(child.pid, identify(child.pid)))
     with pytest.raises(OutOfReachError, match=f"its worker is process {child.pid} on"):

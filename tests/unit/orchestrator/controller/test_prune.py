@@ -79,8 +79,8 @@ def test_the_line_that_an_adoption_left_behind_does_not_crowd_out_the_new_one() 
 
 def test_what_is_gone_or_corrupt_is_no_candidate() -> None:
     known = line(10, 20, 30, 40)
-    known[0] = known[0].model_copy(update={"state": CheckpointState.PRUNED})
-    known[2] = known[2].model_copy(update={"state": CheckpointState.QUARANTINED})
+    known[0] = known[0].evolve(state=CheckpointState.PRUNED)
+    known[2] = known[2].evolve(state=CheckpointState.QUARANTINED)
     record = run_record(checkpoints=known, head=known[-1].id, spec=run_spec(retention=retention()))
     assert prunable(record) == ()
 
@@ -101,7 +101,7 @@ def test_pruning_never_touches_the_head_the_last_starts_or_the_last_two_verified
         origin = known[parent] if parent < len(known) else None
         step = (origin.step if origin else 0) + 1 + number % 3
         known.append(checkpoint(step, number + 1, parent=origin.id if origin else None, state=states[number]))
-    head_record = known[head % len(known)].model_copy(update={"state": CheckpointState.VERIFIED})
+    head_record = known[head % len(known)].evolve(state=CheckpointState.VERIFIED)
     known[head % len(known)] = head_record
     keep_last, keep_every, keep_starts = rules
     started = [known[start % len(known)].id for start in starts]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.controller.reconcile import Draft, Found, World, reconcile, step_back
 from orchestrator.ports import Observation, Sighting
@@ -252,7 +254,7 @@ def line(*steps: int, **values: Any) -> list[CheckpointRecord]:
 
 def test_a_step_back_goes_to_the_nearest_verified_ancestor_and_says_the_cost() -> None:
     known = line(10, 20, 30, 40)
-    known[2] = known[2].model_copy(update={"state": CheckpointState.PRUNED})
+    known[2] = known[2].evolve(state=CheckpointState.PRUNED)
     draft = Draft(run_record([attempt(1)], known, head=known[3].id), START)
     step_back(draft, known[3].id, "it has changed")
     assert draft.header.head == known[1].id
@@ -327,3 +329,19 @@ def test_an_adopted_result_leaves_an_active_or_a_stopped_run_what_it_is(state: R
 def test_a_rerun_that_is_not_adopted_or_saved_nothing_leaves_the_head() -> None:
     assert last(rerun_ends(state=RunState.FINISHED, adopt=False), SetHeader) is None
     assert last(rerun_ends(state=RunState.FINISHED, head=None), SetHeader) is None
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda draft, _attempt: draft.set_header(step_backs="two"),
+        lambda draft, attempt: draft.put_attempt(attempt, saved_step="20"),
+        lambda draft, attempt: draft.put_attempt(attempt, stat=AttemptState.DONE),
+    ],
+)
+def test_a_wrong_value_never_gets_into_the_record(plant: Callable[[Draft, AttemptRecord], object]) -> None:
+    record = with_live()
+    draft = Draft(record, after(0))
+    with pytest.raises((ValidationError, TypeError)):
+        plant(draft, record.attempts[-1])
+    assert draft.changes == []

@@ -754,7 +754,7 @@ def test_data_prepared_for_what_is_no_longer_asked_for_is_not_taken(simulate: Si
     def slowly(spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
         prepared.append(spec.data.alpha)
         if len(prepared) == 1:  # meanwhile, in another terminal
-            changed = spec.model_copy(update={"data": spec.data.model_copy(update={"alpha": 0.5})})
+            changed = spec.evolve(data=spec.data.evolve(alpha=0.5))
             simulation.runs.set_spec(RUN, changed)
         return DATA
 
@@ -764,7 +764,7 @@ def test_data_prepared_for_what_is_no_longer_asked_for_is_not_taken(simulate: Si
 
 
 def test_data_that_was_lost_is_prepared_again_and_must_be_the_same(simulate: Simulate) -> None:
-    data = [DATA, DATA, DATA.model_copy(update={"sha256": "f" * 64})]
+    data = [DATA, DATA, DATA.evolve(sha256="f" * 64)]
     simulation = simulate(prepare=lambda _spec, _keep_lease, **_version: data.pop(0), has_data=lambda _run, _data: False).create()
     simulation.run_until_over()
     record = simulation.record
@@ -804,7 +804,7 @@ def found_there(places: set[str], sha256: str = DATA.sha256) -> Callable[..., Da
 
     def prepare(spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
         folder = spec.data.prepared or ""
-        return DATA.model_copy(update={"folder": folder, "sha256": DATA.sha256 if folder in places else sha256})
+        return DATA.evolve(folder=folder, sha256=DATA.sha256 if folder in places else sha256)
 
     return prepare
 
@@ -910,7 +910,7 @@ def test_two_sessions_of_one_run_are_never_alive_at_once(simulate: Simulate) -> 
 def test_an_attempt_cannot_be_moved_where_the_table_forbids(simulate: Simulate) -> None:
     run = simulate(owner=OWNER).create(total_steps=20)
     record = run.run_until_over().record
-    over = record.attempts[0].model_copy(update={"state": AttemptState.RUNNING})
+    over = record.attempts[0].evolve(state=AttemptState.RUNNING)
     with pytest.raises(IllegalMoveError):
         run.runs.apply(RUN, OWNER, [PutAttempt(over)])
     assert run.record == record

@@ -84,7 +84,7 @@ def test_markup_in_a_reason_is_shown_as_it_is() -> None:
 
 
 def test_data_versions_have_a_line_each_once_there_is_more_than_one() -> None:
-    later = DATA.model_copy(update={"first_step": 30, "folder": "data-2", "sha256": "e" * 64, "tokens": {"en": 25_000}})
+    later = DATA.evolve(first_step=30, folder="data-2", sha256="e" * 64, tokens={"en": 25_000})
     one, two = data_views(run_record()), data_views(run_record(data=(DATA, later)))
     assert "version" not in drawn(status_panel(status(data=one), [], NOW))
     text = drawn(status_panel(status(data=two), [], NOW))

@@ -126,7 +126,7 @@ def test_the_step_of_the_status_is_what_survives_and_the_live_session_shows_what
 
 def test_the_checkpoints_of_the_contract_say_which_is_the_head_and_which_is_verified() -> None:
     good, bad = checkpoint(10, 1, None, 1), checkpoint(20, 1, "c10-1", 2)
-    record = record_of([], [good, bad.model_copy(update={"state": CheckpointState.QUARANTINED})], good.id)
+    record = record_of([], [good, bad.evolve(state=CheckpointState.QUARANTINED)], good.id)
     views = checkpoint_views(record)
     assert [(view.id, view.head, view.verified) for view in views] == [("c10-1", True, True), ("c20-1", False, False)]
     assert {

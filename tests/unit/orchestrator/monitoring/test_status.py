@@ -19,7 +19,7 @@ def test_looking_at_a_run_says_what_it_waits_for_and_who_could_bring_it_on(tmp_p
         == "a controller, to launch session 1 attempt 1; gemma-orch start --name tamil goes on"
     )
     early = Waiting(reason="the quota is used up", until=simulation.clock.now() + timedelta(hours=1))
-    quota = dataclasses.replace(simulation.record, header=simulation.record.header.model_copy(update={"waiting": early}))
+    quota = dataclasses.replace(simulation.record, header=simulation.record.header.evolve(waiting=early))
     said = waiting_for(ports, quota) or ""
     assert said.startswith("the quota is used up, until ")
     assert "; then a controller, to launch session 1" in said

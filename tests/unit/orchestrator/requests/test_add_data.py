@@ -35,7 +35,7 @@ class Prepared:
         self.meanwhile()
         keep_lease()
         source = {"folder": spec.data.prepared or f"data-{version}", "corpus": spec.data.corpus, "sha256": str(version) * 64}
-        return DATA.model_copy(update={**source, "first_step": first_step, **self._changes})
+        return DATA.evolve(**{**source, "first_step": first_step, **self._changes})
 
 
 def stopped(tmp_path: Path, script: Script = lambda _s, _a: Course(), **values: object) -> Simulation:
@@ -131,7 +131,7 @@ def test_a_version_that_was_read_stays(tmp_path: Path) -> None:
     run = stopped(tmp_path)
     first = add(run, MORE)
     resume(run)
-    run.runs.set_spec(RUN, run.record.spec.model_copy(update={"total_steps": 90}))
+    run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=90))
     with pytest.raises(UserError, match="has trained step 31 already"):
         add(run, MORE, from_step=31)
     second = add(run, MORE)
@@ -170,7 +170,7 @@ def test_a_run_that_has_ended_may_get_data_before_it_is_extended(tmp_path: Path)
     run = Simulation(tmp_path, prepare=Prepared()).create(total_steps=20)
     run.run_until_over()
     assert add(run, MORE).first_step == 20
-    run.runs.set_spec(RUN, run.record.spec.model_copy(update={"total_steps": 40}))
+    run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=40))
     resume(run)
     assert run.record.head_step == 40
 
@@ -236,7 +236,7 @@ def test_a_late_commit_of_an_older_attempt_is_no_head_once_the_data_has_changed(
     world = Simulation(tmp_path, prepare=Prepared())
     late = world.backend._load(RUN, 2, 1)
     assert late is not None
-    world.backend._train_to(late.model_copy(update={"spec": spec}), 45, rots=False)
+    world.backend._train_to(late.evolve(spec=spec), 45, rots=False)
     world.controller.tick(RUN)
     record = world.record
     late_record = record.checkpoints["step-00000045-s002a1"]
@@ -273,7 +273,7 @@ def test_a_run_of_another_reading_order_is_left_as_the_gemma_orch_that_began_it_
     """What is written now, the older one cannot read any more: the remedy, to go on with it, would be none."""
     run = Simulation(tmp_path)
     now = run.clock.now()
-    old = RunHeader(name=RUN, created_at=now, resumed_at=now, data=(DATA.model_copy(update={"order_version": 1}),))
+    old = RunHeader(name=RUN, created_at=now, resumed_at=now, data=(DATA.evolve(order_version=1),))
     run.runs.create(old, RunWishes(spec=run_spec()))
     before = run.record
     for ask in (

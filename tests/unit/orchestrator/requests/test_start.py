@@ -8,7 +8,7 @@ from state.spec import DataSpec
 from tests.factories import DATA, RUN, START, run_spec
 
 UNIMAX = DataSpec(mixing="unimax", max_epochs=2.0)
-MIXED = DATA.model_copy(update={"tokens": {"a": 100_000, "b": 1_000}, "mixture": {"a": 0.9, "b": 0.1}})
+MIXED = DATA.evolve(tokens={"a": 100_000, "b": 1_000}, mixture={"a": 0.9, "b": 0.1})
 
 
 @pytest.mark.parametrize(("data", "words"), [(UNIMAX, "b 5.1 times"), (DataSpec(), "")])

@@ -174,8 +174,8 @@ def test_data_that_is_other_data_or_nowhere_is_not_the_runs(tmp_path: Path) -> N
     made(tmp_path / "tokens")
     preparer = WorkerPreparer(HomeLayout(tmp_path), lambda _: None)
     record = preparer(spec_of(prepared=str(tmp_path / "tokens")), lambda: None)
-    assert not preparer.has_data(RUN, record.model_copy(update={"sha256": "0" * 64}))
-    assert not preparer.has_data(RUN, record.model_copy(update={"folder": "data"}))
+    assert not preparer.has_data(RUN, record.evolve(sha256="0" * 64))
+    assert not preparer.has_data(RUN, record.evolve(folder="data"))
     (tmp_path / "tokens" / "data.json").write_text("{}")
     assert not preparer.has_data(RUN, record)
 

@@ -120,7 +120,7 @@ def test_a_file_that_the_disk_does_not_give_is_unknown_and_not_corrupt(tmp_path:
     staged, manifest = stage_checkpoint(store, 10)
     unreadable = FileEntry(name="bad-sector", size_bytes=0, sha256="0" * 64)
     (staged / "bad-sector").touch()
-    store.commit(staged, manifest.model_copy(update={"files": (*manifest.files, unreadable)}))
+    store.commit(staged, manifest.evolve(files=(*manifest.files, unreadable)))
     (store.folder(ID) / "bad-sector").unlink()
     (store.folder(ID) / "bad-sector").symlink_to("/proc/self/mem")
     with pytest.raises(TemporaryError, match=r"bad-sector of checkpoint .* cannot be read"):
@@ -148,7 +148,7 @@ def committed_with(store: DirectoryCheckpointStore, content: bytes) -> None:
         else entry
         for entry in manifest.files
     )
-    store.commit(staged, manifest.model_copy(update={"files": files}))
+    store.commit(staged, manifest.evolve(files=files))
     store.verify(ID)
 
 
@@ -186,7 +186,7 @@ def test_what_a_reader_took_is_refused_when_it_is_not_what_the_manifest_says(tmp
     store = DirectoryCheckpointStore(tmp_path)
     commit_checkpoint(store, 10)
     with pytest.raises(CorruptCheckpointError, match=r"rank-0\.safetensors of checkpoint .* has changed"):
-        store.read(ID, lambda _, told: [entry.model_copy(update={"sha256": "0" * 64}) for entry in told.files])
+        store.read(ID, lambda _, told: [entry.evolve(sha256="0" * 64) for entry in told.files])
     assert store.verify(ID).step == 10
 
 

@@ -131,7 +131,7 @@ def test_the_index_says_where_each_document_came_from(corpus: Path, tmp_path: Pa
 
 def test_shards_of_any_size_hold_the_same_stream_and_are_the_same_data(corpus: Path, tmp_path: Path):
     whole = prepare([corpus], MODEL, tmp_path / "whole", ALL)
-    cut = prepare([corpus], MODEL, tmp_path / "cut", ALL.model_copy(update={"shard_bytes": 10}))
+    cut = prepare([corpus], MODEL, tmp_path / "cut", ALL.evolve(shard_bytes=10))
     assert len(cut.languages["hindi"].shards) > 2
     assert {shard.num_tokens for shard in cut.languages["hindi"].shards[:-1]} == {5}
     for language in whole.languages:

@@ -93,9 +93,9 @@ def test_an_index_that_is_gone_is_named(tmp_path: Path) -> None:
 
 def test_tokens_that_no_document_begins_before_are_an_error(tmp_path: Path) -> None:
     manifest = write_data(tmp_path, {"en": np.zeros(100)}, shard_tokens=40, document_tokens=10)
-    later = manifest.languages["en"].model_copy(update={"num_tokens": 40, "shards": manifest.languages["en"].shards[1:2]})
-    empty = later.shards[0].index.model_copy(update={"num_documents": 0, "sha256": manifest.tokenizer_sha256})
-    stream = later.model_copy(update={"shards": (later.shards[0].model_copy(update={"index": empty}),)})
+    later = manifest.languages["en"].evolve(num_tokens=40, shards=manifest.languages["en"].shards[1:2])
+    empty = later.shards[0].index.evolve(num_documents=0, sha256=manifest.tokenizer_sha256)
+    stream = later.evolve(shards=(later.shards[0].evolve(index=empty),))
     (tmp_path / empty.name).write_bytes(b"")
     with pytest.raises(DataError, match="no document begins at or before token 3"):
         DocumentIndex(tmp_path, stream).pieces(3, 5)

@@ -50,7 +50,7 @@ class Bench:
         self.working = root / "working"
         self.working.mkdir()
         self.said: list[str] = []
-        self.job = JOB.model_copy(update=job)
+        self.job = JOB.evolve(**job)
         self.root = root
         self.key = Credentials("key", user=USER, key=kaggle.emulator.settings.key)
         self.delivery = self.made(KaggleApi(self.key, clock=self.clock))
@@ -509,7 +509,7 @@ def test_an_outbox_that_cannot_be_tidied_up_is_told(bench: Bench):
 
 
 def test_the_thread_delivers_by_itself(bench: Bench):
-    bench.job = bench.job.model_copy(update={"upload_every_s": 0.01, "settle_s": 0.01})
+    bench.job = bench.job.evolve(upload_every_s=0.01, settle_s=0.01)
     delivery = bench.made(KaggleApi(bench.key))
     delivery.start()
     made = commit_checkpoint(bench.store, 10)
@@ -522,7 +522,7 @@ def test_the_thread_delivers_by_itself(bench: Bench):
 
 
 def test_an_upload_of_an_older_checkpoint_is_given_up_for_the_last_one(bench: Bench):
-    bench.job = bench.job.model_copy(update={"upload_every_s": 0.01, "settle_s": 0.01})
+    bench.job = bench.job.evolve(upload_every_s=0.01, settle_s=0.01)
     delivery = bench.made(KaggleApi(bench.key))
     delivery.look()
     older, last = (commit_checkpoint(bench.store, step) for step in (10, 20))
@@ -538,7 +538,7 @@ def test_an_upload_of_an_older_checkpoint_is_given_up_for_the_last_one(bench: Be
 
 
 def test_an_upload_of_the_last_checkpoint_is_waited_for(bench: Bench):
-    bench.job = bench.job.model_copy(update={"upload_every_s": 0.01, "settle_s": 0.01})
+    bench.job = bench.job.evolve(upload_every_s=0.01, settle_s=0.01)
     delivery = bench.made(KaggleApi(bench.key))
     delivery.look()
     last = commit_checkpoint(bench.store, 20)

@@ -179,7 +179,7 @@ def test_a_checkpoint_with_another_manifest_is_not_the_expected_one(
     tmp_path: Path, root: Path, store: DirectoryCheckpointStore, expected: ExpectedCheckpoint
 ):
     mount_checkpoint(store, expected.id, root / "stale")
-    other = expected.model_copy(update={"manifest_sha256": "0" * 64})
+    other = expected.evolve(manifest_sha256="0" * 64)
     assert not find_checkpoint(Mounts(root), other, tmp_path / "found")
     assert not (tmp_path / "found").exists()
 
@@ -207,7 +207,7 @@ def test_a_checkpoint_is_fetched_from_the_version_it_lies_in(
 
 def test_another_manifest_is_not_fetched(tmp_path: Path, store: DirectoryCheckpointStore, expected: ExpectedCheckpoint):
     account = Account(mount_checkpoint(store, expected.id, tmp_path / "kept"))
-    other = expected.model_copy(update={"manifest_sha256": "0" * 64})
+    other = expected.evolve(manifest_sha256="0" * 64)
     with pytest.raises(TemporaryError, match="version 3 has another manifest"):
         download_checkpoint(account, PLACE, other, tmp_path / "found", lambda _: None)
     assert DirectoryCheckpointStore(tmp_path).ids() == ()

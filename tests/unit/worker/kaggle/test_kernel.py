@@ -80,8 +80,8 @@ class Bench:
 
     def spec(self, **values: Any) -> SessionSpec:
         spec = session_spec(**values)
-        version = spec.data[0].model_copy(update={"data_sha256": self.data.data_sha256})
-        return spec.model_copy(update={"data": (version,)})
+        version = spec.data[0].evolve(data_sha256=self.data.data_sha256)
+        return spec.evolve(data=(version,))
 
     def run(self, job: KaggleJob, **around: Any) -> int:
         return Kernel(job, replace(self.around, **around)).run()

@@ -107,7 +107,7 @@ def test_a_stop_file_that_cannot_be_made_is_told(kaggle: Sdk, put: Callable[...,
 
 def test_the_watch_looks_by_itself_until_it_is_closed(kaggle: Sdk, put: Callable[..., None], tmp_path: Path, said: list[str]):
     put(NOBODY)
-    watch = watch_of(JOB.model_copy(update={"stop_poll_every_s": 0.01}), kaggle, tmp_path, said)
+    watch = watch_of(JOB.evolve(stop_poll_every_s=0.01), kaggle, tmp_path, said)
     watch.start()
     put(ME)
     kaggle.emulator.wait(lambda: (tmp_path / "stop").exists())

@@ -246,14 +246,14 @@ def test_a_corrupt_checkpoint_is_refused_by_name(run: SmallRun, damage: str):
 
 def test_a_checkpoint_whose_manifest_is_not_the_expected_one_is_refused(run: SmallRun):
     start = first_session(run)
-    spec = run.spec(2, start=start.model_copy(update={"manifest_sha256": "0" * 64}))
+    spec = run.spec(2, start=start.evolve(manifest_sha256="0" * 64))
     assert run.run(spec) == 4
     assert run.report(spec).corrupt_checkpoint == start.id
 
 
 def restate(run: SmallRun, checkpoint: str, /, **changes: object) -> ExpectedCheckpoint:
     """Write other values into a checkpoint's manifest, as if that had been committed."""
-    manifest = run.store.manifest(checkpoint)[0].model_copy(update=changes)
+    manifest = run.store.manifest(checkpoint)[0].evolve(**changes)
     (run.store.folder(checkpoint) / MANIFEST_NAME).write_bytes(manifest.to_json())
     expected = run.expected(checkpoint)
     assert expected is not None
@@ -274,7 +274,7 @@ def test_a_canary_that_sings_differently_stops_the_session_at_its_first_step(run
 def test_a_canary_from_another_environment_is_forgiven_its_rounding(run: SmallRun):
     start = first_session(run)
     manifest = newest(run)
-    elsewhere = manifest.environment.model_copy(update={"torch": "2.12.0"})
+    elsewhere = manifest.environment.evolve(torch="2.12.0")
     for factor, code in ((1 + 1e-4, 0), (1.01, 4)):
         told = restate(run, start.id, next_loss=manifest.next_loss * factor, environment=elsewhere)
         spec = run.spec(2, attempt=code + 1, start=told, max_steps=1)
@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_the_difference_named(
 
 def test_a_checkpoint_whose_data_was_read_in_another_order_is_refused_and_the_order_named(run: SmallRun):
     first_session(run)
-    manifest = newest(run).model_copy(update={"order_version": 1, "trajectory_sha256": "of an older gemma-orch"})
+    manifest = newest(run).evolve(order_version=1, trajectory_sha256="of an older gemma-orch")
     with pytest.raises(UserError, match=f"its data was read in order 1, and this gemma-orch reads in order {ORDER_VERSION}"):
         check_trajectory(run.spec(2, start=run.expected()), manifest)
 

@@ -62,9 +62,9 @@ def test_a_clock_that_was_set_back_makes_everything_due() -> None:
 
 def test_the_machine_of_a_session_that_runs_is_asked_for_once() -> None:
     running = looked(status=SessionStatus.RUNNING, shape_asked=False, looks=6)
-    assert due(running.model_copy(update={"looks": 5}), 70) == (Look.DATASET,)
+    assert due(running.evolve(looks=5), 70) == (Look.DATASET,)
     assert due(running, 70) == (Look.KERNEL,)
-    assert due(running.model_copy(update={"shape_asked": True}), 70) == (Look.DATASET,)
+    assert due(running.evolve(shape_asked=True), 70) == (Look.DATASET,)
 
 
 def test_of_what_is_over_for_certain_only_the_dataset_is_looked_at() -> None:

@@ -203,10 +203,10 @@ def test_what_was_never_launched_here_and_runs_on_the_account_is_not_gone_on_bes
     account.plan(1)
     ports = account.home()
     adopted = account.adopt(ports).record
-    planned = adopted.attempts[0].model_copy(update={"state": AttemptState.PLANNED})
+    planned = adopted.attempts[0].evolve(state=AttemptState.PLANNED)
     ports.runs.acquire(RUN, ports.owner, ports.clock.now(), 60)
     ports.runs.apply(RUN, ports.owner, [PutAttempt(planned)])
-    ports.runs.apply(RUN, ports.owner, [PutAttempt(planned.model_copy(update={"state": AttemptState.DROPPED}))])
+    ports.runs.apply(RUN, ports.owner, [PutAttempt(planned.evolve(state=AttemptState.DROPPED))])
     account.push(1)
     with pytest.raises(DataError, match=r"never launched on Kaggle, and the account has its kernel gemma-orch-tamil-s001a1-k"):
         account.adopt(ports)

@@ -312,7 +312,7 @@ def test_an_attempt_that_was_planned_here_and_overtaken_is_never_sent() -> None:
 def test_an_attempt_that_was_planned_here_and_pushed_elsewhere_is_followed() -> None:
     shown = account(seen(1, sighting=Sighting.MISSING))
     record = adopted(shown)
-    planned = applied(record, [PutAttempt(record.attempts[0].model_copy(update={"state": AttemptState.PLANNED}))])
+    planned = applied(record, [PutAttempt(record.attempts[0].evolve(state=AttemptState.PLANNED))])
     later = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=Sighting.QUEUED)), planned)
     assert states(later) == {"s001a1": "done", "s002a1": "queued"}
 
@@ -337,7 +337,7 @@ def test_two_controllers_that_went_apart_are_not_mixed(other: SeenAttempt) -> No
     ("spec", "data", "said"),
     [
         (run_spec(backend="kaggle", training={"seed": 7}), DATA, "training.seed"),
-        (run_spec(backend="kaggle"), DATA.model_copy(update={"sha256": "e" * 64}), "other data"),
+        (run_spec(backend="kaggle"), DATA.evolve(sha256="e" * 64), "other data"),
     ],
     ids=["another spec", "other data"],
 )

@@ -181,7 +181,7 @@ def test_all_that_lies_in_outputs_only_is_meant_the_head_first_then_the_newest(d
     uploaded = upload_checkpoint(depot.account, depot.stage.root / "worker-4", 40, session=4)
     depot.know(DirectoryCheckpointStore(depot.stage.root / "worker-4"), uploaded)
     pruned = depot.leave(50, session=5)
-    depot.known[-1] = depot.known[-1].model_copy(update={"state": CheckpointState.PRUNED})
+    depot.known[-1] = depot.known[-1].evolve(state=CheckpointState.PRUNED)
     depot.stage.record = run_record(depot.stage.record.attempts, depot.known, head=made[1].id)
     depot.stage.run.checkpoints.ids()
     assert [each.id for each in depot.wanted()] == [made[1].id, made[2].id, made[0].id]

@@ -473,7 +473,7 @@ def test_what_is_only_here_has_no_place(shelf: Shelf) -> None:
 
 
 def test_more_than_the_share_of_the_storage_is_over_budget(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, SETTINGS.model_copy(update={"storage_quota_bytes": 400, "storage_share": 0.5}))
+    shelf = Shelf(tmp_path, SETTINGS.evolve(storage_quota_bytes=400, storage_share=0.5))
     assert not shelf.store.is_over_budget
     manifest = shelf.deliver(10)
     shelf.store.ids()

@@ -85,10 +85,10 @@ def lay_out(folder: Path) -> DataManifest:
         part.mkdir()
         for name in (shard.name, shard.index.name):
             (folder / name).rename(part / name)
-        index = shard.index.model_copy(update={"name": f"{part.name}/{shard.index.name}"})
-        shards.append(shard.model_copy(update={"name": f"{part.name}/{shard.name}", "index": index}))
-    languages = {"english": english.model_copy(update={"shards": tuple(shards)})}
-    laid_out = manifest.model_copy(update={"languages": languages})
+        index = shard.index.evolve(name=f"{part.name}/{shard.index.name}")
+        shards.append(shard.evolve(name=f"{part.name}/{shard.name}", index=index))
+    languages = {"english": english.evolve(shards=tuple(shards))}
+    laid_out = manifest.evolve(languages=languages)
     describe_parts(folder, laid_out)
     (folder / "data.json").write_bytes(laid_out.to_json())
     return laid_out
@@ -124,8 +124,8 @@ def test_shards_are_grouped_into_parts_that_a_dataset_takes(tmp_path: Path) -> N
 
 def test_a_part_is_no_larger_than_what_is_sent_again_in_hours(tmp_path: Path) -> None:
     english = make_data(tmp_path).languages["english"]
-    shards = tuple(shard.model_copy(update={"num_tokens": 4 * 10**9}) for shard in english.shards)  # 8 GB each
-    manifest = make_data(tmp_path).model_copy(update={"languages": {"english": english.model_copy(update={"shards": shards})}})
+    shards = tuple(shard.evolve(num_tokens=4 * 10**9) for shard in english.shards)  # 8 GB each
+    manifest = make_data(tmp_path).evolve(languages={"english": english.evolve(shards=shards)})
     assert [len(names) for names in part_files(manifest).values()] == [4, 4]
 
 
@@ -218,8 +218,8 @@ def test_what_is_lost_again_and_again_is_given_up_with_its_name(user: Account, t
 def test_another_preparation_of_the_same_tokens_replaces_what_differs(user: Account, tmp_path: Path) -> None:
     manifest = make_data(tmp_path / "data")
     upload_data(place(user), tmp_path / "data", Heard())
-    renamed = manifest.sources[0].model_copy(update={"name": "english/11.jsonl"})  # as long as before, and not in the digest
-    (tmp_path / "data" / "data.json").write_bytes(manifest.model_copy(update={"sources": (renamed,)}).to_json())
+    renamed = manifest.sources[0].evolve(name="english/11.jsonl")  # as long as before, and not in the digest
+    (tmp_path / "data" / "data.json").write_bytes(manifest.evolve(sources=(renamed,)).to_json())
     first, second = upload_data(place(user), tmp_path / "data", Heard())
     assert (first.sent, first.version, second.sent) == (True, 2, False)
     assert not any(part.sent for part in upload_data(place(user), tmp_path / "data", Heard()))

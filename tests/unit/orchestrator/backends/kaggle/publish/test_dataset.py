@@ -206,7 +206,7 @@ def test_a_dataset_of_somebody_else_is_never_written_to(shop: Shop) -> None:
 
 def test_a_checkpoint_and_a_tokenizer_that_are_not_here_come_from_the_account(shop: Shop) -> None:
     made, _ = manifest(20)
-    record = shop.record(made, data=DATA.model_copy(update={"tokenizer_sha256": hashlib.sha256(_TOKENIZER).hexdigest()}))
+    record = shop.record(made, data=DATA.evolve(tokenizer_sha256=hashlib.sha256(_TOKENIZER).hexdigest()))
     (shop.ports.home.run(RUN).data / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"step-00000020-s001a1 is neither in this home nor in dataset"):
         shop.publish(record)
@@ -226,7 +226,7 @@ def test_a_tokenizer_of_another_text_is_refused(shop: Shop) -> None:
     (shop.ports.home.run(RUN).data / "tokenizer.model").write_bytes(b"another")
     shop.sdk.create_dataset(data_slug(DATA.sha256, 0), {"tokenizer.model": b"a third"})
     made = commit_checkpoint(shop.store, 20)
-    right = DATA.model_copy(update={"tokenizer_sha256": hashlib.sha256(_TOKENIZER).hexdigest()})
+    right = DATA.evolve(tokenizer_sha256=hashlib.sha256(_TOKENIZER).hexdigest())
     with pytest.raises(DataError, match=r"which is what run tamil was trained with"):
         shop.publish(shop.record(made, data=right))
 

@@ -16,7 +16,7 @@ from tests.factories import RUN, after, attempt, commit_checkpoint, report, run_
 from tests.fake_kaggle import OWNER
 from tests.kaggle_stage import DATASET, SETTINGS, SLUG, Stage, ref
 
-GPU = SETTINGS.model_copy(update={"accelerator": "t4x2"})
+GPU = SETTINGS.evolve(accelerator="t4x2")
 HOUR_S = 3600.0
 
 
@@ -26,7 +26,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def gpu_stage(root: Path, **values: Any) -> Stage:
-    return Stage(root, GPU.model_copy(update=values))
+    return Stage(root, GPU.evolve(**values))
 
 
 def test_a_session_is_queued_for_hours_and_then_runs(stage: Stage) -> None:

@@ -46,7 +46,7 @@ def test_the_datasets_of_the_data_are_found_by_its_digest_and_asked_for_once(pre
 
 def test_data_whose_folder_is_on_another_machine_is_found_from_the_account_alone(prepared: Prepared) -> None:
     prepared.upload(0, 1)
-    elsewhere = prepared.data.model_copy(update={"data_dir": "/not/here"})
+    elsewhere = prepared.data.evolve(data_dir="/not/here")
     assert prepared.sources.of(elsewhere) == (prepared.first, prepared.second)
 
 

@@ -15,7 +15,7 @@ from tests.factories import RUN, after, attempt, commit_checkpoint, run_record, 
 from tests.fake_kaggle import OWNER
 from tests.kaggle_stage import DATASET, SETTINGS, SLUG, Stage, upload_checkpoint
 
-GPU = SETTINGS.model_copy(update={"accelerator": "t4x2"})
+GPU = SETTINGS.evolve(accelerator="t4x2")
 HOUR_S = 3600.0
 
 
@@ -25,7 +25,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def gpu_stage(root: Path, **values: Any) -> Stage:
-    return Stage(root, GPU.model_copy(update=values))
+    return Stage(root, GPU.evolve(**values))
 
 
 def test_an_attempt_gets_its_dataset_with_its_spec_and_the_control_dataset(stage: Stage) -> None:
@@ -206,7 +206,7 @@ def test_what_only_the_user_can_mend_is_the_users(stage: Stage) -> None:
 
 def test_the_first_session_deletes_no_version_and_uploads_as_often_as_there_is_room(tmp_path: Path) -> None:
     small = {"storage_quota_bytes": 1, "upload_every_s": 60.0}
-    stage = Stage(tmp_path, SETTINGS.model_copy(update=small))
+    stage = Stage(tmp_path, SETTINGS.evolve(**small))
     stage.launch(session_spec(limit_s=3600.0))
     assert (stage.job.most_versions, stage.job.upload_every_s) == (1 + 1 + 60, 1800.0)
 

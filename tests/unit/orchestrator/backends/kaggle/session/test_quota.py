@@ -10,7 +10,7 @@ from state.kaggle.records import AcceleratorQuota
 from tests.factories import after, session_spec
 from tests.kaggle_stage import SETTINGS, Stage
 
-GPU = SETTINGS.model_copy(update={"accelerator": "t4x2"})
+GPU = SETTINGS.evolve(accelerator="t4x2")
 HOUR_S = 3600.0
 
 
@@ -20,7 +20,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def gpu_stage(root: Path, **values: Any) -> Stage:
-    return Stage(root, GPU.model_copy(update=values))
+    return Stage(root, GPU.evolve(**values))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_session_needs_more_quota_than_the_settling_time(
     used_h: float, reserved_h: float, reserve_h: float, *, available: bool
 ) -> None:
     told = AcceleratorQuota(after(9), used_h * HOUR_S, reserved_h * HOUR_S, 30 * HOUR_S)
-    quota = weekly_quota(told, GPU.model_copy(update={"gpu_reserve_s": reserve_h * HOUR_S}))
+    quota = weekly_quota(told, GPU.evolve(gpu_reserve_s=reserve_h * HOUR_S))
     assert quota.available is available
     assert available or (quota.until == after(9) and f"of {30.0} h are used" in quota.reason)
 
