@@ -18,7 +18,7 @@ from state.clock import SystemClock
 from state.data_manifest import TOKENIZER_NAME
 from state.errors import DataError, UserError, did_you_mean
 from state.files import write_atomically
-from state.layout import HomeLayout
+from state.layout import SPEC_NAME, HomeLayout
 from state.ledger import RunHeader, RunRecord, RunWishes
 from state.spec import SessionSpec
 
@@ -82,7 +82,7 @@ def run_session(path: Path, home: HomeLayout) -> int:
     except (OSError, DataError) as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror}" if isinstance(error, OSError) else error.what,
-            expected=f"the session file of an attempt, {home.run('RUN').attempt(1, 1).spec}",
+            expected=f"the session file of an attempt, {home.root / 'runs/RUN/sessions/s001a1' / SPEC_NAME}",
             remedy="gemma-orch status RUN lists the sessions of a run",
         ) from error
     return hand_over(str(path.absolute()), ())  # absolute: a file named prepare would be taken for the verb

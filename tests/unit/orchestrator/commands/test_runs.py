@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from orchestrator.interpreter import command_of
 
+from orchestrator.interpreter import command_of
 from state.errors import LeaseHeldError
 from state.layout import HomeLayout
 from state.spec import RunSpec, TrainingSpec
 from state.stores.run_store import SqliteRunStore
 from tests.factories import RIVAL
+from tests.repository import ROOT
 from tests.sessions import SmallRun, wait_until
 from tests.terminal import Terminal, fill_with_runs
 
@@ -151,7 +152,7 @@ def test_a_file_that_holds_no_session_is_a_mistake_that_says_where_sessions_are(
     error = terminal.fail("session", str(path))
     assert error.exit_code == 2
     assert f"{path} {problem}" in str(error)
-    assert str(HomeLayout(terminal.home).run("RUN").root) in str(error)
+    assert str(terminal.home / "runs" / "RUN") in str(error)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -162,7 +163,7 @@ def test_a_session_by_hand_saves_when_it_is_asked_to_end(ram_path: Path, signal_
     by_hand = subprocess.Popen(
         command_of("orchestrator", "session", "prepare"),
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )

@@ -121,7 +121,7 @@ def test_a_worker_of_the_users_is_not_run_as_a_session_of_the_proof(run: SmallRu
     result = subprocess.run(
         [sys.executable, "-P", "-m", "worker", *options],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

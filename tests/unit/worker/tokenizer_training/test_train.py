@@ -152,9 +152,22 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
         train(tmp_path / out, tmp_path / "missing")
 
 
+class FolderThatGoes(Silent):
+    """Removes the folder of the model while it is trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def say(self, text: str) -> None:
+        if text.startswith("training on"):
+            self._folder.rmdir()
+
+
 def test_a_model_that_cannot_be_written_in_the_end_is_told(tmp_path: Path):
+    folder = tmp_path / "models"
+    folder.mkdir()
     with pytest.raises(UserError, match="cannot be written"):
-        train(tmp_path / ("x" * 252))  # a name that fits, but not with what is added while it is written
+        train_tokenizer([sample_corpus_dir()], folder / "m.model", SMALL, Recipe(), progress=FolderThatGoes(folder))
 
 
 def test_a_corpus_without_text_is_told(tmp_path: Path):
