@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.session.backend import KaggleBackend, KaggleRun, open_kaggle_run
 from orchestrator.backends.kaggle.session.inputs import DataSources
 from orchestrator.ports import AttemptRef, Observation
@@ -16,7 +17,7 @@ from state.clock import ManualClock
 from state.kaggle.job import KaggleJob, StopFlag
 from state.kaggle.names import VersionNote, attempt_dataset_slug, attempt_kernel_slug, checkpoint_file_names, control_slug
 from state.kaggle.records import SessionStatus
-from state.layout import MANIFEST_NAME, HomeLayout
+from state.layout import MANIFEST_NAME, HomeLayout, RunLayout
 from state.ledger import RunRecord
 from state.manifest import Manifest
 from state.report import Outcome
@@ -30,6 +31,11 @@ SLUG = attempt_kernel_slug(RUN, 1, 1)
 DATASET = attempt_dataset_slug(RUN, 1, 1)
 LIMIT_S = 3600.0
 SETTINGS = KaggleSettings(poll_every_s=60.0, settle_s=600.0, accelerator="cpu")
+
+
+def kaggle_context(account: FakeKaggle, layout: RunLayout, settings: KaggleSettings = SETTINGS) -> KaggleContext:
+    """The run of the tests on an account in memory, with the account's clock."""
+    return KaggleContext(account, RUN, layout, account.clock, settings)  # type: ignore[arg-type]
 
 
 class ReadySources(DataSources):
@@ -73,17 +79,8 @@ class Stage:
 
     def open(self) -> None:
         """Begin anew, as a controller does after it was killed."""
-        self.run: KaggleRun = open_kaggle_run(
-            self.account,  # type: ignore[arg-type]
-            RUN,
-            self.home,
-            self.clock,
-            self.settings,
-            record=lambda: self.record,
-            source_root=self._code,
-            sources=self._sources,
-            local=self._local,
-        )
+        context = kaggle_context(self.account, self.home.run(RUN), self.settings)
+        self.run: KaggleRun = open_kaggle_run(context, lambda: self.record, self._code, sources=self._sources, local=self._local)
 
     @property
     def backend(self) -> KaggleBackend:

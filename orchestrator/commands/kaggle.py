@@ -132,7 +132,6 @@ def promote(
     """
     from rich.console import Console
 
-    from orchestrator.backends.kaggle.account import open_account
     from orchestrator.backends.kaggle.checkpoints.promote import checkpoints_of, promote_all, to_promote
     from orchestrator.backends.kaggle.data.progress import talk_on
 
@@ -144,8 +143,7 @@ def promote(
     if not wanted:
         typer.echo(f"nothing is to be done: no checkpoint of run {record.name} lies in the output of a kernel only")
         return
-    api = open_account(terminal.environment)
-    for promoted in promote_all(lambda: api, ports, record, store, wanted, talk_on(Console(stderr=True), say)):
+    for promoted in promote_all(store, wanted, talk_on(Console(stderr=True), say)):
         how = "stands already" if promoted.stood_already else "stands now"
         typer.echo(f"{promoted.id} {how} in version {promoted.place.version} of {promoted.place.owner}/{promoted.place.slug}")
 

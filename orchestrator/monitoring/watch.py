@@ -102,16 +102,15 @@ def drive(
         OutOfReachError: there is such a session, and this one is not patient.
         GemmaOrchError: a tick found something that trying again does not mend.
     """
-    controller = Controller(ports)
     with Display(ports, run) as display:
-        driver = _Driver(ports, run, controller, display, until, patient=patient)
+        driver = _Driver(ports, run, display, until, patient=patient)
         while True:
             pause_s, seen = driver.step()
             if seen is not None:
                 decision, record = seen
                 display.show(observe_run(ports, run))
                 if isinstance(decision, Finish | GiveUp) or until(record):
-                    controller.release(run)
+                    driver.release()
                     return Verdict(decision, observe_run(ports, run))
             ports.clock.sleep(pause_s)
 
@@ -123,7 +122,6 @@ class _Driver:
         self,
         ports: Ports,
         run: str,
-        controller: Controller,
         display: Display,
         until: Callable[[RunRecord], bool],
         *,
@@ -131,12 +129,16 @@ class _Driver:
     ) -> None:
         self._ports = ports
         self._run = run
-        self._controller = controller
+        self._controller = Controller(ports)
         self._display = display
         self._until = until
         self._patient = patient
         self._watches = False
         self._failures = 0
+
+    def release(self) -> None:
+        """Leave the run to other controllers."""
+        self._controller.release(self._run)
 
     def step(self) -> tuple[float, tuple[Decision, RunRecord] | None]:
         """Tick once; return how long to wait, and what was decided when the tick went through or another one's is seen."""
@@ -152,7 +154,7 @@ class _Driver:
             return _LOOK_S, None
         except TemporaryError as error:
             if isinstance(error, OutOfReachError) and not self._patient:
-                self._controller.release(self._run)  # a controller that can end it need not wait until our lease runs out
+                self.release()  # a controller that can end it need not wait until our lease runs out
                 raise
             self._display.say(f"{error}; trying again")
             return _PLAIN_LINE_S, None

@@ -32,7 +32,7 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 from state.stores.run_store import SqliteRunStore
 from tests.factories import DATA, OWNER, RUN, after, commit_checkpoint, report, run_spec
 from tests.fake_kaggle import FakeKaggle, FakeKernel, FakeVersion, job_in, source_root
-from tests.kaggle_stage import ReadySources, checkpoint_files, note_of
+from tests.kaggle_stage import ReadySources, checkpoint_files, kaggle_context, note_of
 
 SETTINGS = KaggleSettings(accelerator="cpu", upload_every_s=1200.0)
 TOTAL_STEPS = 60
@@ -231,16 +231,8 @@ class Laptop:
         self.begin()
 
     def begin(self) -> None:
-        self.kaggle: KaggleRun = open_kaggle_run(
-            self.account,  # type: ignore[arg-type]
-            RUN,
-            self.home,
-            self.account.clock,
-            SETTINGS,
-            record=lambda: self.record,
-            source_root=self.code,
-            sources=ReadySources(),
-        )
+        context = kaggle_context(self.account, self.home.run(RUN), SETTINGS)
+        self.kaggle: KaggleRun = open_kaggle_run(context, lambda: self.record, self.code, sources=ReadySources())
         self.controller = Controller(
             Ports(
                 kind=backend_kind,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_run
 from orchestrator.ports import AttemptRef, Observation, Sighting
 from state.backend_settings import KaggleSettings
@@ -54,16 +55,8 @@ class World:
     def open(self) -> KaggleRun:
         record = run_record(spec=run_spec(backend="kaggle"))
         home = HomeLayout(self.root / "home-of-runs")
-        return open_kaggle_run(
-            lambda: self.api,
-            RUN,
-            home,
-            self.clock,
-            SETTINGS,
-            record=lambda: record,
-            source_root=self.code,
-            sources=NoData(),
-        )
+        context = KaggleContext(lambda: self.api, RUN, home.run(RUN), self.clock, SETTINGS)
+        return open_kaggle_run(context, lambda: record, self.code, sources=NoData())
 
     def script(self, text: str) -> None:
         """Let kernels run this, instead of a session."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -276,3 +277,48 @@ def test_only_wiring_and_the_adapters_ask_for_the_name_of_a_backend(source: str)
 @pytest.mark.parametrize("source", [name for name in _SOURCES if name != "state/document.py"])
 def test_documents_change_validated(source: str) -> None:
     assert "model_copy" not in (ROOT / source).read_text(encoding="utf-8"), "Document.evolve checks what model_copy does not"
+
+
+_MOST_ARGUMENTS = 5  # of a constructor: one that needs more is given what belongs together as one value
+
+
+def constructors(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
+    """Every class that is constructed to do something, with what its constructor must be given.
+
+    A frozen dataclass and a document are values: as many fields as the thing has that they say. A dataclass that is not frozen
+    collects something: what has a default is not given to it.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for made in node.body:
+            if isinstance(made, ast.FunctionDef) and made.name == "__init__":
+                given = made.args
+                every = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+                yield node.name, [argument.arg for argument in every if argument is not None][1:]
+        if any("dataclass" in ast.unparse(how) and "frozen=True" not in ast.unparse(how) for how in node.decorator_list):
+            fields = (field for field in node.body if isinstance(field, ast.AnnAssign) and field.value is None)
+            yield node.name, [ast.unparse(field.target) for field in fields]
+
+
+@pytest.mark.parametrize("name", [name for name in _SOURCES if name.startswith("orchestrator/")])
+def test_a_constructor_of_the_controller_takes_at_most_five_arguments(name: str) -> None:
+    long = {made: given for made, given in constructors(tree_of(name)) if len(given) > _MOST_ARGUMENTS}
+    assert long == {}, "bundle what belongs together, as KaggleContext does"
+
+
+def test_a_constructor_with_six_arguments_is_found_however_they_are_written() -> None:
+    classes = """
+        class Plain:
+            def __init__(self, a, b, c, d, e, f): ...
+        class Mixed:
+            def __init__(self, a, /, b, *c, d=0, e=0, **f): ...
+        @dataclass
+        class Collected:
+            a: int; b: int; c: int; d: int; e: int; f: int; g: int = 0
+        @dataclass(frozen=True)
+        class Value:
+            a: int; b: int; c: int; d: int; e: int; f: int
+    """
+    found = dict(constructors(ast.parse(textwrap.dedent(classes))))
+    assert {made: len(given) for made, given in found.items()} == {"Plain": 6, "Mixed": 6, "Collected": 6}

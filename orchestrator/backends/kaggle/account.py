@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from state.backend_settings import KaggleSettings
 from state.errors import GemmaOrchError
 
 if TYPE_CHECKING:
@@ -39,8 +38,3 @@ def find_user(environment: Mapping[str, str]) -> tuple[str | None, str]:
         return credentials.user or open_account(environment).user, credentials.source
     except GemmaOrchError as error:
         return None, str(error)
-
-
-def owner_of(settings: KaggleSettings, api: Callable[[], KaggleApi]) -> str:
-    """Return the user under whose name a run's datasets and kernels lie."""
-    return settings.owner or api().user

@@ -84,21 +84,16 @@ class OpenKaggle:
         return self._open(run).checkpoints
 
     def _open(self, run: str) -> KaggleRun:
+        from orchestrator.backends.kaggle.context import KaggleContext
         from orchestrator.backends.kaggle.session.backend import open_kaggle_run
 
         runs = self._services.runs
         settings = runs.load(run).spec.kaggle
         known = self._opened.get(run)
         if known is None or known[0] != settings:
-            opened = open_kaggle_run(
-                self._account,
-                run,
-                self._services.home,
-                self._services.clock,
-                settings,
-                record=lambda: runs.load(run),
-                source_root=_SOURCE_ROOT,
-            )
+            layout = self._services.home.run(run)
+            context = KaggleContext(self._account, run, layout, self._services.clock, settings)
+            opened = open_kaggle_run(context, lambda: runs.load(run), _SOURCE_ROOT)
             known = self._opened[run] = (settings, opened)
         return known[1]
 

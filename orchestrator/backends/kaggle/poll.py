@@ -9,49 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.listing import listed_kernel
 from orchestrator.backends.kaggle.sightings import Look, Seen, due_looks, with_dataset, with_list, with_refusal, with_status
 from state import files
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import DataError, GemmaOrchError
 from state.kaggle.names import PushedKernel, attempt_dataset_slug, pushed_kernels
 from state.kaggle.records import DatasetInfo
 from state.layout import attempt_name
 from state.ledger import AttemptRecord
 
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
-
 
 class Looks:
     """Looks at the attempts of one run, at Kaggle's expense not more often than it is worth.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        folder: Where what was seen is kept.
-        clock: The time.
-        settings: The poll interval.
+        context: The run.
         known_attempts: The attempts that the ledger knows.
     """
 
-    def __init__(
-        self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        folder: Path,
-        clock: Clock,
-        settings: KaggleSettings,
-        known_attempts: Callable[[], Sequence[AttemptRecord]],
-    ) -> None:
-        self._api = api
-        self._run = run
-        self._folder = folder
-        self._clock = clock
-        self._settings = settings
+    def __init__(self, context: KaggleContext, known_attempts: Callable[[], Sequence[AttemptRecord]]) -> None:
+        self._api = context.api
+        self._run = context.run
+        self._folder = context.folder
+        self._clock = context.clock
+        self._poll_every_s = context.settings.poll_every_s
         self._known_attempts = known_attempts
 
     def seen(self, session: int, attempt: int) -> Seen:
@@ -84,7 +67,7 @@ class Looks:
             handle: What its push was answered with; None: the answer was lost.
         """
         seen = self.seen(session, attempt)
-        due = due_looks(seen, self._clock.now(), self._settings.poll_every_s, f"{self._run} {attempt_name(session, attempt)}")
+        due = due_looks(seen, self._clock.now(), self._poll_every_s, f"{self._run} {attempt_name(session, attempt)}")
         was_over = seen.ended is not None
         for look in due:
             seen = self._look(look, seen, session, attempt, handle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from state.backend_settings import KaggleSettings
+from orchestrator.backends.kaggle.context import KaggleContext
 from state.clock import Clock
 
 TICK_LIMIT_S = 25.0
@@ -21,11 +21,17 @@ class Sending(TypedDict):
     settle_s: float
 
 
-def sending(folder: Path, clock: Clock, settings: KaggleSettings, *, limit_s: float = TICK_LIMIT_S) -> Sending:
-    """Return how something is sent, within a tick unless said otherwise: what does not get done goes on at a later call."""
+def sending(context: KaggleContext, folder: Path, *, limit_s: float = TICK_LIMIT_S) -> Sending:
+    """Return how something is sent, within a tick unless said otherwise: what does not get done goes on at a later call.
+
+    Args:
+        context: The run.
+        folder: Where it is noted how far each file is.
+        limit_s: Longest time that it may take now.
+    """
     return Sending(
         resume_dir=folder / "uploads",
-        deadline_s=clock.monotonic() + limit_s,
-        clock=clock,
-        settle_s=min(settings.settle_s, limit_s),
+        deadline_s=context.clock.monotonic() + limit_s,
+        clock=context.clock,
+        settle_s=min(context.settings.settle_s, limit_s),
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.adopt.replay import BACKEND, RunOnAccount, SeenAttempt, first_record, what_is_new
-from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints, kaggle_folder
+from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
+from orchestrator.backends.kaggle.context import kaggle_folder
 from orchestrator.backends.kaggle.session.control_dataset import DATA_NAME, RUN_NAME, ControlState, DataRecords
 from orchestrator.controller.lease import LEASE_S
 from orchestrator.controller.reconcile import Found

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.checkpoints.index import EntryState, IndexFile
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.listing import dataset_is_listed
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import GemmaOrchError
 from state.kaggle.names import VersionNote, attempt_dataset_slug
 from state.kaggle.records import DatasetVersion
 from state.layout import attempt_name, parse_attempt_name
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 
 class Disposal:
     """Deletes datasets of one run.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        clock: The time.
-        settings: How often to ask.
+        context: The run.
         index: What is known of the checkpoints.
     """
 
-    def __init__(self, api: Callable[[], KaggleApi], run: str, clock: Clock, settings: KaggleSettings, index: IndexFile) -> None:
-        self._api = api
-        self._run = run
-        self._clock = clock
-        self._settings = settings
+    def __init__(self, context: KaggleContext, index: IndexFile) -> None:
+        self._context = context
+        self._api = context.api
         self._index = index
         self._not_before: dict[str, datetime] = {}
 
@@ -62,12 +52,12 @@ class Disposal:
         )
 
     def _delete_dataset(self, name: str) -> None:
-        now = self._clock.now()
+        now = self._context.clock.now()
         numbers = parse_attempt_name(name)
         if numbers is None or now < self._not_before.get(name, now):
             return
-        self._not_before[name] = now + timedelta(seconds=self._settings.poll_every_s)
-        slug = attempt_dataset_slug(self._run, *numbers)
+        self._not_before[name] = now + timedelta(seconds=self._context.settings.poll_every_s)
+        slug = attempt_dataset_slug(self._context.run, *numbers)
         try:
             info = self._api().dataset(slug)
             if info is None and dataset_is_listed(self._api(), slug):

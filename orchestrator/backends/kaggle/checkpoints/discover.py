@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
-from orchestrator.backends.kaggle.account import owner_of
 from orchestrator.backends.kaggle.checkpoints.fetch import Fetching
 from orchestrator.backends.kaggle.checkpoints.index import AttemptIndex, Entry, EntryState, IndexFile
 from orchestrator.backends.kaggle.checkpoints.recheck import check_list
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.listing import dataset_is_listed
 from orchestrator.backends.kaggle.poll import Looks
 from orchestrator.backends.kaggle.sightings import DatasetSeen, VersionSeen
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import CorruptCheckpointError, GemmaOrchError, shown
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import PushedKernel, VersionNote, attempt_dataset_slug, misnamed
@@ -22,9 +19,6 @@ from state.kaggle.records import DatasetInfo, OutputFile
 from state.layout import MANIFEST_NAME, REPORT_NAME, attempt_name, attempt_of
 from state.ledger import AttemptRecord
 from state.session import AttemptState
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 _BACKEND = "kaggle"
 _WHOLE_DATASET = 0  # in place of a version's number
@@ -35,10 +29,7 @@ class Discovery:
     """Takes in what the attempts of one run show, and keeps the index of it.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        clock: The time.
-        settings: How long reads may lag, and how often to ask.
+        context: The run.
         index: What is known of the checkpoints.
         fetching: Brings their manifests here.
         looks: What was seen of the attempts' datasets.
@@ -47,19 +38,16 @@ class Discovery:
 
     def __init__(
         self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        clock: Clock,
-        settings: KaggleSettings,
+        context: KaggleContext,
         index: IndexFile,
         fetching: Fetching,
         looks: Looks,
         known_attempts: Callable[[], Sequence[AttemptRecord]],
     ) -> None:
-        self._api = api
-        self._run = run
-        self._clock = clock
-        self._settings = settings
+        self._context = context
+        self._api = context.api
+        self._clock = context.clock
+        self._settings = context.settings
         self._index = index
         self._fetching = fetching
         self._looks = looks
@@ -146,8 +134,7 @@ class Discovery:
             of_attempt = attempt_of(checkpoint_id) == attempt_name(session, attempt)  # else it is some other file
             if checkpoint_id == name or known is not None or not of_attempt:
                 continue
-            owner = owner_of(self._settings, self._api)
-            place = CheckpointPlace(kind="output", owner=owner, slug=kernel.slug, version=kernel.version)
+            place = CheckpointPlace(kind="output", owner=self._context.owner, slug=kernel.slug, version=kernel.version)
             sha256 = self._fetching.take_output_manifest(checkpoint_id, output)
             entry = self._new_entry(checkpoint_id, session, attempt, place, sha256)
             self._index.put(self._judged(entry, sha256, dict.fromkeys(named)))
@@ -163,7 +150,7 @@ class Discovery:
         return self._index.attempt(attempt_name(session, attempt)).report_version
 
     def _look_at_what_is_over(self, attempt: AttemptRecord, now: datetime) -> None:
-        slug = attempt_dataset_slug(self._run, attempt.session, attempt.attempt)
+        slug = attempt_dataset_slug(self._context.run, attempt.session, attempt.attempt)
         try:
             info = self._api().dataset(slug)
             self._not_before.pop(f"examine {_name(attempt)}", None)
@@ -200,7 +187,7 @@ class Discovery:
             return False  # it is looked at again
 
     def _examine(self, session: int, attempt: int, version: VersionSeen, *, is_current: bool) -> None:
-        slug, name = attempt_dataset_slug(self._run, session, attempt), attempt_name(session, attempt)
+        slug, name = attempt_dataset_slug(self._context.run, session, attempt), attempt_name(session, attempt)
         api = self._api()
         is_said_to_be_ready = version.status.lower() == "ready"  # the dataset's own word may be about a newer version
         if is_current and not is_said_to_be_ready and not api.dataset_is_ready(slug):
@@ -222,7 +209,7 @@ class Discovery:
         if in_dataset is not None and in_dataset.place.version >= version.number and in_dataset.state is not EntryState.CORRUPT:
             self._index.change_attempt(name, examined=(*known.examined, version.number))  # a later version holds the same one
             return
-        place = CheckpointPlace(kind="dataset", owner=owner_of(self._settings, self._api), slug=slug, version=version.number)
+        place = CheckpointPlace(kind="dataset", owner=self._context.owner, slug=slug, version=version.number)
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
         judged = self._judged(entry, self._fetching.take_manifest(entry, listed), listed)
         if judged.state is EntryState.CORRUPT and self._may_still_come(name, version.number):
@@ -236,8 +223,8 @@ class Discovery:
         note, named = misnamed(version.notes) or (None, "")
         if note is None or (note.session, note.attempt) != (session, attempt) or self._index.entry(note.checkpoint) is not None:
             return
-        slug = attempt_dataset_slug(self._run, session, attempt)
-        place = CheckpointPlace(kind="dataset", owner=owner_of(self._settings, self._api), slug=slug, version=version.number)
+        slug = attempt_dataset_slug(self._context.run, session, attempt)
+        place = CheckpointPlace(kind="dataset", owner=self._context.owner, slug=slug, version=version.number)
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
         why = f"{entry.where} says that it holds {shown(named)}, which is no checkpoint of this run"
         self._index.put(entry.evolve(state=EntryState.CORRUPT, why=why))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.checkpoints.index import Entry
+from orchestrator.backends.kaggle.context import KaggleContext
 from state import files
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.kaggle.names import checkpoint_file_names
@@ -15,21 +15,17 @@ from state.layout import MANIFEST_NAME
 from state.manifest import Manifest, state_sha256
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
-
 
 class Fetching:
     """Fetches the files of one run's checkpoints from the datasets and outputs of its attempts.
 
     Args:
-        api: The account; asked for when the first call is due.
-        folder: Where the manifests are kept.
+        context: The run, in whose folder the manifests are kept.
     """
 
-    def __init__(self, api: Callable[[], KaggleApi], folder: Path) -> None:
-        self._api = api
-        self._folder = folder
+    def __init__(self, context: KaggleContext) -> None:
+        self._api = context.api
+        self._folder = context.folder / "manifests"
 
     def manifest(self, entry: Entry) -> tuple[Manifest, str]:
         """Return a checkpoint's manifest, fetched now when it is not here, and the manifest's own sha256.

@@ -6,21 +6,19 @@ second is for the user to ask for: a kernel's output can be another's input, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints, kaggle_folder
+from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
 from orchestrator.backends.kaggle.transfer import sending
 from state import files
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import CorruptCheckpointError, DataError, GemmaOrchError, TemporaryError, UserError
 from state.kaggle.job import CheckpointPlace
 from state.kaggle.names import VersionNote, attempt_dataset_slug, checkpoint_file_names
-from state.layout import MANIFEST_NAME, RunLayout, attempt_name
+from state.layout import MANIFEST_NAME, attempt_name
 from state.ledger import CheckpointRecord, CheckpointState, RunRecord
 from state.manifest import Manifest
 from state.quantities import format_duration, format_size
@@ -29,7 +27,6 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 if TYPE_CHECKING:
     from orchestrator.backends.kaggle.data.upload import Talk
     from orchestrator.ports import Ports
-    from state.kaggle.api import KaggleApi
     from state.kaggle.datasets import LocalFile
 
 _ORIGIN_NAME = "origin.txt"
@@ -41,28 +38,15 @@ class Promotion:
     """Uploads checkpoints into the datasets of the attempts that saved them.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        layout: The run's folder.
-        clock: The time.
-        settings: How long processing may take.
-        checkpoints: The run's checkpoints.
+        checkpoints: Those of the run.
     """
 
-    def __init__(
-        self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        layout: RunLayout,
-        clock: Clock,
-        settings: KaggleSettings,
-        checkpoints: KaggleCheckpoints,
-    ) -> None:
-        self._api = api
-        self._run = run
-        self._folder = kaggle_folder(layout) / "promotion"
-        self._clock = clock
-        self._settings = settings
+    def __init__(self, checkpoints: KaggleCheckpoints) -> None:
+        self._context = checkpoints.context
+        self._api = self._context.api
+        self._clock = self._context.clock
+        self._settings = self._context.settings
+        self._folder = self._context.folder / "promotion"
         self._checkpoints = checkpoints
         self._sent: dict[str, datetime] = {}
         self._fetched = DirectoryCheckpointStore(self._folder / "checkpoints")  # where no controller sweeps or prunes
@@ -79,7 +63,7 @@ class Promotion:
         if self._checkpoints.place(checkpoint_id) is not None:
             return None
         manifest = self._checkpoints.verify(checkpoint_id)
-        slug = attempt_dataset_slug(self._run, manifest.session, manifest.attempt)
+        slug = attempt_dataset_slug(self._context.run, manifest.session, manifest.attempt)
         waiting = f"{checkpoint_id}, which was only here, to be processed by Kaggle in {slug}"
         note = _note(manifest, self._checkpoints.manifest(checkpoint_id)[1])
         info = self._api().dataset(slug)
@@ -101,7 +85,7 @@ class Promotion:
                 _files(self._checkpoints.folder(checkpoint_id), manifest),
                 str(note),
                 delete_old=False,
-                **sending(self._folder, self._clock, self._settings),
+                **sending(self._context, self._folder),
             )
             self._sent[checkpoint_id] = now
         return waiting
@@ -128,7 +112,7 @@ class Promotion:
         if place is not None:
             return self._done(checkpoint, place)
         manifest = self._fetch(checkpoint, talk)
-        slug = attempt_dataset_slug(self._run, checkpoint.session, checkpoint.attempt)
+        slug = attempt_dataset_slug(self._context.run, checkpoint.session, checkpoint.attempt)
         if self._api().dataset(slug) is None:
             self._make_dataset(checkpoint.session, checkpoint.attempt)
         wait_until_ready(self._api(), slug, clock=self._clock, processing_limit_s=self._settings.processing_limit_s)
@@ -143,7 +127,7 @@ class Promotion:
 
         api, limit_s, num_bytes = self._api(), self._settings.processing_limit_s, sum(file.size_bytes for file in local)
         upload_s = _SHORTEST_UPLOAD_S + num_bytes / _SLOWEST_BYTES_PER_S
-        how = sending(self._folder, self._clock, self._settings, limit_s=upload_s)
+        how = sending(self._context, self._folder, limit_s=upload_s)
         info = api.dataset(slug)
         if info is None or all(version.notes != notes for version in info.versions):
             talk.begin(f"{len(local)} files, {format_size(num_bytes)}, to the dataset {slug}", num_bytes)
@@ -160,7 +144,7 @@ class Promotion:
 
     def _seen_in_dataset(self, checkpoint: CheckpointRecord) -> CheckpointPlace | None:
         """Look at the attempt's dataset; return where the checkpoint lies in it, if it does."""
-        info = self._api().dataset(attempt_dataset_slug(self._run, checkpoint.session, checkpoint.attempt))
+        info = self._api().dataset(attempt_dataset_slug(self._context.run, checkpoint.session, checkpoint.attempt))
         self._checkpoints.discovery.take_dataset(checkpoint.session, checkpoint.attempt, info)
         return self._in_dataset(checkpoint.id)
 
@@ -187,12 +171,12 @@ class Promotion:
         """Make an attempt's dataset, unless it is there; what was seen of one that is gone is forgotten."""
         from state.kaggle.datasets import LocalFile, ensure_dataset
 
-        slug = attempt_dataset_slug(self._run, session, attempt)
+        slug = attempt_dataset_slug(self._context.run, session, attempt)
         self._folder.mkdir(parents=True, exist_ok=True)
         origin = self._folder / _ORIGIN_NAME
         files.write_atomically(origin, f"checkpoints of {slug}, trained elsewhere\n".encode())
         local = (LocalFile(path=origin, name=_ORIGIN_NAME, size_bytes=origin.stat().st_size),)
-        ensure_dataset(self._api(), slug, local, **sending(self._folder, self._clock, self._settings))
+        ensure_dataset(self._api(), slug, local, **sending(self._context, self._folder))
         self._checkpoints.discovery.forget_dataset(session, attempt)
 
 
@@ -264,22 +248,14 @@ def to_promote(record: RunRecord, store: KaggleCheckpoints, checkpoint_id: str |
     return tuple(sorted(in_outputs, key=lambda each: (each.id == record.header.head, each.step, each.fence), reverse=True))
 
 
-def promote_all(
-    api: Callable[[], KaggleApi],
-    ports: Ports,
-    record: RunRecord,
-    store: KaggleCheckpoints,
-    wanted: Sequence[CheckpointRecord],
-    talk: Talk,
-) -> Iterator[Promoted]:
+def promote_all(store: KaggleCheckpoints, wanted: Sequence[CheckpointRecord], talk: Talk) -> Iterator[Promoted]:
     """Bring checkpoints into their datasets, one after the other; one that cannot be brought does not keep the next ones.
 
     Raises:
         UserError: Kaggle refuses one; the next ones are not tried.
         TemporaryError, DataError: of the first one that could not be brought, after the others were.
     """
-    layout = ports.home.run(record.name)
-    promotion = Promotion(api, record.name, layout, ports.clock, record.spec.kaggle, store)
+    promotion = Promotion(store)
     failures: list[GemmaOrchError] = []
     for checkpoint in wanted:
         before = store.place(checkpoint.id)

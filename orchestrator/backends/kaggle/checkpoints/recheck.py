@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.checkpoints.index import Entry, IndexFile
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.listing import dataset_is_listed, listed_kernel
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import CorruptCheckpointError, GemmaOrchError, TemporaryError
 from state.ledger import AttemptRecord
 from state.manifest import Manifest
 from state.stores.checkpoint_store import DirectoryCheckpointStore
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 
 class Standing:
     """Asks the account again about checkpoints that were found whole.
 
     Args:
-        api: The account; asked for when the first call is due.
-        clock: The time.
-        settings: How long reads may lag, and how often to ask.
+        context: The run.
         index: What is known of the checkpoints.
         local: The checkpoints that are here.
         known_attempts: The attempts that the ledger knows.
@@ -33,16 +26,14 @@ class Standing:
 
     def __init__(
         self,
-        api: Callable[[], KaggleApi],
-        clock: Clock,
-        settings: KaggleSettings,
+        context: KaggleContext,
         index: IndexFile,
         local: DirectoryCheckpointStore,
         known_attempts: Callable[[], Sequence[AttemptRecord]],
     ) -> None:
-        self._api = api
-        self._clock = clock
-        self._settings = settings
+        self._api = context.api
+        self._clock = context.clock
+        self._settings = context.settings
         self._index = index
         self._local = local
         self._known_attempts = known_attempts

@@ -9,27 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.checkpoints.cleanup import Disposal
 from orchestrator.backends.kaggle.checkpoints.discover import Discovery
 from orchestrator.backends.kaggle.checkpoints.fetch import Fetching
 from orchestrator.backends.kaggle.checkpoints.index import Entry, EntryState, IndexFile
 from orchestrator.backends.kaggle.checkpoints.recheck import Standing
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.poll import Looks
 from state import files
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import CorruptCheckpointError, TemporaryError
 from state.kaggle.job import CheckpointPlace
-from state.layout import MANIFEST_NAME, RunLayout, attempt_of
+from state.layout import MANIFEST_NAME, attempt_of
 from state.ledger import AttemptRecord
 from state.manifest import Manifest
 from state.spec import ExpectedCheckpoint
 from state.stores.checkpoint_store import DirectoryCheckpointStore
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 
 class KaggleCheckpoints:
@@ -39,11 +34,7 @@ class KaggleCheckpoints:
     `discovery` finds it: the backend and promotions tell that what they see.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        layout: The run's folder.
-        clock: The time.
-        settings: How long reads may lag, and how often to ask.
+        context: The run.
         local: The checkpoints that are here.
         looks: What was seen of the attempts' datasets.
         known_attempts: The attempts that the ledger knows.
@@ -51,23 +42,18 @@ class KaggleCheckpoints:
 
     def __init__(
         self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        layout: RunLayout,
-        clock: Clock,
-        settings: KaggleSettings,
+        context: KaggleContext,
         local: DirectoryCheckpointStore,
         looks: Looks,
         known_attempts: Callable[[], Sequence[AttemptRecord]],
     ) -> None:
-        self._settings = settings
+        self.context = context
         self._local = local
-        folder = kaggle_folder(layout)
-        self._index = IndexFile(folder / "checkpoints.json")
-        self._fetching = Fetching(api, folder / "manifests")
-        self._standing = Standing(api, clock, settings, self._index, local, known_attempts)
-        self._disposal = Disposal(api, run, clock, settings, self._index)
-        self.discovery = Discovery(api, run, clock, settings, self._index, self._fetching, looks, known_attempts)
+        self._index = IndexFile(context.folder / "checkpoints.json")
+        self._fetching = Fetching(context)
+        self._standing = Standing(context, self._index, local, known_attempts)
+        self._disposal = Disposal(context, self._index)
+        self.discovery = Discovery(context, self._index, self._fetching, looks, known_attempts)
 
     def ids(self) -> tuple[str, ...]:
         """Return the ids of all checkpoints that are known here or on the account, sorted; asks for what is due."""
@@ -177,7 +163,8 @@ class KaggleCheckpoints:
     @property
     def is_over_budget(self) -> bool:
         """Whether they take more than the run's share of the account's storage."""
-        return self.stored_bytes > self._settings.storage_quota_bytes * self._settings.storage_share
+        settings = self.context.settings
+        return self.stored_bytes > settings.storage_quota_bytes * settings.storage_share
 
     def stage(self, checkpoint_id: str) -> Path:
         """Return an empty folder here to write a checkpoint's files into."""
@@ -237,8 +224,3 @@ class KaggleCheckpoints:
         entry = self._index.entry(checkpoint_id)
         if entry is not None:
             self._index.put(entry.evolve(state=state, why=why or entry.why))
-
-
-def kaggle_folder(layout: RunLayout) -> Path:
-    """Return the folder of what the controller knows of Kaggle about a run."""
-    return layout.root / "kaggle"

@@ -12,32 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints, kaggle_folder
+from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.listing import dataset_is_listed
 from orchestrator.backends.kaggle.poll import Looks
 from orchestrator.backends.kaggle.session.control_dataset import Control
-from orchestrator.backends.kaggle.session.inputs import DataSources
+from orchestrator.backends.kaggle.session.inputs import DataSources, KernelInputs
 from orchestrator.backends.kaggle.session.outputs import Salvage
 from orchestrator.backends.kaggle.session.push import Pushing
-from orchestrator.backends.kaggle.session.quota import Admission
 from orchestrator.backends.kaggle.session.status import all_shown_at, judge
 from orchestrator.backends.kaggle.sightings import Look
 from orchestrator.ports import AttemptRef, Observation, Quota, Sighting
 from state import effects
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import TemporaryError
 from state.kaggle.names import attempt_dataset_slug
-from state.layout import HomeLayout
 from state.ledger import RunRecord
 from state.report import Heartbeat, SessionReport
 from state.spec import SessionSpec
 from state.stores.checkpoint_store import DirectoryCheckpointStore
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 _LAG_POLLS = 3.0  # the look that finds it over, the one that confirms that, and jitter
 _LONGEST_TICK_S = 10.0  # the user's wishes are read at every tick, and the lease is prolonged
@@ -48,16 +41,11 @@ class KaggleBackend:
     """Runs the attempts of one run as kernels.
 
     Args:
-        api: The account; asked for when the first call is due, so that what does not need Kaggle never connects.
-        run: The run's name.
-        home: Where runs lie.
-        clock: The time.
-        settings: What the run says about Kaggle.
+        context: The run.
         checkpoints: The run's checkpoint store.
         looks: What was seen of its attempts, shared with the store.
         control: Its control dataset.
-        sources: The datasets of its data.
-        source_root: The folder with the packages that a kernel gets.
+        inputs: What its kernels are given.
     """
 
     name = "kaggle"
@@ -68,40 +56,20 @@ class KaggleBackend:
 
     def __init__(
         self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        home: HomeLayout,
-        clock: Clock,
-        settings: KaggleSettings,
-        *,
+        context: KaggleContext,
         checkpoints: KaggleCheckpoints,
         looks: Looks,
         control: Control,
-        sources: DataSources,
-        source_root: Path,
+        inputs: KernelInputs,
     ) -> None:
-        layout = home.run(run)
-        self._api = api
-        self._clock = clock
-        self._settings = settings
+        self._api = context.api
+        self._clock = context.clock
+        self._settings = context.settings
         self._checkpoints = checkpoints
         self._looks = looks
         self._control = control
-        self._admission = Admission(api, clock, settings)
-        self._pushing = Pushing(
-            api,
-            run,
-            layout,
-            clock,
-            settings,
-            admission=self._admission,
-            checkpoints=checkpoints,
-            looks=looks,
-            control=control,
-            sources=sources,
-            source_root=source_root,
-        )
-        self._salvage = Salvage(api, layout, clock, checkpoints, looks)
+        self._pushing = Pushing(context, checkpoints, looks, control, inputs)
+        self._salvage = Salvage(context, checkpoints, looks)
 
     @property
     def look_every_s(self) -> float:
@@ -115,7 +83,7 @@ class KaggleBackend:
 
     def quota(self, now: datetime) -> Quota:
         """Return whether a session would be taken now; CPU sessions have no quota."""
-        return self._admission.quota(now)
+        return self._pushing.admission.quota(now)
 
     def make_ready(self, spec: SessionSpec) -> str | None:
         """Bring about what a push needs: the data, the control dataset, the attempt's own dataset, and quota.
@@ -237,53 +205,24 @@ class KaggleRun:
 
 
 def open_kaggle_run(
-    api: Callable[[], KaggleApi],
-    run: str,
-    home: HomeLayout,
-    clock: Clock,
-    settings: KaggleSettings,
-    *,
+    context: KaggleContext,
     record: Callable[[], RunRecord],
     source_root: Path,
+    *,
     sources: DataSources | None = None,
     local: DirectoryCheckpointStore | None = None,
 ) -> KaggleRun:
     """Return the backend and the checkpoint store of a run.
 
     Args:
-        api: The account; called when the first call is due, and must return the same one each time.
-        run: The run's name.
-        home: Where runs lie.
-        clock: The time.
-        settings: What the run says about Kaggle.
-        record: What the ledger says of the run now.
+        context: The run.
+        record: What the ledger says of it now.
         source_root: The folder with the packages that a kernel gets.
         sources: The datasets of the run's data; None: those that are named after it.
         local: The checkpoints that are here; None: those of the run's folder.
     """
-    layout = home.run(run)
-    folder = kaggle_folder(layout)
-    looks = Looks(api, run, folder, clock, settings, known_attempts=lambda: record().attempts)
-    checkpoints = KaggleCheckpoints(
-        api,
-        run,
-        layout,
-        clock,
-        settings,
-        local=local or DirectoryCheckpointStore(layout.checkpoints),
-        looks=looks,
-        known_attempts=lambda: record().attempts,
-    )
-    backend = KaggleBackend(
-        api,
-        run,
-        home,
-        clock,
-        settings,
-        checkpoints=checkpoints,
-        looks=looks,
-        control=Control(api, run, folder, clock, settings, record),
-        sources=sources or DataSources(api, run, folder),
-        source_root=source_root,
-    )
-    return KaggleRun(backend, checkpoints)
+    known_attempts = lambda: record().attempts  # noqa: E731
+    looks = Looks(context, known_attempts)
+    checkpoints = KaggleCheckpoints(context, local or DirectoryCheckpointStore(context.layout.checkpoints), looks, known_attempts)
+    inputs = KernelInputs(source_root, sources or DataSources(context))
+    return KaggleRun(KaggleBackend(context, checkpoints, looks, Control(context, record), inputs), checkpoints)

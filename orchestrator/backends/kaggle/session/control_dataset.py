@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.transfer import sending
 from state import files
-from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.document import Document, digest_of
 from state.errors import AmbiguousError, DataError, GemmaOrchError, TemporaryError, UserError
 from state.kaggle.errors import DeniedError
@@ -26,7 +24,6 @@ from state.ledger import DataRecord, RunRecord
 from state.spec import RunSpec, compare_specs
 
 if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
     from state.kaggle.datasets import LocalFile
     from state.kaggle.records import DatasetInfo
 
@@ -64,31 +61,19 @@ class Control:
     """Keeps the control dataset of one run as the record wants it.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        folder: Where what is sent is written first.
-        clock: The time.
-        settings: How long reads may lag, and how often to look.
+        context: The run.
         record: The run's record.
     """
 
-    def __init__(
-        self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        folder: Path,
-        clock: Clock,
-        settings: KaggleSettings,
-        record: Callable[[], RunRecord],
-    ) -> None:
-        self._api = api
-        self._slug = control_slug(run)
-        self._run = run
-        self._folder = folder
-        self._clock = clock
-        self._settings = settings
+    def __init__(self, context: KaggleContext, record: Callable[[], RunRecord]) -> None:
+        self._context = context
+        self._api = context.api
+        self._slug = control_slug(context.run)
+        self._folder = context.folder
+        self._clock = context.clock
+        self._settings = context.settings
         self._record = record
-        self._state_path = folder / "control.json"
+        self._state_path = context.folder / "control.json"
 
     def make_ready(self) -> str | None:
         """Bring the dataset nearer to what the record says; return what that waits for, or None when it stands so.
@@ -149,7 +134,7 @@ class Control:
 
         local = self._written(wanted, digest)
         with self._remembered(state, self._snapshot(digest, is_first=True)):
-            ensure_dataset(self._api(), self._slug, local, **sending(self._folder, self._clock, self._settings))
+            ensure_dataset(self._api(), self._slug, local, **sending(self._context, self._folder))
 
     def _send(self, state: ControlState, wanted: Mapping[str, bytes], digest: str) -> None:
         from state.kaggle.datasets import begin_version
@@ -162,7 +147,7 @@ class Control:
                 local,
                 snapshot.notes,
                 delete_old=False,
-                **sending(self._folder, self._clock, self._settings),
+                **sending(self._context, self._folder),
             )
 
     @contextmanager
@@ -206,8 +191,8 @@ class Control:
         refused = [str(change) for change in compare_specs(there, mine) if change.refusal is not None]
         if refused:
             raise UserError(
-                f"the account has another run {self._run!r} already, which differs: {'; '.join(refused[:3])}",
-                remedy=f"gemma-orch adopt {self._run} goes on with that one; or begin this one with another --name",
+                f"the account has another run {self._context.run!r} already, which differs: {'; '.join(refused[:3])}",
+                remedy=f"gemma-orch adopt {self._context.run} goes on with that one; or begin this one with another --name",
             )
 
     def _written(self, wanted: Mapping[str, bytes], digest: str) -> tuple[LocalFile, ...]:

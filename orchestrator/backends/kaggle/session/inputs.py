@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.data.parts import data_slugs
 from state import files
 from state.data_manifest import DataManifest
@@ -14,23 +14,28 @@ from state.kaggle.names import data_slug
 from state.layout import DATA_MANIFEST_NAME
 from state.spec import SessionData
 
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
+
+@dataclass(frozen=True)
+class KernelInputs:
+    """What every kernel of a run is given."""
+
+    code: Path
+    """The folder with the packages that it runs."""
+    data: DataSources
+    """The datasets of the run's data."""
 
 
 class DataSources:
     """Finds the datasets of data versions; what was found stays found, for data never changes.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name, for the messages.
-        folder: Where a manifest that is not here is fetched to.
+        context: The run, in whose folder a manifest is fetched that is not here.
     """
 
-    def __init__(self, api: Callable[[], KaggleApi], run: str, folder: Path) -> None:
-        self._api = api
-        self._run = run
-        self._folder = folder
+    def __init__(self, context: KaggleContext) -> None:
+        self._api = context.api
+        self._run = context.run
+        self._folder = context.folder
         self._found: dict[str, tuple[str, ...]] = {}
 
     def of(self, data: SessionData) -> tuple[str, ...]:

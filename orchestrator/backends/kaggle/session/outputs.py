@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.poll import Looks
 from orchestrator.backends.kaggle.sightings import Look, Seen
 from orchestrator.ports import AttemptRef
 from state import files
-from state.clock import Clock
 from state.errors import DataError, GemmaOrchError, TemporaryError
 from state.kaggle.names import attempt_dataset_slug
 from state.kaggle.records import OutputFile
-from state.layout import REPORT_NAME, RunLayout
+from state.layout import REPORT_NAME
 from state.report import SessionReport
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 _FOLLOW_S = 3.0
 _FOLLOW_PAUSE_S = 5.0  # following a log opens a stream that replays everything: not more often than people read
@@ -30,19 +26,15 @@ class Salvage:
     """Takes in what the attempts of one run leave behind, while they run and once they are over.
 
     Args:
-        api: The account; asked for when the first call is due.
-        layout: The run's folder.
-        clock: The time.
+        context: The run.
         checkpoints: The run's checkpoint store.
         looks: What was seen of its attempts.
     """
 
-    def __init__(
-        self, api: Callable[[], KaggleApi], layout: RunLayout, clock: Clock, checkpoints: KaggleCheckpoints, looks: Looks
-    ) -> None:
-        self._api = api
-        self._layout = layout
-        self._clock = clock
+    def __init__(self, context: KaggleContext, checkpoints: KaggleCheckpoints, looks: Looks) -> None:
+        self._api = context.api
+        self._layout = context.layout
+        self._clock = context.clock
         self._checkpoints = checkpoints
         self._looks = looks
         self._followed: dict[str, tuple[float, str]] = {}

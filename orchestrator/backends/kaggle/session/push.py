@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from orchestrator.backends.kaggle.account import owner_of
 from orchestrator.backends.kaggle.checkpoints.promote import Promotion
 from orchestrator.backends.kaggle.checkpoints.store import KaggleCheckpoints
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.limits import session_timeout_s
 from orchestrator.backends.kaggle.poll import Looks
 from orchestrator.backends.kaggle.session.bundle import bundle
 from orchestrator.backends.kaggle.session.control_dataset import LOOKS_A_POLL, Control
-from orchestrator.backends.kaggle.session.inputs import DataSources
+from orchestrator.backends.kaggle.session.inputs import KernelInputs
 from orchestrator.backends.kaggle.session.quota import Admission
 from orchestrator.backends.kaggle.session.storage_budget import SPEC_VERSION, StoragePlan, storage_plan
 from orchestrator.backends.kaggle.sightings import Seen
 from orchestrator.backends.kaggle.transfer import sending
 from state import effects, files
-from state.backend_settings import MACHINE_SHAPES, KaggleSettings
-from state.clock import Clock
+from state.backend_settings import MACHINE_SHAPES
 from state.errors import AmbiguousError, GemmaOrchError, NotLaunchedError, TemporaryError, UserError
 from state.kaggle.errors import InvalidSourcesError, SlugTakenError
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import PushedKernel, attempt_dataset_slug, attempt_kernel_slug, check_run_fits, control_slug
 from state.kaggle.records import KernelPush
-from state.layout import SPEC_NAME, AttemptLayout, RunLayout, attempt_name
+from state.layout import SPEC_NAME, AttemptLayout, attempt_name
 from state.spec import SessionSpec
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 _BYTES_PER_NUMBER = 12  # a weight and its two moments, in float32
 
@@ -41,46 +34,32 @@ class Pushing:
     """Makes the attempts of one run ready, and pushes their kernels.
 
     Args:
-        api: The account; asked for when the first call is due.
-        run: The run's name.
-        layout: The run's folder.
-        clock: The time.
-        settings: What the run says about Kaggle.
-        admission: Whether a session is taken now.
+        context: The run.
         checkpoints: The run's checkpoint store.
         looks: What was seen of its attempts.
         control: Its control dataset.
-        sources: The datasets of its data.
-        source_root: The folder with the packages that a kernel gets.
+        inputs: What its kernels are given.
     """
 
     def __init__(
         self,
-        api: Callable[[], KaggleApi],
-        run: str,
-        layout: RunLayout,
-        clock: Clock,
-        settings: KaggleSettings,
-        *,
-        admission: Admission,
+        context: KaggleContext,
         checkpoints: KaggleCheckpoints,
         looks: Looks,
         control: Control,
-        sources: DataSources,
-        source_root: Path,
+        inputs: KernelInputs,
     ) -> None:
-        self._api = api
-        self._run = run
-        self._layout = layout
-        self._clock = clock
-        self._settings = settings
-        self._admission = admission
+        self.admission = Admission(context)
+        """Whether a session is taken now: it remembers for how long Kaggle has said no to a push."""
+        self._context = context
+        self._api = context.api
+        self._clock = context.clock
+        self._settings = context.settings
         self._checkpoints = checkpoints
         self._looks = looks
         self._control = control
-        self._data = sources
-        self._source_root = source_root
-        self._promotion = Promotion(api, run, layout, clock, settings, checkpoints)
+        self._inputs = inputs
+        self._promotion = Promotion(checkpoints)
         self._ready: set[str] = set()
         self._waiting: dict[str, tuple[datetime, str]] = {}
 
@@ -93,7 +72,7 @@ class Pushing:
         """
         check_run_fits(spec.run)
         now, name = self._clock.now(), attempt_name(spec.session, spec.attempt)
-        if (refusal := self._admission.refusal(now)) is not None:
+        if (refusal := self.admission.refusal(now)) is not None:
             return refusal
         if name in self._waiting and now < self._waiting[name][0]:
             return self._waiting[name][1]
@@ -133,13 +112,13 @@ class Pushing:
             self._undo(slug, is_there=isinstance(error, InvalidSourcesError))
             raise
         except TemporaryError as error:
-            raise self._admission.not_now(error) from error
+            raise self.admission.not_now(error) from error
         effects.done("launch", slug)
         return str(PushedKernel(slug, version))
 
     def _unready(self, spec: SessionSpec, now: datetime) -> str | None:
         for data in spec.data:
-            if (reason := self._data.unready(data)) is not None:
+            if (reason := self._inputs.data.unready(data)) is not None:
                 return reason
         # All of them are begun before the first is waited for: Kaggle processes them side by side.
         reasons = [
@@ -149,7 +128,7 @@ class Pushing:
         ]
         if waiting := [reason for reason in reasons if reason is not None]:
             return waiting[0]
-        quota = self._admission.quota(now)
+        quota = self.admission.quota(now)
         return None if quota.available else quota.reason
 
     def _unready_dataset(self, spec: SessionSpec) -> str | None:
@@ -159,14 +138,14 @@ class Pushing:
         slug = attempt_dataset_slug(spec.run, spec.session, spec.attempt)
         if slug in self._ready:
             return None
-        folder, content = self._layout.attempt(spec.session, spec.attempt), spec.to_json()
+        folder, content = self._context.layout.attempt(spec.session, spec.attempt), spec.to_json()
         info = self._api().dataset(slug)
         if info is None:
             files.make_folder(folder.root)
             if not folder.spec.exists() or folder.spec.read_bytes() != content:
                 files.write_atomically(folder.spec, content)
             local = (LocalFile(path=folder.spec, name=SPEC_NAME, size_bytes=len(content)),)
-            ensure_dataset(self._api(), slug, local, **sending(folder.root, self._clock, self._settings))
+            ensure_dataset(self._api(), slug, local, **sending(self._context, folder.root))
             return f"the dataset {slug} to be processed by Kaggle"
         if info.current_version is None or not self._api().dataset_is_ready(slug):
             return f"the dataset {slug} to be processed by Kaggle"
@@ -188,8 +167,8 @@ class Pushing:
                 there = fetched.read_bytes()
         if there != content:
             raise UserError(
-                f"the account has a dataset {slug} already, of another run named {self._run}",
-                remedy=f"gemma-orch adopt {self._run} goes on with that run; or begin this one with another --name",
+                f"the account has a dataset {slug} already, of another run named {self._context.run}",
+                remedy=f"gemma-orch adopt {self._context.run} goes on with that run; or begin this one with another --name",
             )
 
     def _push(self, spec: SessionSpec, slug: str) -> KernelPush:
@@ -199,7 +178,7 @@ class Pushing:
         settings, storage = self._settings, self._storage(spec)
         job = KaggleJob(
             spec=spec,
-            owner=owner_of(self._settings, self._api),
+            owner=self._context.owner,
             accelerator=settings.accelerator,
             start=place,
             dataset=attempt_dataset_slug(spec.run, spec.session, spec.attempt),
@@ -211,12 +190,12 @@ class Pushing:
             most_versions=storage.most_versions,
             token_dataset=settings.token_dataset,
         )
-        sources = [f"{owner_of(self._settings, self._api)}/{source}" for data in spec.data for source in self._data.of(data)]
+        sources = [f"{self._context.owner}/{source}" for data in spec.data for source in self._inputs.data.of(data)]
         sources += [f"{place.owner}/{place.slug}"] if place is not None and place.kind == "dataset" else []
         sources += [settings.token_dataset] if settings.token_dataset is not None else []
         return KernelPush(
             slug=slug,
-            source=bundle(job, self._source_root),
+            source=bundle(job, self._inputs.code),
             machine_shape=MACHINE_SHAPES[settings.accelerator],
             internet=settings.internet,
             timeout_s=session_timeout_s(spec.limit_s),

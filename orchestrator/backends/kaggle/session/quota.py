@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
+from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.ports import Quota
 from state.backend_settings import KaggleSettings
-from state.clock import Clock
 from state.errors import GemmaOrchError, NotLaunchedError, QuotaError, TemporaryError
 from state.kaggle.errors import BusyError, KaggleQuotaError
 from state.kaggle.records import AcceleratorQuota
-
-if TYPE_CHECKING:
-    from state.kaggle.api import KaggleApi
 
 _BUSY_POLLS = 3.0  # poll intervals to wait when as many sessions run as the account may have: minutes
 
@@ -32,15 +27,13 @@ class Admission:
     """Whether sessions of one run are taken.
 
     Args:
-        api: The account; asked for when the first call is due.
-        clock: The time.
-        settings: The accelerator, what of the quota is kept, and how often to ask.
+        context: The run: its accelerator, what of the quota is kept, and how often to ask.
     """
 
-    def __init__(self, api: Callable[[], KaggleApi], clock: Clock, settings: KaggleSettings) -> None:
-        self._api = api
-        self._clock = clock
-        self._settings = settings
+    def __init__(self, context: KaggleContext) -> None:
+        self._api = context.api
+        self._clock = context.clock
+        self._settings = context.settings
         self._refusal: _Refusal | None = None
         self._quota: tuple[datetime, Quota] | None = None
 

@@ -10,10 +10,11 @@ from orchestrator.backends.kaggle.sightings import JITTER, Look, Seen, due_looks
 from state.backend_settings import KaggleSettings
 from state.errors import TemporaryError
 from state.kaggle.records import DatasetInfo, DatasetVersion, KernelPush, SessionStatus
+from state.layout import RunLayout
 from state.ledger import AttemptRecord
-from tests.factories import RUN, after, attempt
+from tests.factories import after, attempt
 from tests.fake_kaggle import FakeKaggle
-from tests.kaggle_stage import DATASET, SLUG
+from tests.kaggle_stage import DATASET, SLUG, kaggle_context
 
 EVERY_S = 60.0
 SETTINGS = KaggleSettings(poll_every_s=EVERY_S)
@@ -109,7 +110,7 @@ def account() -> FakeKaggle:
 
 
 def looks_at(account: FakeKaggle, folder: Path, *others: AttemptRecord) -> Looks:
-    return Looks(account, RUN, folder, account.clock, SETTINGS, lambda: others)  # type: ignore[arg-type]
+    return Looks(kaggle_context(account, RunLayout(folder), SETTINGS), lambda: others)
 
 
 def test_a_session_costs_at_most_one_call_a_minute(account: FakeKaggle, tmp_path: Path) -> None:

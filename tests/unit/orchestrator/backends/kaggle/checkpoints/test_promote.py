@@ -122,9 +122,7 @@ class Depot:
         return to_promote(self.stage.record, self.stage.run.checkpoints, checkpoint_id)
 
     def promote(self, checkpoint_id: str | None = None) -> list[Promoted]:
-        store, record = self.stage.run.checkpoints, self.stage.record
-        wanted = self.wanted(checkpoint_id)
-        return list(promote_all(self.account, self.ports, record, store, wanted, self.heard))  # type: ignore[arg-type]
+        return list(promote_all(self.stage.run.checkpoints, self.wanted(checkpoint_id), self.heard))
 
     def place(self, made: Manifest) -> CheckpointPlace | None:
         return self.stage.run.checkpoints.place(made.id)

@@ -11,10 +11,12 @@ from state.errors import AmbiguousError, TemporaryError, UserError
 from state.kaggle.errors import DeniedError
 from state.kaggle.job import StopFlag
 from state.kaggle.names import control_slug
+from state.layout import RunLayout
 from state.ledger import RunRecord
 from state.spec import RunSpec, TrainingSpec
 from tests.factories import DATA, RUN, run_record, run_spec
 from tests.fake_kaggle import FakeKaggle
+from tests.kaggle_stage import kaggle_context
 
 SLUG = control_slug(RUN)
 SETTINGS = KaggleSettings(poll_every_s=60.0, settle_s=600.0, processing_limit_s=3600.0)
@@ -23,15 +25,14 @@ SETTINGS = KaggleSettings(poll_every_s=60.0, settle_s=600.0, processing_limit_s=
 class Room:
     """A run's control dataset, and its controller."""
 
-    def __init__(self, folder: Path, account: FakeKaggle | None = None) -> None:
+    def __init__(self, root: Path, account: FakeKaggle | None = None) -> None:
         self.account = account or FakeKaggle()
-        self.folder = folder
+        self.layout = RunLayout(root)
         self.record: RunRecord = run_record(spec=run_spec())
         self.open()
 
     def open(self) -> None:
-        clock = self.account.clock
-        self.control = Control(self.account, RUN, self.folder, clock, SETTINGS, lambda: self.record)  # type: ignore[arg-type]
+        self.control = Control(kaggle_context(self.account, self.layout, SETTINGS), lambda: self.record)
 
     def ready(self, patience: int = 10) -> None:
         for _ in range(patience):
@@ -51,7 +52,7 @@ class Room:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
-    return Room(tmp_path / "kaggle")
+    return Room(tmp_path)
 
 
 def test_it_is_made_with_all_that_the_run_is(room: Room) -> None:

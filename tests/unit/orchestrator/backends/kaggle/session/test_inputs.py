@@ -8,8 +8,9 @@ from orchestrator.backends.kaggle.session.inputs import DataSources
 from state.data_manifest import DataManifest
 from state.errors import TemporaryError, UserError
 from state.kaggle.names import data_slug
+from state.layout import RunLayout
 from tests.factories import RUN, session_data
-from tests.kaggle_stage import Stage
+from tests.kaggle_stage import Stage, kaggle_context
 from tests.token_data import write_data
 
 
@@ -20,7 +21,7 @@ class Prepared:
         self.stage = Stage(root)
         self.manifest: DataManifest = write_data(root / "data", {"en": list(range(200))})
         self.data = session_data(data_dir=str(root / "data"), data_sha256=self.manifest.data_sha256)
-        self.sources = DataSources(self.stage.account, RUN, root / "kaggle")  # type: ignore[arg-type]
+        self.sources = DataSources(kaggle_context(self.stage.account, RunLayout(root)))
         self.first, self.second = (data_slug(self.manifest.data_sha256, number) for number in (0, 1))
 
     def upload(self, *numbers: int) -> None:
