@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.backends.kaggle.adopt.read_account import adopt
-from orchestrator.backends.kaggle.checkpoints.index import AttemptIndex, Entry, EntryState, Index
+from orchestrator.backends.kaggle.checkpoints.index import Entry, EntryState, Index
+from orchestrator.backends.kaggle.checkpoints.known import Known
 from orchestrator.backends.kaggle.publish.dataset import Publication, PublishedFile, publication_folder
 from orchestrator.backends.kaggle.session.control_dataset import DataRecords
 from orchestrator.backends.simulated import Course
@@ -175,7 +176,7 @@ def test_no_document_carries_a_runs_name_that_is_none(document: Document, place:
 
 @table(HOSTILE, OTHER_ATTEMPTS)
 def test_no_index_has_an_attempt_of_another_name(hostile: str) -> None:
-    refuses(Index(attempts={"s003a1": AttemptIndex()}), ("attempts", "KEY"), hostile)
+    refuses(Index(attempts={"s003a1": Known()}), ("attempts", "KEY"), hostile)
 
 
 @table(HOSTILE)

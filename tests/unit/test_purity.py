@@ -18,6 +18,7 @@ _SOURCES = sorted(path.relative_to(ROOT).as_posix() for package in _PACKAGES for
 
 _PURE = {
     "orchestrator/backends/kaggle/adopt/replay.py",
+    "orchestrator/backends/kaggle/checkpoints/known.py",
     "orchestrator/backends/kaggle/data/parts.py",
     "orchestrator/backends/kaggle/limits.py",
     "orchestrator/backends/kaggle/publish/card.py",

@@ -65,6 +65,10 @@ class DatasetSeen(Document):
         """Whether a version is shown that may still come to be the current one."""
         return any(v.number > self.current and v.status.lower() not in ("failed", "deleted") for v in self.versions)
 
+    def has_lost(self, number: int) -> bool:
+        """Return whether a version was deleted; one that is not processed yet was not."""
+        return number < self.current and all(v.number != number or v.status.lower() == "deleted" for v in self.versions)
+
 
 class Seen(Document):
     """What is known of an attempt from looking."""

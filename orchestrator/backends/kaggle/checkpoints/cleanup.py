@@ -67,7 +67,7 @@ class Disposal:
             self._api().delete_dataset(slug)
         except GemmaOrchError:
             return  # it costs storage, no more: the next sweep tries again
-        self._index.change_attempt(name, is_gone=True)
+        self._index.change_attempt(name, lambda known: known.evolve(is_gone=True))
 
     def _holds_something_else(self, versions: Sequence[DatasetVersion]) -> bool:
         """Return whether a version holds a checkpoint that was not given up."""

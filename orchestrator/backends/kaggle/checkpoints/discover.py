@@ -6,7 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from orchestrator.backends.kaggle.checkpoints.fetch import Fetching
-from orchestrator.backends.kaggle.checkpoints.index import AttemptIndex, Entry, EntryState, IndexFile
+from orchestrator.backends.kaggle.checkpoints.index import Entry, EntryState, IndexFile
+from orchestrator.backends.kaggle.checkpoints.known import (
+    Known,
+    is_believed,
+    made_anew,
+    next_look,
+    with_contents,
+    with_doubt,
+    with_examined,
+    with_look,
+    with_report,
+)
 from orchestrator.backends.kaggle.checkpoints.recheck import check_list
 from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.listing import dataset_is_listed
@@ -21,7 +32,6 @@ from state.ledger import AttemptRecord
 from state.session import AttemptState
 
 _BACKEND = "kaggle"
-_WHOLE_DATASET = 0  # in place of a version's number
 _LOOKS_A_CALL = 4  # attempts of which nothing is known that are looked at in one go, newest first: after the index was lost
 
 
@@ -52,31 +62,30 @@ class Discovery:
         self._fetching = fetching
         self._looks = looks
         self._known_attempts = known_attempts
-        self._not_before: dict[str, datetime] = {}
+        self._next_look: dict[str, datetime] = {}
+        self._next_examination: dict[str, datetime] = {}
 
     def discover(self) -> None:
         """Look at the datasets of attempts that nobody watches and from which something may come: most often at none."""
-        now = self._clock.now()
-        index = self._index.read()
+        now, known = self._clock.now(), self._index.read().attempts
         candidates = [
             attempt
             for attempt in reversed(self._known_attempts())
             if attempt.backend == _BACKEND
             and attempt.state not in (AttemptState.PLANNED, AttemptState.DROPPED)
             and not attempt.is_live  # the backend looks at that one
-            and not index.attempts.get(_name(attempt), AttemptIndex()).is_closed
+            and not known.get(_name(attempt), Known()).is_closed
         ]
         looks = 0
         for attempt in candidates:
             seen = self._looks.seen(attempt.session, attempt.attempt)
             if seen.dataset_at is not None and now < seen.dataset_at + timedelta(seconds=self._settings.poll_every_s):
                 continue
-            if now < self._not_before.get(_name(attempt), now):
+            if now < self._next_look.get(_name(attempt), now):
                 continue
             if looks == _LOOKS_A_CALL:
                 return
             looks += 1
-            self._pause(_name(attempt))
             self._look_at_what_is_over(attempt, now)
 
     def is_ours(self, name: str) -> bool:
@@ -95,17 +104,17 @@ class Discovery:
         name = attempt_name(session, attempt)
         known = self._index.attempt(name)
         new = [version for version in dataset.readable if version.number not in known.examined]
-        if not new and known.current == dataset.current:
+        if not new and known.current == dataset.current and not any(map(dataset.has_lost, known.wrong)):
             return
-        now, examining = self._clock.now(), f"examine {name}"
-        if now < self._not_before.get(examining, now):
+        now = self._clock.now()
+        if now < self._next_examination.get(name, now):
             return
-        self._pause(examining)
+        self._next_examination[name] = self._soon()
         for version in new:
             self._examine(session, attempt, version, is_current=version.number == dataset.current)
         self._forget_what_is_gone(session, attempt, dataset)
         if {version.number for version in dataset.readable} <= set(self._index.attempt(name).examined):
-            self._not_before.pop(examining, None)
+            self._next_examination.pop(name, None)
 
     def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> None:
         """Take in a look at an attempt's dataset that was made for another reason.
@@ -119,7 +128,7 @@ class Discovery:
     def forget_dataset(self, session: int, attempt: int) -> None:
         """Forget what was seen of a dataset that is gone: one of its name, made anew, counts its versions from 1."""
         self._looks.change(session, attempt, dataset=None, dataset_at=None)
-        self._index.change_attempt(attempt_name(session, attempt), current=0, examined=(), wrong={}, is_gone=False)
+        self._index.change_attempt(attempt_name(session, attempt), made_anew)
 
     def take_outputs(self, session: int, attempt: int, kernel: PushedKernel, outputs: Sequence[OutputFile]) -> None:
         """Take in the checkpoint that a kernel left in its output because it could not upload it.
@@ -150,34 +159,23 @@ class Discovery:
         return self._index.attempt(attempt_name(session, attempt)).report_version
 
     def _look_at_what_is_over(self, attempt: AttemptRecord, now: datetime) -> None:
-        slug = attempt_dataset_slug(self._context.run, attempt.session, attempt.attempt)
+        name, slug = _name(attempt), attempt_dataset_slug(self._context.run, attempt.session, attempt.attempt)
         try:
             info = self._api().dataset(slug)
-            self._not_before.pop(f"examine {_name(attempt)}", None)
+            self._next_examination.pop(name, None)
             self.take_dataset(attempt.session, attempt.attempt, info)
         except GemmaOrchError:
             return  # it is looked at again
         finally:
-            self._pause(_name(attempt))
+            self._next_look[name] = self._soon()
+        known = self._index.change_attempt(name, lambda known: with_look(known, now, is_shown=info is not None))
         over_at = attempt.ended_at or attempt.launched_at or attempt.planned_at
-        known = self._index.attempt(_name(attempt))
-        if known.looked_since is None:  # one look may lag, however long the attempt is over
-            self._index.change_attempt(_name(attempt), looked_since=now)
-        if info is None and self._may_still_come(_name(attempt), _WHOLE_DATASET):
-            return
-        over_at = max(over_at, known.looked_since or now)
-        pending = info is not None and info.versions and max(version.number for version in info.versions) > known.current
-        settled = now >= over_at + timedelta(seconds=self._settings.settle_s)
-        late = now >= over_at + timedelta(seconds=self._settings.settle_s + self._settings.processing_limit_s)
-        wrong = known.wrong.keys() - {str(_WHOLE_DATASET)}
-        is_last_seen = known.report_version is not None and not pending  # after its report a session uploads nothing
-        if settled and (is_last_seen or late) and not wrong:
-            if info is not None or self._is_gone(slug):
-                self._index.change_attempt(_name(attempt), is_closed=True)
-        elif settled and not pending and not wrong:  # Kaggle may show a version only once it is processed
-            self._not_before[_name(attempt)] = over_at + timedelta(
-                seconds=self._settings.settle_s + self._settings.processing_limit_s
-            )
+        newest = max((version.number for version in info.versions), default=0) if info is not None else 0
+        again_at = next_look(known, over_at, now, self._settings, newest=newest)
+        if again_at is not None:
+            self._next_look[name] = max(self._next_look[name], again_at)
+        elif info is not None or self._is_gone(slug):
+            self._index.change_attempt(name, lambda known: known.evolve(is_closed=True))
 
     def _is_gone(self, slug: str) -> bool:
         """Return whether a dataset that is not shown is certainly not on the account."""
@@ -188,35 +186,38 @@ class Discovery:
 
     def _examine(self, session: int, attempt: int, version: VersionSeen, *, is_current: bool) -> None:
         slug, name = attempt_dataset_slug(self._context.run, session, attempt), attempt_name(session, attempt)
-        api = self._api()
+        api, now = self._api(), self._clock.now()
         is_said_to_be_ready = version.status.lower() == "ready"  # the dataset's own word may be about a newer version
         if is_current and not is_said_to_be_ready and not api.dataset_is_ready(slug):
             return
         listed = api.dataset_files(slug, version.number)
         if listed is None:
             return
-        known = self._index.attempt(name)
-        if REPORT_NAME in listed and version.number > (known.report_version or 0):
-            self._index.change_attempt(name, report_version=version.number)
+        if REPORT_NAME in listed:
+            self._index.change_attempt(name, lambda known: with_report(known, version.number))
         note = VersionNote.parse(version.notes)
         standing = self._index.entry(note.checkpoint) if note is not None else None
         if note is None or (note.session, note.attempt) != (session, attempt):
             self._tell_of_a_false_note(session, attempt, version)
-            self._index.change_attempt(name, examined=(*known.examined, version.number))
+            self._mark_examined(name, version)
             return
         in_output = standing if standing is not None and standing.place.kind == "output" else None
         in_dataset = standing if in_output is None else None
         if in_dataset is not None and in_dataset.place.version >= version.number and in_dataset.state is not EntryState.CORRUPT:
-            self._index.change_attempt(name, examined=(*known.examined, version.number))  # a later version holds the same one
+            self._mark_examined(name, version)  # a later version holds the same one
             return
         place = CheckpointPlace(kind="dataset", owner=self._context.owner, slug=slug, version=version.number)
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
         judged = self._judged(entry, self._fetching.take_manifest(entry, listed), listed)
-        if judged.state is EntryState.CORRUPT and self._may_still_come(name, version.number):
+        is_sure = is_believed(self._index.attempt(name), version.number, now, self._settings.settle_s)
+        if judged.state is EntryState.CORRUPT and not is_sure:  # it may only be shown too early
+            self._index.change_attempt(name, lambda known: with_doubt(known, version.number, now))
             return
         self._index.put(_promoted(in_output, judged) if in_output is not None else judged)
-        wrong = {number: since for number, since in known.wrong.items() if number != str(version.number)}
-        self._index.change_attempt(name, examined=(*known.examined, version.number), wrong=wrong)
+        self._mark_examined(name, version)
+
+    def _mark_examined(self, name: str, version: VersionSeen) -> None:
+        self._index.change_attempt(name, lambda known: with_examined(known, version.number))
 
     def _tell_of_a_false_note(self, session: int, attempt: int, version: VersionSeen) -> None:
         """Let the controller hear of a version that names what its attempt cannot save; what it holds is never read."""
@@ -228,15 +229,6 @@ class Discovery:
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
         why = f"{entry.where} says that it holds {shown(named)}, which is no checkpoint of this run"
         self._index.put(entry.evolve(state=EntryState.CORRUPT, why=why))
-
-    def _may_still_come(self, name: str, version: int) -> bool:
-        """Return whether a version that is not what its note says may only be shown too early: lists lag, too."""
-        known, now = self._index.attempt(name), self._clock.now()
-        since = known.wrong.get(str(version))
-        if since is None:
-            self._index.change_attempt(name, wrong={**known.wrong, str(version): now})
-            return True
-        return now < since + timedelta(seconds=self._settings.settle_s)
 
     def _judged(self, entry: Entry, manifest_sha256: str | None, listed: Mapping[str, int | None]) -> Entry:
         """Return the entry with what the list and the manifest say of it."""
@@ -255,21 +247,15 @@ class Discovery:
 
     def _forget_what_is_gone(self, session: int, attempt: int, dataset: DatasetSeen) -> None:
         """Drop the checkpoints of versions that the worker has had deleted; what is not processed yet is not gone."""
-        name = attempt_name(session, attempt)
-        standing = {version.number for version in dataset.versions if version.status.lower() != "deleted"}
-        index = self._index.read()
         gone = {
             entry.id
-            for entry in index.checkpoints.values()
+            for entry in self._index.read().checkpoints.values()
             if (entry.session, entry.attempt) == (session, attempt)
             and entry.place.kind == "dataset"
-            and entry.place.version not in standing
-            and entry.place.version < dataset.current
+            and dataset.has_lost(entry.place.version)
         }
         self._index.drop(*gone)
-        examined = self._index.attempt(name).examined
-        current = dataset.current if dataset.current in examined else self._index.attempt(name).current
-        self._index.change_attempt(name, current=current, total_bytes=dataset.total_bytes)
+        self._index.change_attempt(attempt_name(session, attempt), lambda known: with_contents(known, dataset))
 
     def _new_entry(self, checkpoint_id: str, session: int, attempt: int, place: CheckpointPlace, sha256: str) -> Entry:
         return Entry(
@@ -282,8 +268,9 @@ class Discovery:
             checked_at=self._clock.now(),
         )
 
-    def _pause(self, name: str) -> None:
-        self._not_before[name] = self._clock.now() + timedelta(seconds=self._settings.poll_every_s)
+    def _soon(self) -> datetime:
+        """Return when one may ask again, so that what fails or is not shown yet costs a call a poll interval."""
+        return self._clock.now() + timedelta(seconds=self._settings.poll_every_s)
 
 
 def _promoted(in_output: Entry, in_dataset: Entry) -> Entry:

@@ -5,6 +5,7 @@ It can be lost: the notes of the datasets' versions say what lies where, and the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.backends.kaggle.checkpoints.known import Known
 from state import files
 from state.document import Document
 from state.errors import DataError
@@ -58,25 +60,12 @@ class Entry(Document):
         return checkpoint_file_names(self.id, (name,))[name]
 
 
-class AttemptIndex(Document):
-    """What is known of the dataset of one attempt."""
-
-    current: int = Field(default=0, description="the newest version that was looked into")
-    examined: tuple[int, ...] = Field(default=(), description="versions that need no further look")
-    wrong: dict[str, datetime] = Field(default_factory=dict, description="since when a version is not what its note says")
-    report_version: int | None = Field(default=None, description="the newest version that holds a report")
-    total_bytes: int = 0
-    looked_since: datetime | None = Field(default=None, description="when it was first looked at, as far as this index goes")
-    is_closed: bool = Field(default=False, description="nothing more can come from it")
-    is_gone: bool = Field(default=False, description="the dataset was deleted")
-
-
 class Index(Document):
     """All that is known of the checkpoints of a run on the account."""
 
     schema_version: Literal[1] = 1
     checkpoints: dict[CheckpointId, Entry] = Field(default_factory=dict)
-    attempts: dict[AttemptName, AttemptIndex] = Field(default_factory=dict)
+    attempts: dict[AttemptName, Known] = Field(default_factory=dict)
 
     @property
     def stored_bytes(self) -> int:
@@ -131,12 +120,12 @@ class IndexFile:
         kept = {key: entry for key, entry in index.checkpoints.items() if key not in checkpoint_ids}
         self.write(index.evolve(checkpoints=kept))
 
-    def attempt(self, name: str) -> AttemptIndex:
+    def attempt(self, name: str) -> Known:
         """Return what is known of the dataset of an attempt."""
-        return self.read().attempts.get(name, AttemptIndex())
+        return self.read().attempts.get(name, Known())
 
-    def change_attempt(self, name: str, **values: object) -> None:
-        """Remember something more of the dataset of an attempt."""
-        index = self.read()
-        known = self.attempt(name).evolve(**values)
+    def change_attempt(self, name: str, change: Callable[[Known], Known]) -> Known:
+        """Remember what a change makes of what is known of the dataset of an attempt, and return it."""
+        index, known = self.read(), change(self.attempt(name))
         self.write(index.evolve(attempts={**index.attempts, name: known}))
+        return known

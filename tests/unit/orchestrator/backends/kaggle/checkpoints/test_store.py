@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from state.session import AttemptState
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import RUN, after, attempt, commit_checkpoint, run_record, session_spec
 from tests.fake_kaggle import OWNER, FakeKaggle
-from tests.kaggle_stage import DATASET, SETTINGS, Stage, checkpoint_files, upload_checkpoint
+from tests.kaggle_stage import DATASET, SETTINGS, Stage, checkpoint_files, note_of, upload_checkpoint
 
 
 class Shelf:
@@ -479,6 +480,48 @@ def test_more_than_the_share_of_the_storage_is_over_budget(tmp_path: Path) -> No
     shelf.store.ids()
     assert shelf.store.stored_bytes == manifest.total_bytes
     assert shelf.store.is_over_budget == (manifest.total_bytes > 200)
+
+
+def test_an_attempt_is_done_with_when_a_version_that_was_spoiled_was_made_up_for_by_a_later_one(shelf: Shelf) -> None:
+    made = shelf.deliver(10, lose="rank-1.safetensors")
+    shelf.store.ids()
+    shelf.pass_by(61.0)
+    worker = DirectoryCheckpointStore(shelf.stage.root / "worker-1")
+    shelf.account.add_version(DATASET, str(note_of(worker, made)), checkpoint_files(worker, made), "Ready")
+    assert shelf.store.ids() == (made.id,)
+    assert_nothing_more_is_asked(shelf)
+    assert shelf.store.verify(made.id) == made
+
+
+def test_an_attempt_is_done_with_when_a_version_that_was_spoiled_was_deleted(shelf: Shelf) -> None:
+    shelf.deliver(10, lose="rank-1.safetensors")
+    shelf.store.ids()
+    shelf.pass_by(61.0)
+    kept = shelf.deliver(20)
+    shelf.account.dataset_table[DATASET][0].status = "Deleted"
+    assert shelf.store.ids() == (kept.id,)
+    assert_nothing_more_is_asked(shelf)
+
+
+def test_a_doubt_that_an_earlier_gemma_orch_never_gave_up_does_not_keep_an_attempt_from_being_done_with(shelf: Shelf) -> None:
+    made = shelf.deliver(10)
+    shelf.store.ids()
+    [path] = shelf.stage.root.rglob("kaggle/checkpoints.json")
+    stored = json.loads(path.read_bytes())
+    since = stored["attempts"]["s001a1"]["looked_since"]
+    stored["attempts"]["s001a1"]["wrong"] = {"0": since, "1": since}
+    path.write_text(json.dumps(stored))
+    shelf.stage.open()
+    assert shelf.store.ids() == (made.id,)
+    assert_nothing_more_is_asked(shelf)
+
+
+def assert_nothing_more_is_asked(shelf: Shelf) -> None:
+    shelf.settle()
+    shelf.settle()
+    before = shelf.account.count()
+    shelf.settle()
+    assert shelf.account.count() == before
 
 
 def test_an_index_of_another_gemma_orch_is_made_again(tmp_path: Path) -> None:
