@@ -1,8 +1,12 @@
-"""What the controller remembers of a run: the records of the run store, and the changes that may be made to them."""
+"""What the controller remembers of a run: its records, the changes that may be made to them, and what each change does.
+
+`RunRecord.with_changes` is the one place that says what a change does; the run store writes down what comes out of it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -11,10 +15,10 @@ from pydantic import Field, field_validator
 
 from state.document import Document
 from state.errors import ErrorClass
-from state.layout import DataFolder, RunName, check_checkpoint_id
+from state.layout import DataFolder, RunName, attempt_name, check_checkpoint_id
 from state.process import ProcessIdentity
 from state.report import Outcome
-from state.session import LIVE_STATES, AttemptState, RunState
+from state.session import LIVE_STATES, AttemptState, IllegalMoveError, RunState, check_attempt_move, check_run_move
 from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec, SessionSpec
 
 CEILING_GRACE_S = 120.0
@@ -71,6 +75,11 @@ class AttemptRecord(Document):
     comparison: str | None = Field(default=None, description="of a rerun: how its result compares with the original")
 
     @property
+    def key(self) -> tuple[int, int]:
+        """Session and attempt."""
+        return self.session, self.attempt
+
+    @property
     def is_live(self) -> bool:
         """Whether it forbids another attempt of the run."""
         return self.state in LIVE_STATES
@@ -106,6 +115,11 @@ class CheckpointRecord(Document):
     verified_at: datetime | None
     train_s: float
     note: str | None = None
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """Where it comes among the checkpoints of its run: by step, then by fence token."""
+        return self.step, self.fence, self.id
 
     def expected(self) -> ExpectedCheckpoint:
         """Return what a session is told to start from this checkpoint.
@@ -193,6 +207,7 @@ class RunRecord:
     attempts: tuple[AttemptRecord, ...] = ()
     """In the order in which their fence tokens were given out."""
     checkpoints: dict[str, CheckpointRecord] = field(default_factory=dict)
+    """By step, then by fence token."""
 
     @property
     def name(self) -> str:
@@ -224,6 +239,49 @@ class RunRecord:
         """The lineage: parent by checkpoint id."""
         return {checkpoint.id: checkpoint.parent for checkpoint in self.checkpoints.values()}
 
+    def attempt(self, session: int, attempt: int) -> AttemptRecord | None:
+        """Return an attempt, if the run has it."""
+        return next((known for known in self.attempts if known.key == (session, attempt)), None)
+
+    def with_changes(self, changes: Iterable[Change]) -> RunRecord:
+        """Return the record after changes, as a run store that has made them loads it.
+
+        Raises:
+            IllegalMoveError: a change breaks the state tables, or changes an attempt that was never added.
+        """
+        record = self
+        for change in changes:
+            record = record._with_change(change)
+        return record
+
+    def _with_change(self, change: Change) -> RunRecord:
+        match change:
+            case SetHeader(header):
+                check_run_move(self.header.state, header.state)
+                return replace(self, header=header)
+            case PutAttempt(attempt, session_spec):
+                return self._with_attempt(attempt, is_new=session_spec is not None)
+            case PutCheckpoint(checkpoint):
+                known = {**self.checkpoints, checkpoint.id: checkpoint}
+                return replace(self, checkpoints=dict(sorted(known.items(), key=lambda item: item[1].place)))
+            case ClearWish(wish, seen):
+                if getattr(self.wishes, wish) != seen:
+                    return self  # the user has wished for something else meanwhile
+                return replace(self, wishes=self.wishes.evolve(**{wish: None}))
+            case Tell():
+                return self  # the history is no part of the record
+
+    def _with_attempt(self, attempt: AttemptRecord, *, is_new: bool) -> RunRecord:
+        old = self.attempt(*attempt.key)
+        if is_new != (old is None):
+            verb = "added" if is_new else "changed"
+            there = "there already" if is_new else "not there"
+            raise IllegalMoveError(f"attempt {attempt_name(*attempt.key)} is {verb}, and it is {there}")
+        if old is not None:
+            check_attempt_move(old.state, attempt.state)
+        others = (known for known in self.attempts if known is not old)
+        return replace(self, attempts=tuple(sorted((*others, attempt), key=lambda known: known.fence)))
+
 
 @dataclass(frozen=True)
 class SetHeader:
@@ -234,7 +292,7 @@ class SetHeader:
 
 @dataclass(frozen=True)
 class PutAttempt:
-    """Add an attempt, or replace it; a new one comes with its SessionSpec."""
+    """Add an attempt, or replace it; a new one, and only that, comes with its SessionSpec."""
 
     attempt: AttemptRecord
     session_spec: SessionSpec | None = None

@@ -87,7 +87,7 @@ class Checkpoints:
             draft = Draft(record, self._ports.clock.now())
             step_back(draft, checkpoint_id, error.what)
             if decision is not None and decision.branch is not None:
-                call_off(draft, record, decision.session, error.what)
+                call_off(draft, decision.session, error.what)
             self._leases.apply(record, draft.changes)
             return False
         return True

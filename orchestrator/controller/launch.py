@@ -42,8 +42,7 @@ class Launcher:
         ]
         if decision.branch is not None:
             changes.append(ClearWish("rerun", record.wishes.rerun))
-        self._leases.apply(record, changes)
-        return self.launch(record, attempt)
+        return self.launch(self._leases.apply(record, changes), attempt)
 
     def launch(self, record: RunRecord, planned: AttemptRecord) -> Wait | None:
         """Launch a planned attempt, or bring it nearer to that; return what it waits for."""
@@ -55,7 +54,7 @@ class Launcher:
         try:
             if (reason := _not_ready(backend, spec)) is not None:
                 return Wait(reason)
-            self._leases.apply(record, [PutAttempt(attempt)])
+            record = self._leases.apply(record, [PutAttempt(attempt)])
             handle = backend.launch(spec)
         except AmbiguousError:
             return None  # it stays "launching": the next tick looks whether it exists
@@ -63,8 +62,7 @@ class Launcher:
             self._leases.apply(record, [PutAttempt(attempt.evolve(state=AttemptState.PLANNED))])
             return Wait(error.what)
         except GemmaOrchError as error:
-            self._leases.apply(record, [PutAttempt(attempt)])
-            self._never_launched(record, attempt, error)
+            self._never_launched(self._leases.apply(record, [PutAttempt(attempt)]), attempt, error)
             if isinstance(error, CorruptCheckpointError):  # found out when its bytes were wanted somewhere else
                 draft = Draft(self._ports.runs.load(record.name), self._ports.clock.now())
                 step_back(draft, error.checkpoint_id, error.what)

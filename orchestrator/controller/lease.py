@@ -39,12 +39,13 @@ class Leases:
         """Let other controllers have the run."""
         self._ports.runs.release(run, self._ports.owner)
 
-    def apply(self, record: RunRecord, changes: Sequence[Change]) -> None:
-        """Apply changes to the record of a run."""
+    def apply(self, record: RunRecord, changes: Sequence[Change]) -> RunRecord:
+        """Apply changes, and return the record with them; what the user has wished for meanwhile is not in it."""
         self._ports.runs.apply(record.name, self._ports.owner, changes)
+        return record.with_changes(changes)
 
     def changed(self, record: RunRecord, changes: Sequence[Change]) -> RunRecord:
-        """Apply changes, and return the record as it is afterwards."""
+        """Apply changes, and return the record as it is afterwards, with what the user has wished for meanwhile."""
         if not changes:
             return record
         self.apply(record, changes)

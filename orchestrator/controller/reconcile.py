@@ -17,7 +17,6 @@ from state.ledger import (
     Event,
     PutAttempt,
     PutCheckpoint,
-    RunHeader,
     RunRecord,
     SetHeader,
     Tell,
@@ -56,54 +55,40 @@ class Draft:
     """A run's record being changed: what it says now, and the changes that got it there."""
 
     def __init__(self, record: RunRecord, now: datetime) -> None:
-        self.header: RunHeader = record.header
-        self.checkpoints: dict[str, CheckpointRecord] = dict(record.checkpoints)
+        self.record = record
         self.changes: list[Change] = []
-        self._attempts = {(attempt.session, attempt.attempt): attempt for attempt in record.attempts}
         self._now = now
+
+    def change(self, change: Change) -> None:
+        """Make a change."""
+        self.record = self.record.with_changes([change])
+        self.changes.append(change)
 
     def set_header(self, **values: object) -> None:
         """Change fields of the header."""
-        self.header = self.header.evolve(**values)
-        self.changes.append(SetHeader(self.header))
+        self.change(SetHeader(self.record.header.evolve(**values)))
 
     def put_attempt(self, attempt: AttemptRecord, **values: object) -> AttemptRecord:
         """Change fields of an attempt, and return what it is now."""
         changed = attempt.evolve(**values)
-        self._attempts[changed.session, changed.attempt] = changed
-        self.changes.append(PutAttempt(changed))
+        self.change(PutAttempt(changed))
         return changed
 
     def put_checkpoint(self, checkpoint: CheckpointRecord, **values: object) -> CheckpointRecord:
         """Add a checkpoint or change fields of it, and return what it is now."""
         changed = checkpoint.evolve(**values)
-        self.checkpoints[changed.id] = changed
-        self.changes.append(PutCheckpoint(changed))
+        self.change(PutCheckpoint(changed))
         return changed
 
     def tell(self, text: str) -> None:
         """Write a line into the history."""
-        self.changes.append(Tell(Event(at=self._now, text=text)))
-
-    def attempt(self, session: int, attempt: int) -> AttemptRecord | None:
-        """Return what an attempt is now, if the record has it."""
-        return self._attempts.get((session, attempt))
-
-    @property
-    def head_step(self) -> int:
-        """The head's step; 0 when there is none."""
-        return self.checkpoints[self.header.head].step if self.header.head is not None else 0
+        self.change(Tell(Event(at=self._now, text=text)))
 
     @property
     def lost_step(self) -> int:
         """The furthest step that was reached and lost to corruption; to come back to it is no progress."""
-        lost = (known.step for known in self.checkpoints.values() if known.state is CheckpointState.QUARANTINED)
+        lost = (known.step for known in self.record.checkpoints.values() if known.state is CheckpointState.QUARANTINED)
         return max(lost, default=0)
-
-    @property
-    def parents(self) -> dict[str, str | None]:
-        """The lineage: parent by checkpoint id."""
-        return {checkpoint.id: checkpoint.parent for checkpoint in self.checkpoints.values()}
 
 
 def reconcile(record: RunRecord, world: World, now: datetime) -> tuple[Change, ...]:
@@ -117,8 +102,8 @@ def reconcile(record: RunRecord, world: World, now: datetime) -> tuple[Change, .
     if live is not None and world.present is not None:
         _forget_pruned(draft, live, world.present)
     if live is not None and world.observation is not None:
-        current = draft.attempt(live.session, live.attempt) or live
-        _follow(draft, record, current, world.observation, world.report, now)
+        current = draft.record.attempt(live.session, live.attempt) or live
+        _follow(draft, current, world.observation, world.report, now)
     return tuple(draft.changes)
 
 
@@ -127,7 +112,7 @@ def _forget_pruned(draft: Draft, live: AttemptRecord, present: frozenset[str]) -
 
     Anything else that is gone may come back (a disk that is not mounted), and what is noted as pruned would be deleted then.
     """
-    own = [known for known in draft.checkpoints.values() if (known.session, known.attempt) == (live.session, live.attempt)]
+    own = [known for known in draft.record.checkpoints.values() if (known.session, known.attempt) == (live.session, live.attempt)]
     newest_present = max((known.step for known in own if known.id in present), default=0)
     for checkpoint in own:
         gone = checkpoint.id not in present and checkpoint.step < newest_present
@@ -137,9 +122,9 @@ def _forget_pruned(draft: Draft, live: AttemptRecord, present: frozenset[str]) -
 
 def _take_in(draft: Draft, found: Found, now: datetime) -> None:
     manifest = found.manifest
-    attempt = draft.attempt(manifest.session, manifest.attempt)
+    attempt = draft.record.attempt(manifest.session, manifest.attempt)
     parent = manifest.parent
-    if parent not in draft.checkpoints and attempt is not None:
+    if parent not in draft.record.checkpoints and attempt is not None:
         parent = attempt.start_checkpoint  # the worker has pruned its own earlier checkpoints before we saw them
     checkpoint = draft.put_checkpoint(
         CheckpointRecord(
@@ -165,21 +150,20 @@ def _take_in(draft: Draft, found: Found, now: datetime) -> None:
     if attempt is not None:
         commit = judge_commit(
             fence=manifest.fence,
-            newest_fence=draft.header.newest_fence,
+            newest_fence=draft.record.header.newest_fence,
             branch=manifest.branch,
             step=manifest.step,
-            head_step=draft.head_step,
+            head_step=draft.record.head_step,
         )
     if commit is Commit.HEAD:
         progress = manifest.step > draft.lost_step
-        draft.set_header(head=checkpoint.id, step_backs=0 if progress else draft.header.step_backs)
+        draft.set_header(head=checkpoint.id, step_backs=0 if progress else draft.record.header.step_backs)
     elif manifest.branch is None:
         draft.tell(f"checkpoint {manifest.id} came late (fence {manifest.fence}): kept as a branch")
 
 
 def _follow(
     draft: Draft,
-    record: RunRecord,
     attempt: AttemptRecord,
     observation: Observation,
     report: SessionReport | None,
@@ -195,18 +179,17 @@ def _follow(
         case AttemptState.LAUNCHING | AttemptState.QUEUED, Sighting.RUNNING:
             draft.put_attempt(attempt, state=AttemptState.RUNNING, running_at=now)
         case AttemptState.ENDED, _:
-            _collect(draft, record, attempt, observation, report, now)
+            _collect(draft, attempt, observation, report, now)
         case _, Sighting.ENDED | Sighting.MISSING:
             ended_at = report.ended_at if report is not None else observation.ended_at
             ended = draft.put_attempt(attempt, state=AttemptState.ENDED, ended_at=ended_at or now)
-            _collect(draft, record, ended, observation, report, now)
+            _collect(draft, ended, observation, report, now)
         case _:
             return
 
 
 def _collect(
     draft: Draft,
-    record: RunRecord,
     attempt: AttemptRecord,
     observation: Observation,
     report: SessionReport | None,
@@ -234,44 +217,43 @@ def _collect(
             step_back(draft, report.corrupt_checkpoint, report.reason)
     draft.tell(f"session {collected.session} attempt {collected.attempt} {collected.outcome}: {collected.reason}")
     if collected.branch is not None:
-        _finish_rerun(draft, record, collected, now)
+        _finish_rerun(draft, collected, now)
 
 
-def _finish_rerun(draft: Draft, record: RunRecord, attempt: AttemptRecord, now: datetime) -> None:
+def _finish_rerun(draft: Draft, attempt: AttemptRecord, now: datetime) -> None:
     if not attempt.adopt or attempt.head is None:
         return
     draft.set_header(head=attempt.head)
     draft.tell(f"the run goes on from {attempt.head}, the result of {attempt.branch}")
-    unfinished = draft.head_step < record.spec.total_steps
-    if unfinished and draft.header.state in (RunState.FINISHED, RunState.FAILED):
+    unfinished = draft.record.head_step < draft.record.spec.total_steps
+    if unfinished and draft.record.header.state in (RunState.FINISHED, RunState.FAILED):
         # As if the user had said start: what failed before came from another head.
         draft.set_header(state=RunState.ACTIVE, message=None, exit_code=ExitCode.DONE, resumed_at=now, step_backs=0)
 
 
 def step_back(draft: Draft, corrupt: str, why: str) -> None:
     """Quarantine a checkpoint and make the nearest verified ancestor the head, if it was in the head's line."""
-    checkpoint = draft.checkpoints.get(corrupt)
+    checkpoint = draft.record.checkpoints.get(corrupt)
     if checkpoint is None or checkpoint.state is not CheckpointState.VERIFIED:
         return
     draft.put_checkpoint(checkpoint, state=CheckpointState.QUARANTINED, note=why)
-    if corrupt != draft.header.head:
+    if corrupt != draft.record.header.head:
         draft.tell(f"checkpoint {corrupt} is quarantined: {why}")
         return
-    good = next(
-        (known for known in ancestors(corrupt, draft.parents) if draft.checkpoints[known].state is CheckpointState.VERIFIED),
-        None,
-    )
-    lost_steps = checkpoint.step - (draft.checkpoints[good].step if good is not None else 0)
-    draft.set_header(head=good, step_backs=draft.header.step_backs + 1)
+    checkpoints = draft.record.checkpoints
+    line = ancestors(corrupt, draft.record.parents)
+    good = next((known for known in line if checkpoints[known].state is CheckpointState.VERIFIED), None)
+    lost_steps = checkpoint.step - (checkpoints[good].step if good is not None else 0)
+    draft.set_header(head=good, step_backs=draft.record.header.step_backs + 1)
     draft.tell(
         f"checkpoint {corrupt} is quarantined: {why}; the run falls back to {good or 'its beginning'}, "
         f"which costs {lost_steps} steps"
     )
 
 
-def call_off(draft: Draft, record: RunRecord, session: int, why: str) -> None:
+def call_off(draft: Draft, session: int, why: str) -> None:
     """Cancel the rerun of a session, and say why."""
-    draft.changes.append(ClearWish("rerun", record.wishes.rerun))
+    draft.change(ClearWish("rerun", draft.record.wishes.rerun))
     draft.tell(f"session {session} cannot run again: {why}")
 
 

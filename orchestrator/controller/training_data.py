@@ -46,7 +46,7 @@ class TrainingData:
                 self._leases.changed(record, settled(record, RunState.FAILED, str(error), error.exit_code))
             else:
                 draft = Draft(record, self._ports.clock.now())
-                call_off(draft, record, decision.session, str(error))
+                call_off(draft, decision.session, str(error))
                 self._leases.apply(record, draft.changes)
             return None
         # That may have taken hours: what the user has asked for meanwhile counts.

@@ -19,21 +19,17 @@ from state.ledger import (
     AttemptRecord,
     Change,
     CheckpointRecord,
-    ClearWish,
     Event,
     Lease,
     PutAttempt,
-    PutCheckpoint,
     RerunWish,
     RunHeader,
     RunRecord,
     RunWishes,
-    SetHeader,
     StopWish,
     Tell,
 )
 from state.process import ProcessIdentity, certainly_dead
-from state.session import check_attempt_move, check_run_move
 from state.spec import RunSpec, SessionSpec
 
 _BUSY_S = 10.0  # transactions here take milliseconds; longer means that another process is stuck inside one
@@ -240,9 +236,7 @@ class SqliteRunStore:
             header=RunHeader.from_json(header, origin),
             wishes=RunWishes.from_json(wishes, origin),
             attempts=tuple(AttemptRecord.from_json(record, origin) for (record,) in attempts),
-            checkpoints={
-                record.id: record for record in sorted(records, key=lambda record: (record.step, record.fence, record.id))
-            },
+            checkpoints={record.id: record for record in sorted(records, key=lambda record: record.place)},
         )
 
     def _run_row(self, run: str) -> tuple[str, str]:
@@ -266,8 +260,7 @@ class SqliteRunStore:
                 (header.name, header.model_dump_json(), wishes.model_dump_json()),
             )
             if cursor.rowcount == 1:
-                for change in changes:
-                    self._apply_one(header.name, change)
+                self._make(header.name, changes)
         return cursor.rowcount == 1
 
     def set_spec(self, run: str, spec: RunSpec) -> None:
@@ -338,54 +331,59 @@ class SqliteRunStore:
             current = self.lease(run)
             if current is None or current.owner != owner:
                 raise lease_lost(run)
-            for change in changes:
-                self._apply_one(run, change)
+            self._make(run, changes)
 
-    def _apply_one(self, run: str, change: Change) -> None:
-        match change:
-            case SetHeader(header):
-                check_run_move(RunHeader.from_json(self._run_row(run)[0], "the ledger").state, header.state)
-                self._connection.execute("UPDATE runs SET header = ? WHERE name = ?", (header.model_dump_json(), run))
-            case PutAttempt(attempt, session_spec):
-                if session_spec is None:
-                    self._replace_attempt(run, attempt)
-                else:
-                    self._add_attempt(run, attempt, session_spec)
-            case PutCheckpoint(checkpoint):
-                self._connection.execute(
-                    "INSERT INTO checkpoints(run, id, record) VALUES (?, ?, ?) "
-                    "ON CONFLICT(run, id) DO UPDATE SET record = excluded.record",
-                    (run, checkpoint.id, checkpoint.model_dump_json()),
-                )
-            case ClearWish(wish, seen):
-                if getattr(self._wishes(run), wish) == seen:  # else the user has wished anew meanwhile
-                    self._write_wish(run, wish, None)
-            case Tell(event):
-                self._connection.execute("INSERT INTO events(run, event) VALUES (?, ?)", (run, event.model_dump_json()))
+    def _make(self, run: str, changes: Sequence[Change]) -> None:
+        """Write what changes do to the rows that they touch; what that is, `RunRecord.with_changes` says."""
+        before = self._touched(run, changes)
+        after = before.with_changes(changes)
+        if (after.header, after.wishes) != (before.header, before.wishes):
+            self._connection.execute(
+                "UPDATE runs SET header = ?, wishes = ? WHERE name = ?",
+                (after.header.model_dump_json(), after.wishes.model_dump_json(), run),
+            )
+        added = {
+            change.attempt.key: change.session_spec
+            for change in changes
+            if isinstance(change, PutAttempt) and change.session_spec is not None
+        }
+        for attempt in after.attempts:
+            self._put_attempt(run, attempt, added.get(attempt.key))
+        for checkpoint in after.checkpoints.values():
+            self._connection.execute(
+                "INSERT INTO checkpoints(run, id, record) VALUES (?, ?, ?) "
+                "ON CONFLICT(run, id) DO UPDATE SET record = excluded.record",
+                (run, checkpoint.id, checkpoint.model_dump_json()),
+            )
+        for change in changes:
+            if isinstance(change, Tell):
+                self._connection.execute("INSERT INTO events(run, event) VALUES (?, ?)", (run, change.event.model_dump_json()))
 
-    def _add_attempt(self, run: str, attempt: AttemptRecord, session_spec: SessionSpec) -> None:
-        self._connection.execute(
-            "INSERT INTO attempts(run, session, attempt, fence, record, session_spec) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                run,
-                attempt.session,
-                attempt.attempt,
-                attempt.fence,
-                attempt.model_dump_json(),
-                session_spec.model_dump_json(),
-            ),
+    def _touched(self, run: str, changes: Sequence[Change]) -> RunRecord:
+        """Return the part of a run's record that changes depend on: the run itself, and the attempts that they name."""
+        header, wishes = self._run_row(run)
+        origin = f"the ledger's record of run {run}"
+        named = {change.attempt.key for change in changes if isinstance(change, PutAttempt)}
+        query = "SELECT record FROM attempts WHERE run = ? AND session = ? AND attempt = ?"
+        rows = [row for key in named for row in self._rows(query, run, *key)]
+        return RunRecord(
+            header=RunHeader.from_json(header, origin),
+            wishes=RunWishes.from_json(wishes, origin),
+            attempts=tuple(AttemptRecord.from_json(record, origin) for (record,) in rows),
         )
 
-    def _replace_attempt(self, run: str, attempt: AttemptRecord) -> None:
-        key = (run, attempt.session, attempt.attempt)
-        (old,) = self._connection.execute(
-            "SELECT record FROM attempts WHERE run = ? AND session = ? AND attempt = ?", key
-        ).fetchone()
-        check_attempt_move(AttemptRecord.from_json(old, "the ledger").state, attempt.state)
-        self._connection.execute(
-            "UPDATE attempts SET record = ? WHERE run = ? AND session = ? AND attempt = ?",
-            (attempt.model_dump_json(), *key),
-        )
+    def _put_attempt(self, run: str, attempt: AttemptRecord, session_spec: SessionSpec | None) -> None:
+        """Add an attempt that comes with its SessionSpec, or replace it."""
+        key, record = (run, *attempt.key), attempt.model_dump_json()
+        if session_spec is not None:
+            self._connection.execute(
+                "INSERT INTO attempts(run, session, attempt, fence, record, session_spec) VALUES (?, ?, ?, ?, ?, ?)",
+                (*key, attempt.fence, record, session_spec.model_dump_json()),
+            )
+        else:
+            self._connection.execute(
+                "UPDATE attempts SET record = ? WHERE run = ? AND session = ? AND attempt = ?", (record, *key)
+            )
 
     def session_spec(self, run: str, session: int, attempt: int) -> SessionSpec:
         """Return what an attempt was told.

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from state.errors import DataError, LeaseHeldError, LeaseLostError, UserError
 from state.ledger import (
+    Change,
     CheckpointState,
     ClearWish,
     Event,
     PutAttempt,
     PutCheckpoint,
     RerunWish,
+    RunRecord,
     RunWishes,
     SetHeader,
     StopWish,
     Tell,
 )
-from state.session import AttemptState, IllegalMoveError, RunState
+from state.session import ATTEMPT_MOVES, RUN_MOVES, AttemptState, IllegalMoveError, RunState
 from state.stores.run_store import RunStore, SqliteRunStore
 from tests.factories import OWNER, RIVAL, RUN, START, after, attempt, checkpoint, header, run_spec, session_spec
 
@@ -165,6 +170,89 @@ def test_a_run_makes_only_moves_that_the_table_allows(store: RunStore) -> None:
     with pytest.raises(IllegalMoveError, match="a run cannot go from finished to failed"):
         store.apply(RUN, OWNER, [SetHeader(header(state=RunState.FAILED))])
     store.apply(RUN, OWNER, [SetHeader(header(state=RunState.ACTIVE))])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (SetHeader(header(state=RunState.FAILED)), "a run cannot go from finished to failed"),
+        (PutAttempt(attempt(1, state=AttemptState.RUNNING)), "an attempt cannot go from done to running"),
+        (PutAttempt(attempt(2)), "attempt s002a1 is changed, and it is not there"),
+        (PutAttempt(attempt(1), session_spec()), "attempt s001a1 is added, and it is there already"),
+    ],
+)
+def test_what_no_record_can_become_no_store_takes(store: RunStore, change: Change, said: str) -> None:
+    store.apply(RUN, OWNER, [PutAttempt(attempt(1), session_spec()), SetHeader(header(state=RunState.FINISHED))])
+    before = store.load(RUN)
+    with pytest.raises(IllegalMoveError, match=said):
+        before.with_changes([change])
+    with pytest.raises(IllegalMoveError, match=said):
+        store.apply(RUN, OWNER, [change])
+    assert store.load(RUN) == before
+
+
+_NUMBERS = itertools.count(1)
+_WISHES = {"stop": [None, *StopWish], "rerun": [None, RERUN, RERUN.evolve(session=1)]}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_changes_are_made_the_store_loads_what_the_record_says_they_do(store: RunStore, data: st.DataObject) -> None:
+    run = f"run-{next(_NUMBERS)}"
+    wishes = {wish: data.draw(st.sampled_from(values)) for wish, values in _WISHES.items()}
+    record = RunRecord(header(name=run), RunWishes.model_validate({"spec": run_spec(name=run), **wishes}))
+    at_once = some_changes(data, record)
+    assert store.create(record.header, record.wishes, at_once)
+    store.acquire(run, OWNER, START, 60)
+    record = record.with_changes(at_once)
+    assert_same(store.load(run), record)
+    for _ in range(data.draw(st.integers(0, 3))):
+        later = some_changes(data, record)
+        store.apply(run, OWNER, later)
+        record = record.with_changes(later)
+        assert_same(store.load(run), record)
+
+
+def assert_same(loaded: RunRecord, computed: RunRecord) -> None:
+    assert loaded == computed
+    assert list(loaded.checkpoints) == list(computed.checkpoints)
+
+
+def some_changes(data: st.DataObject, record: RunRecord) -> list[Change]:
+    """A few changes that may be made to a record, each after those before it."""
+    changes: list[Change] = []
+    for _ in range(data.draw(st.integers(0, 6))):
+        change = some_change(data, record)
+        record = record.with_changes([change])
+        changes.append(change)
+    return changes
+
+
+def some_change(data: st.DataObject, record: RunRecord) -> Change:
+    """A change that may be made to a record."""
+    kind = data.draw(st.sampled_from([SetHeader, PutAttempt, PutCheckpoint, ClearWish, Tell]))
+    text = data.draw(st.text(max_size=3))
+    if kind is SetHeader:
+        state = data.draw(st.sampled_from([record.header.state, *sorted(RUN_MOVES[record.header.state])]))
+        head = data.draw(st.sampled_from([None, *record.checkpoints]))
+        return SetHeader(record.header.evolve(state=state, head=head, message=text))
+    if kind is PutAttempt:
+        session, number = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+        known = record.attempt(session, number)
+        if known is None:
+            free = sorted(set(range(-1, 8)) - {other.fence for other in record.attempts})
+            state = data.draw(st.sampled_from(AttemptState))
+            fence = data.draw(st.sampled_from(free))
+            return PutAttempt(attempt(session, number, fence=fence, state=state, reason=text), session_spec(session, number))
+        state = data.draw(st.sampled_from([known.state, *sorted(ATTEMPT_MOVES[known.state])]))
+        return PutAttempt(known.evolve(state=state, reason=text))
+    if kind is PutCheckpoint:
+        step, session, fence = (data.draw(st.integers(1, 3)) for _ in range(3))
+        return PutCheckpoint(checkpoint(step, session, fence=fence, state=data.draw(st.sampled_from(CheckpointState)), note=text))
+    if kind is ClearWish:
+        wish = data.draw(st.sampled_from(["stop", "rerun"]))
+        return ClearWish(wish, data.draw(st.sampled_from(_WISHES[wish])))
+    return tell(text)
 
 
 def test_no_fence_token_is_given_out_twice(store: RunStore) -> None:

@@ -7,7 +7,6 @@ was launched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -22,7 +21,6 @@ from state.ledger import (
     Change,
     CheckpointRecord,
     CheckpointState,
-    ClearWish,
     DataRecord,
     Event,
     PutAttempt,
@@ -257,11 +255,11 @@ class _Adoption:
         )
 
     def _known(self, seen: SeenAttempt) -> AttemptRecord | None:
-        return next((known for known in self._record.attempts if (known.session, known.attempt) == seen.key), None)
+        return self._record.attempt(*seen.key)
 
     def _change(self, *changes: Change) -> None:
         self.changes.extend(changes)
-        self._record = applied(self._record, changes)
+        self._record = self._record.with_changes(changes)
 
     def _set_header(self, **values: object) -> None:
         self._change(SetHeader(self._record.header.evolve(**values)))
@@ -433,25 +431,6 @@ class _Adoption:
             message = f"{what}, nor is any that came before it: gemma-orch start would begin at step 0 again"
             values |= {"state": RunState.FAILED, "message": message, "exit_code": ExitCode.DATA}
         self._set_header(**values)
-
-
-def applied(record: RunRecord, changes: Iterable[Change]) -> RunRecord:
-    """Return a record after changes, as the run store would load it."""
-    header = record.header
-    attempts = {(attempt.session, attempt.attempt): attempt for attempt in record.attempts}
-    checkpoints = dict(record.checkpoints)
-    for change in changes:
-        match change:
-            case SetHeader(changed):
-                header = changed
-            case PutAttempt(attempt):
-                attempts[attempt.session, attempt.attempt] = attempt
-            case PutCheckpoint(checkpoint):
-                checkpoints[checkpoint.id] = checkpoint
-            case ClearWish() | Tell():
-                pass
-    ordered: Sequence[AttemptRecord] = sorted(attempts.values(), key=lambda attempt: attempt.fence)
-    return replace(record, header=header, attempts=tuple(ordered), checkpoints=checkpoints)
 
 
 def _name(attempt: AttemptRecord) -> str:

@@ -257,10 +257,10 @@ def test_a_step_back_goes_to_the_nearest_verified_ancestor_and_says_the_cost() -
     known[2] = known[2].evolve(state=CheckpointState.PRUNED)
     draft = Draft(run_record([attempt(1)], known, head=known[3].id), START)
     step_back(draft, known[3].id, "it has changed")
-    assert draft.header.head == known[1].id
-    assert draft.header.step_backs == 1
-    assert draft.checkpoints[known[3].id].state is CheckpointState.QUARANTINED
-    assert draft.checkpoints[known[3].id].note == "it has changed"
+    assert draft.record.header.head == known[1].id
+    assert draft.record.header.step_backs == 1
+    assert draft.record.checkpoints[known[3].id].state is CheckpointState.QUARANTINED
+    assert draft.record.checkpoints[known[3].id].note == "it has changed"
     assert texts(tuple(draft.changes)) == [
         "checkpoint step-00000040-s001a1 is quarantined: it has changed; "
         "the run falls back to step-00000020-s001a1, which costs 20 steps"
@@ -271,8 +271,8 @@ def test_a_corrupt_checkpoint_that_is_not_the_head_costs_nothing() -> None:
     known = line(10, 20)
     draft = Draft(run_record([attempt(1)], known, head=known[1].id), START)
     step_back(draft, known[0].id, "it has changed")
-    assert draft.header.head == known[1].id
-    assert draft.header.step_backs == 0
+    assert draft.record.header.head == known[1].id
+    assert draft.record.header.step_backs == 0
     assert texts(tuple(draft.changes)) == ["checkpoint step-00000010-s001a1 is quarantined: it has changed"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.backends.kaggle.adopt.replay import RunOnAccount, SeenAttempt, applied, first_record, what_is_new
+from orchestrator.backends.kaggle.adopt.replay import RunOnAccount, SeenAttempt, first_record, what_is_new
 from orchestrator.backends.simulated import Course
 from orchestrator.controller.attempt import ref_of
 from orchestrator.controller.decide import Launch, Resume, decide
@@ -77,7 +77,7 @@ def account(*attempts: SeenAttempt, **values: Any) -> RunOnAccount:
 
 def adopted(shown: RunOnAccount, record: RunRecord | None = None, now: datetime = _NOW) -> RunRecord:
     record = record or first_record(shown, now)
-    return applied(record, what_is_new(record, shown, now))
+    return record.with_changes(what_is_new(record, shown, now))
 
 
 def states(record: RunRecord) -> dict[str, str]:
@@ -292,7 +292,7 @@ def test_a_ledger_that_others_went_on_without_catches_up() -> None:
     )
     changes = what_is_new(record, shown, _NOW)
     assert sum(isinstance(change, PutAttempt) and change.session_spec is not None for change in changes) == 1
-    later = applied(record, changes)
+    later = record.with_changes(changes)
     assert states(later) == {"s001a1": "done", "s002a1": "done", "s003a1": "running"}
     assert (later.header.head, later.header.newest_fence) == ("step-00000060-s003a1", 3)
 
@@ -312,7 +312,7 @@ def test_an_attempt_that_was_planned_here_and_overtaken_is_never_sent() -> None:
 def test_an_attempt_that_was_planned_here_and_pushed_elsewhere_is_followed() -> None:
     shown = account(seen(1, sighting=Sighting.MISSING))
     record = adopted(shown)
-    planned = applied(record, [PutAttempt(record.attempts[0].evolve(state=AttemptState.PLANNED))])
+    planned = record.with_changes([PutAttempt(record.attempts[0].evolve(state=AttemptState.PLANNED))])
     later = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=Sighting.QUEUED)), planned)
     assert states(later) == {"s001a1": "done", "s002a1": "queued"}
 
@@ -354,7 +354,7 @@ def test_a_store_takes_the_whole_run_at_once_and_only_once(ram_path: Path) -> No
     changes = what_is_new(record, shown, _NOW)
     store = SqliteRunStore(ram_path / "ledger")
     assert store.create(record.header, record.wishes, changes)
-    assert store.load(RUN) == applied(record, changes)
+    assert store.load(RUN) == record.with_changes(changes)
     assert store.session_spec(RUN, 2, 1) == shown.attempts[1].spec
     assert not store.create(record.header, record.wishes, changes)
     store.acquire(RUN, OWNER, _NOW, 60)
