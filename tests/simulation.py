@@ -17,6 +17,7 @@ from state.clock import Clock, ManualClock
 from state.layout import HomeLayout
 from state.ledger import DataRecord, RerunWish, RunHeader, RunRecord, RunWishes
 from state.process import ProcessIdentity, identify
+from state.session import AttemptState
 from state.spec import RunSpec
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from state.stores.run_store import SqliteRunStore
@@ -114,6 +115,14 @@ class Simulation:
         self.runs.close()
 
 
+Simulate = Callable[..., Simulation]
+"""What the fixture `simulate` is: makes simulations of one world."""
+
+
 def digest_of_head(record: RunRecord) -> str:
     assert record.head is not None
     return record.head.state_sha256
+
+
+def attempts_of(record: RunRecord) -> list[tuple[int, int, AttemptState]]:
+    return [(attempt.session, attempt.attempt, attempt.state) for attempt in record.attempts]
