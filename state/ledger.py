@@ -259,6 +259,8 @@ class RunRecord:
             case SetHeader(header):
                 check_run_move(self.header.state, header.state)
                 return replace(self, header=header)
+            case SetData(data, spec):
+                return replace(self, header=self.header.evolve(data=data)) if self.spec == spec else self
             case PutAttempt(attempt, session_spec):
                 return self._with_attempt(attempt, is_new=session_spec is not None)
             case PutCheckpoint(checkpoint):
@@ -291,6 +293,14 @@ class SetHeader:
 
 
 @dataclass(frozen=True)
+class SetData:
+    """Record data that was prepared for a spec; not when the user asks for something else meanwhile."""
+
+    data: tuple[DataRecord, ...]
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
 class PutAttempt:
     """Add an attempt, or replace it; a new one, and only that, comes with its SessionSpec."""
 
@@ -320,7 +330,7 @@ class Tell:
     event: Event
 
 
-Change = SetHeader | PutAttempt | PutCheckpoint | ClearWish | Tell
+Change = SetHeader | SetData | PutAttempt | PutCheckpoint | ClearWish | Tell
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from orchestrator.ports import Ports
 from state.data_manifest import TOKENIZER_NAME
 from state.errors import DataError, UserError
 from state.layout import HomeLayout
-from state.ledger import DataRecord, RunRecord, SetHeader
+from state.ledger import DataRecord, RunRecord, SetData, SetHeader
 from state.session import RunState
 from state.spec import ORDER_VERSION, RunSpec
 
@@ -50,11 +50,8 @@ class TrainingData:
                 self._leases.apply(record, draft.changes)
             return None
         # That may have taken hours: what the user has asked for meanwhile counts.
-        wishes = self._ports.runs.load(record.name).wishes
-        if wishes.spec != record.spec:
-            return None
-        record = self._leases.changed(record, [SetHeader(record.header.evolve(data=known))])
-        return record if record.wishes == wishes and wishes.stop is None else None
+        now = self._leases.changed(record, [SetData(known, record.spec)])
+        return now if now.wishes == record.wishes else None
 
     def relocated(self, record: RunRecord) -> RunRecord:
         """Return the record with the place that the user names now for a folder made already, once the same data lies there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,8 +51,8 @@ class RunStore(Protocol):
         """Add a run, with what is known of it already; return False, and change nothing, when its name is taken."""
         ...
 
-    def set_spec(self, run: str, spec: RunSpec) -> None:
-        """Replace what the user asks for; needs no lease."""
+    def set_spec(self, run: str, spec: RunSpec, *, seen: RunRecord) -> bool:
+        """Replace what the user asks for, if spec and data of the run are as they were seen; return whether; needs no lease."""
         ...
 
     def set_stop(self, run: str, stop: StopWish | None) -> None:
@@ -224,27 +225,27 @@ class SqliteRunStore:
         with self._translated():
             self._connection.execute("BEGIN")
         try:
-            header, wishes = self._run_row(run)
+            record = self._run(run)
             attempts = self._rows("SELECT record FROM attempts WHERE run = ? ORDER BY fence", run)
             checkpoints = self._rows("SELECT record FROM checkpoints WHERE run = ?", run)
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")  # nothing was written
-        origin = f"the ledger's record of run {run}"
-        records = [CheckpointRecord.from_json(record, origin) for (record,) in checkpoints]
-        return RunRecord(
-            header=RunHeader.from_json(header, origin),
-            wishes=RunWishes.from_json(wishes, origin),
-            attempts=tuple(AttemptRecord.from_json(record, origin) for (record,) in attempts),
-            checkpoints={record.id: record for record in sorted(records, key=lambda record: record.place)},
+        origin = _origin(run)
+        known = [CheckpointRecord.from_json(checkpoint, origin) for (checkpoint,) in checkpoints]
+        return replace(
+            record,
+            attempts=tuple(AttemptRecord.from_json(attempt, origin) for (attempt,) in attempts),
+            checkpoints={each.id: each for each in sorted(known, key=lambda each: each.place)},
         )
 
-    def _run_row(self, run: str) -> tuple[str, str]:
+    def _run(self, run: str) -> RunRecord:
+        """Return a run's record without its attempts and checkpoints."""
         rows = self._rows("SELECT header, wishes FROM runs WHERE name = ?", run)
         if not rows:
             raise UserError(f"there is no run {run!r}", remedy="gemma-orch status lists the runs of this home")
         header, wishes = rows[0]
-        return header, wishes
+        return RunRecord(RunHeader.from_json(header, _origin(run)), RunWishes.from_json(wishes, _origin(run)))
 
     def create(self, header: RunHeader, wishes: RunWishes, changes: Sequence[Change] = ()) -> bool:
         """Add a run, with what is known of it already; return False, and change nothing, when its name is taken.
@@ -263,9 +264,17 @@ class SqliteRunStore:
                 self._make(header.name, changes)
         return cursor.rowcount == 1
 
-    def set_spec(self, run: str, spec: RunSpec) -> None:
-        """Replace what the user asks for; needs no lease."""
-        self._wish(run, "spec", spec)
+    def set_spec(self, run: str, spec: RunSpec, *, seen: RunRecord) -> bool:
+        """Replace what the user asks for, if spec and data of the run are as they were seen; return whether; needs no lease.
+
+        Whether a run may change its spec depends on the two, so another command or controller must not come between.
+        """
+        with self._transaction(f"wish spec {run}"):
+            now = self._run(run)
+            is_as_seen = (now.spec, now.header.data) == (seen.spec, seen.header.data)
+            if is_as_seen:
+                self._write_wish(run, "spec", spec)
+        return is_as_seen
 
     def set_stop(self, run: str, stop: StopWish | None) -> None:
         """Ask for the run to stop, or take that back; needs no lease."""
@@ -280,11 +289,8 @@ class SqliteRunStore:
             self._write_wish(run, wish, value)
 
     def _write_wish(self, run: str, wish: str, value: RunSpec | StopWish | RerunWish | None) -> None:
-        wishes = self._wishes(run).evolve(**{wish: value})
+        wishes = self._run(run).wishes.evolve(**{wish: value})
         self._connection.execute("UPDATE runs SET wishes = ? WHERE name = ?", (wishes.model_dump_json(), run))
-
-    def _wishes(self, run: str) -> RunWishes:
-        return RunWishes.from_json(self._run_row(run)[1], f"the ledger's record of run {run}")
 
     def lease(self, run: str) -> Lease | None:
         """Return who holds a run, if anybody does; an expired lease or a dead owner is nobody's concern here."""
@@ -301,7 +307,7 @@ class SqliteRunStore:
             UserError: there is no such run.
         """
         with self._transaction(f"lease {run}"):
-            self._run_row(run)
+            self._run(run)
             current = self.lease(run)
             if current is not None and current.owner != owner and is_in_force(current, now):
                 raise LeaseHeldError(
@@ -361,16 +367,10 @@ class SqliteRunStore:
 
     def _touched(self, run: str, changes: Sequence[Change]) -> RunRecord:
         """Return the part of a run's record that changes depend on: the run itself, and the attempts that they name."""
-        header, wishes = self._run_row(run)
-        origin = f"the ledger's record of run {run}"
         named = {change.attempt.key for change in changes if isinstance(change, PutAttempt)}
         query = "SELECT record FROM attempts WHERE run = ? AND session = ? AND attempt = ?"
         rows = [row for key in named for row in self._rows(query, run, *key)]
-        return RunRecord(
-            header=RunHeader.from_json(header, origin),
-            wishes=RunWishes.from_json(wishes, origin),
-            attempts=tuple(AttemptRecord.from_json(record, origin) for (record,) in rows),
-        )
+        return replace(self._run(run), attempts=tuple(AttemptRecord.from_json(record, _origin(run)) for (record,) in rows))
 
     def _put_attempt(self, run: str, attempt: AttemptRecord, session_spec: SessionSpec | None) -> None:
         """Add an attempt that comes with its SessionSpec, or replace it."""
@@ -402,6 +402,10 @@ class SqliteRunStore:
         """Return the last lines of a run's history, oldest first."""
         rows = self._rows("SELECT event FROM events WHERE run = ? ORDER BY number DESC LIMIT ?", run, limit)
         return tuple(Event.from_json(row[0], "the ledger's history") for row in reversed(rows))
+
+
+def _origin(run: str) -> str:
+    return f"the ledger's record of run {run}"
 
 
 def is_in_force(lease: Lease, now: datetime) -> bool:

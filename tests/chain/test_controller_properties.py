@@ -110,7 +110,7 @@ def act(run: Simulation, what: str) -> None:
             if record.attempts:
                 commit_late(run, record.attempts[len(record.attempts) // 2], record.head_step + 3)
         case "extend":
-            run.runs.set_spec(RUN, record.spec.evolve(total_steps=_TOTAL_STEPS + 10))
+            run.runs.set_spec(RUN, record.spec.evolve(total_steps=_TOTAL_STEPS + 10), seen=record)
 
 
 @settings(

@@ -58,7 +58,7 @@ def test_when_the_controller_at_work_is_killed_the_one_that_waits_takes_over(ram
     while "ticked" not in second.stdout.readline():
         assert second.poll() is None
     head_step = run.record.head_step
-    run.runs.set_spec("tamil", run.record.spec.evolve(total_steps=head_step + 20))
+    run.runs.set_spec("tamil", run.record.spec.evolve(total_steps=head_step + 20), seen=run.record)
     lines_of(second)
     assert run.record.header.state is RunState.FINISHED
     assert set(run.backend.launches().values()) == {1}

@@ -21,13 +21,14 @@ from state.ledger import (
     RerunWish,
     RunRecord,
     RunWishes,
+    SetData,
     SetHeader,
     StopWish,
     Tell,
 )
 from state.session import ATTEMPT_MOVES, RUN_MOVES, AttemptState, IllegalMoveError, RunState
 from state.stores.run_store import RunStore, SqliteRunStore
-from tests.factories import OWNER, RIVAL, RUN, START, after, attempt, checkpoint, header, run_spec, session_spec
+from tests.factories import DATA, OWNER, RIVAL, RUN, START, after, attempt, checkpoint, header, run_record, run_spec, session_spec
 
 Open = Callable[[], RunStore]
 RERUN = RerunWish(session=2, adopt=True, requested_at=START)
@@ -95,7 +96,7 @@ def test_an_unknown_run_is_the_users_error_wherever_it_is_named(store: RunStore)
     acts: list[Callable[[], object]] = [
         lambda: store.load("tamul"),
         lambda: store.set_stop("tamul", StopWish.NOW),
-        lambda: store.set_spec("tamul", run_spec()),
+        lambda: store.set_spec("tamul", run_spec(), seen=run_record()),
         lambda: store.set_rerun("tamul", RERUN),
         lambda: store.acquire("tamul", OWNER, START, 60),
     ]
@@ -230,12 +231,15 @@ def some_changes(data: st.DataObject, record: RunRecord) -> list[Change]:
 
 def some_change(data: st.DataObject, record: RunRecord) -> Change:
     """A change that may be made to a record."""
-    kind = data.draw(st.sampled_from([SetHeader, PutAttempt, PutCheckpoint, ClearWish, Tell]))
+    kind = data.draw(st.sampled_from([SetHeader, SetData, PutAttempt, PutCheckpoint, ClearWish, Tell]))
     text = data.draw(st.text(max_size=3))
     if kind is SetHeader:
         state = data.draw(st.sampled_from([record.header.state, *sorted(RUN_MOVES[record.header.state])]))
         head = data.draw(st.sampled_from([None, *record.checkpoints]))
         return SetHeader(record.header.evolve(state=state, head=head, message=text))
+    if kind is SetData:
+        spec = data.draw(st.sampled_from([record.spec, run_spec(name=record.name, total_steps=7)]))
+        return SetData(data.draw(st.sampled_from([(), (DATA,)])), spec)
     if kind is PutAttempt:
         session, number = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
         known = record.attempt(session, number)
@@ -271,11 +275,31 @@ def test_wishes_need_no_lease(store: RunStore, open_store: Open) -> None:
     other = open_store()
     other.set_stop(RUN, StopWish.CHECKPOINT)
     other.set_rerun(RUN, RERUN)
-    other.set_spec(RUN, run_spec(total_steps=7))
+    assert other.set_spec(RUN, run_spec(total_steps=7), seen=store.load(RUN))
     assert store.load(RUN).wishes == RunWishes(spec=run_spec(total_steps=7), stop=StopWish.CHECKPOINT, rerun=RERUN)
     other.set_stop(RUN, None)
     other.set_rerun(RUN, None)
     assert store.load(RUN).wishes == RunWishes(spec=run_spec(total_steps=7))
+
+
+def test_a_spec_is_not_replaced_when_it_or_the_data_has_changed_since_it_was_seen(store: RunStore, open_store: Open) -> None:
+    seen = store.load(RUN)
+    store.apply(RUN, OWNER, [tell("x"), SetHeader(header(message="another message"))])  # what is asked for does not depend on it
+    assert open_store().set_spec(RUN, run_spec(total_steps=7), seen=seen)
+    assert not store.set_spec(RUN, run_spec(total_steps=8), seen=seen)
+    seen = store.load(RUN)
+    store.apply(RUN, OWNER, [SetHeader(header(data=()))])
+    assert not store.set_spec(RUN, run_spec(total_steps=9), seen=seen)
+    assert store.load(RUN).spec.total_steps == 7
+
+
+def test_data_that_was_prepared_for_another_spec_than_is_asked_for_now_is_not_recorded(store: RunStore) -> None:
+    other, seen = DATA.evolve(sha256="e" * 64), store.load(RUN)
+    store.apply(RUN, OWNER, [SetData((other,), seen.spec)])
+    assert store.load(RUN).header.data == (other,)
+    assert store.set_spec(RUN, run_spec(total_steps=7), seen=store.load(RUN))
+    store.apply(RUN, OWNER, [SetData((DATA,), seen.spec)])
+    assert store.load(RUN).header.data == (other,)
 
 
 def test_a_wish_that_was_carried_out_is_cleared(store: RunStore) -> None:

@@ -131,7 +131,11 @@ def test_a_start_is_not_left_to_a_controller_that_does_not_bring_the_run_on(with
     """As `data add` and `rerun` of a run that is over: the start would end well, and nothing would ever go on."""
     runs = SqliteRunStore(HomeLayout(with_run.home).ledger)
     runs.acquire("finished-run", RIVAL, datetime.now(UTC), 60.0)
-    runs.set_spec("finished-run", RunSpec(name="finished-run", total_steps=100, training=TrainingSpec(threads=1)))
+    runs.set_spec(
+        "finished-run",
+        RunSpec(name="finished-run", total_steps=100, training=TrainingSpec(threads=1)),
+        seen=runs.load("finished-run"),
+    )
     before = runs.load("finished-run")
     error = with_run.fail("start", "--name", "finished-run", "--total-steps", "120")
     assert isinstance(error, LeaseHeldError)

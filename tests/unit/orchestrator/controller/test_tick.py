@@ -140,7 +140,7 @@ def test_a_stop_that_is_taken_back_in_time_changes_nothing(simulate: Simulate) -
 def test_more_steps_make_a_finished_run_go_on_from_its_head(simulate: Simulate) -> None:
     run = simulate().create(total_steps=20)
     run.run_until_over()
-    run.runs.set_spec(RUN, run_spec(total_steps=50))
+    run.runs.set_spec(RUN, run_spec(total_steps=50), seen=run.record)
     assert isinstance(run.tick().decision, Finish)  # only start makes it go on
     run.controller.activate(RUN)
     record = run.run_until_over().record

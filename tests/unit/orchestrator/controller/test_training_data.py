@@ -9,7 +9,7 @@ from state.errors import DataError
 from state.ledger import DataRecord, RerunWish, StopWish
 from state.session import RunState
 from state.spec import DataSpec, RunSpec
-from tests.factories import DATA, RUN, run_spec
+from tests.factories import DATA, RUN, START, run_spec
 from tests.simulation import Simulate
 
 
@@ -58,12 +58,27 @@ def test_data_prepared_for_what_is_no_longer_asked_for_is_not_taken(simulate: Si
         prepared.append(spec.data.alpha)
         if len(prepared) == 1:  # meanwhile, in another terminal
             changed = spec.evolve(data=spec.data.evolve(alpha=0.5))
-            simulation.runs.set_spec(RUN, changed)
+            simulation.runs.set_spec(RUN, changed, seen=simulation.record)
         return DATA
 
     simulation = simulate(prepare=slowly).create()
     simulation.run_until(lambda tick: tick.record.live_attempt is not None)
     assert prepared == [0.7, 0.5]
+
+
+def test_another_rerun_that_is_wished_for_while_data_is_prepared_again_is_the_one_that_runs(simulate: Simulate) -> None:
+    lost: list[bool] = []
+
+    def slowly(_spec: RunSpec, _keep_lease: Callable[[], None], **_version: int) -> DataRecord:
+        if lost:  # meanwhile, in another terminal
+            run.runs.set_rerun(RUN, RerunWish(session=2, adopt=False, requested_at=START))
+        lost.clear()
+        return DATA
+
+    run = simulate(prepare=slowly, has_data=lambda _run, _data: not lost).create(total_steps=40)
+    run.run_until_over()
+    lost.append(True)
+    assert [attempt.key for attempt in run.rerun(1).record.attempts] == [(1, 1), (2, 1), (2, 2)]
 
 
 def test_data_that_was_lost_is_prepared_again_and_must_be_the_same(simulate: Simulate) -> None:
@@ -82,7 +97,8 @@ def test_a_data_folder_that_was_moved_is_read_where_the_user_says(simulate: Simu
     run.create(total_steps=40, data=DataSpec(prepared="/old"))
     run.run_until_over()
     places.symmetric_difference_update({"/old", "/new"})
-    run.runs.set_spec(RUN, run_spec(total_steps=40 if finished else 60, data=DataSpec(prepared="/new")))
+    spec = run_spec(total_steps=40 if finished else 60, data=DataSpec(prepared="/new"))
+    assert run.runs.set_spec(RUN, spec, seen=run.record)
     run.controller.activate(RUN)
     run.run_until_over()
     header = run.record.header
@@ -94,7 +110,7 @@ def test_a_data_folder_with_other_data_is_not_taken_for_the_moved_one(simulate: 
     run = simulate(prepare=found_there(places, sha256="9" * 64), has_data=lambda _run, data: data.folder in places)
     run.create(total_steps=40, data=DataSpec(prepared="/old"))
     run.run_until_over()
-    run.runs.set_spec(RUN, run_spec(total_steps=60, data=DataSpec(prepared="/other")))
+    run.runs.set_spec(RUN, run_spec(total_steps=60, data=DataSpec(prepared="/other")), seen=run.record)
     run.controller.activate(RUN)
     run.run_until_over()
     header = run.record.header

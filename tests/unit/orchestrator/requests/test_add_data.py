@@ -131,7 +131,7 @@ def test_a_version_that_was_read_stays(tmp_path: Path) -> None:
     run = stopped(tmp_path)
     first = add(run, MORE)
     resume(run)
-    run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=90))
+    run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=90), seen=run.record)
     with pytest.raises(UserError, match="has trained step 31 already"):
         add(run, MORE, from_step=31)
     second = add(run, MORE)
@@ -170,7 +170,7 @@ def test_a_run_that_has_ended_may_get_data_before_it_is_extended(tmp_path: Path)
     run = Simulation(tmp_path, prepare=Prepared()).create(total_steps=20)
     run.run_until_over()
     assert add(run, MORE).first_step == 20
-    run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=40))
+    run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=40), seen=run.record)
     resume(run)
     assert run.record.head_step == 40
 
