@@ -64,7 +64,8 @@ class _Lookup(torch.autograd.Function):
         # Rows of one id are first added up in their order: adding them to the matrix at once would let threads race for
         # a row, and every run would round differently.
         seen_ids, row_of_id = ids.unique(return_inverse=True)
-        rows = torch.ops.aten.embedding_dense_backward(grad_x * ctx.scale, row_of_id, seen_ids.numel(), -1, False)
+        grad_MD = (grad_x * ctx.scale).flatten(0, -2)
+        rows = grad_MD.new_zeros(seen_ids.numel(), grad_MD.shape[-1]).index_add_(0, row_of_id.flatten(), grad_MD)
         gradient_VD.index_add_(0, seen_ids, rows)
         return gradient_VD, None, None, None
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.optim.adamw import adamw
 
 from state.spec import TrainingSpec
 
@@ -42,8 +43,8 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 class AdamW:
     """AdamW whose whole state is two tensors a parameter; the step count and the learning rate are given to it.
 
-    It calls the kernel that `torch.optim.AdamW(fused=True)` calls, and gives the same bits (a test holds this). The
-    class itself is left out because making one imports the compiler: a second at the start of every session.
+    It calls the function that `torch.optim.AdamW(fused=True)` calls, and gives the same bits (a test holds this). Making an
+    object of that class imports the compiler, a second at the start of every session; calling the function imports nothing.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
@@ -86,14 +87,15 @@ class AdamW:
         if not parameters:
             return
         device = parameters[0].device
-        count = torch.tensor(float(number), device=device)
-        torch._fused_adamw_(
+        done = torch.full((len(names),), float(number - 1), device=device)  # torch counts this step itself, in place
+        adamw(
             parameters,
             [_gradient(self._parameters[name]) for name in names],
             [self.exp_avg[name] for name in names],
             [self.exp_avg_sq[name] for name in names],
             [],
-            [count] * len(parameters),
+            list(done),
+            fused=True,
             lr=rate,
             beta1=self._training.beta1,
             beta2=self._training.beta2,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.model.loss import cross_entropy
+from worker.model.loss import EmbeddingGradient, cross_entropy, shared_lookup
 
 
 def problem(num_positions: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,6 +58,18 @@ def test_a_loss_far_from_its_targets_stays_finite() -> None:
     assert loss.item() == pytest.approx(40_000.0)
     assert h.grad is not None
     assert h.grad.isfinite().all()
+
+
+def test_the_lookups_gradient_has_the_bits_of_torchs_own() -> None:
+    _, embedding, ids = problem(600, 50)
+    ids, upstream = ids.view(4, 150), torch.randn(4, 150, 16, generator=torch.Generator().manual_seed(1))
+    shared = EmbeddingGradient()
+    shared.leave(torch.zeros_like(embedding))
+
+    (found,) = torch.autograd.grad(shared_lookup(embedding, ids, 2.0, shared), embedding, upstream)
+    (expected,) = torch.autograd.grad(functional.embedding(ids, embedding), embedding, 2.0 * upstream)
+
+    assert torch.equal(found, expected)
 
 
 def test_gradients_are_handed_over_once() -> None:
