@@ -9,6 +9,8 @@ Report", arXiv:2503.19786.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +20,7 @@ from worker.model.attention import causal_attention, window_attention
 from worker.model.lean import gated_gelu, rms_norm
 from worker.model.loss import EmbeddingGradient, cross_entropy, shared_lookup
 from worker.model.matmul import linear
+from worker.model.private_torch import let_backward_recompute
 
 
 class RMSNorm(nn.Module):
@@ -214,18 +217,16 @@ class Gemma3(nn.Module):
         h_MD = self.model(x_BTD).flatten(0, 1)
         return cross_entropy(h_MD, embedding_VD, target_ids_BT.flatten(), num_targets or target_ids_BT.numel(), shared)
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Compile the decoder layers one by one; names of parameters stay as they are.
 
         Embedding and loss stay eager: a wholly compiled model is not bit-exact from run to run (its embedding gradient
         is added up in any order), a model of compiled layers is.
-        """
-        import torch._functorch.config as partitioner
 
-        # Let the backward pass recompute the inputs of matrix products, which are cheap, from what is kept anyway:
-        # the peak of a step is 16 % lower, and the step is not slower (50 M-parameter configuration, CPU).
-        if hasattr(partitioner, "ban_recompute_materialized_backward"):  # private to torch: a version may lack it
-            partitioner.ban_recompute_materialized_backward = False
+        Args:
+            say: Takes a line for the log.
+        """
+        let_backward_recompute(say)
         for layer in self.model.layers:
             layer.compile(dynamic=False)
 

@@ -6,11 +6,18 @@ step's peak is 0.4 GB lower, and the step is no slower, because it writes less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from state.errors import UserError
+from worker.model.private_torch import GELU_BACKWARD
+
+_HAS_GELU_BACKWARD = GELU_BACKWARD.is_known()
+_LARGEST_ERROR = 1e-4  # of gradients of up to size 6
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -55,7 +62,50 @@ class _GatedGelu(torch.autograd.Function):
         return torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"), grad_up
 
 
-def gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
-    """Return `gelu(gate) * up` with the tanh form of GELU."""
+def gated_gelu(gate: Tensor, up: Tensor, *, lean: bool = _HAS_GELU_BACKWARD) -> Tensor:
+    """Return `gelu(gate) * up` with the tanh form of GELU.
+
+    Args:
+        gate: Any shape.
+        up: The same shape.
+        lean: Whether the backward pass recomputes; autograd, which keeps more, gives the same bits.
+    """
+    if not lean:
+        return functional.gelu(gate, approximate="tanh") * up
     y: Tensor = _GatedGelu.apply(gate, up)  # type: ignore[no-untyped-call]
     return y
+
+
+def check_gate(say: Callable[[str], None], operators: Any = torch.ops) -> None:
+    """Compare the gate's gradients with autograd's, at a session's start.
+
+    Args:
+        say: Told that this torch does not have the operator for it.
+        operators: Where torch has it.
+
+    Raises:
+        UserError: the two differ.
+    """
+    if GELU_BACKWARD.is_known(operators):
+        compare_gates(gated_gelu)
+    else:
+        say(GELU_BACKWARD.missing())
+
+
+def compare_gates(gate_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Compare the gradients of a `gelu(gate) * up` with those of autograd.
+
+    Raises:
+        UserError: they differ.
+    """
+    gate = torch.linspace(-6.0, 6.0, 97, requires_grad=True)
+    up = gate.detach().flip(0).requires_grad_()
+    found = torch.autograd.grad(gate_of(gate, up).sum(), (gate, up))
+    expected = torch.autograd.grad((functional.gelu(gate, approximate="tanh") * up).sum(), (gate, up))
+    error = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
+    if not error <= _LARGEST_ERROR:
+        raise UserError(
+            f"torch {torch.__version__} computes the gradient of GELU wrongly: {GELU_BACKWARD.name} is off by {error:g}",
+            expected="the gradient that autograd computes",
+            remedy="install another torch: gemma-orch doctor names the versions that gemma-orch knows",
+        )

@@ -18,23 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from state.errors import UserError
-
-_KNOWN_SCHEMA = (
-    "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
-)
-
-
-def has_known_product(operators: Any = torch.ops.mkldnn) -> bool:
-    """Return whether this torch has oneDNN's product as it is called here: it is private, and another torch may change it."""
-    product = getattr(operators, "_linear_pointwise", None)
-    return product is not None and str(product.default._schema) == _KNOWN_SCHEMA
-
+from worker.model.private_torch import ONEDNN_PRODUCT
 
 _CPU_IS_WIDE = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
 )
-USES_ONEDNN = _CPU_IS_WIDE and has_known_product()
+USES_ONEDNN = _CPU_IS_WIDE and ONEDNN_PRODUCT.is_known()
 """Follows from processor and torch alone, both of which a checkpoint's environment names: so a chain's bits do."""
 
 _SLICE_OUTPUTS = 2048
@@ -46,7 +36,7 @@ _CHECKED_SHAPES = ((512, 256, 256), (64, 64, 2048), (37, 24, 50))  # M, I, O: on
 _LARGEST_ERROR = 1e-2  # of sums of up to 256 terms of size 1: rounding stays below 1e-4
 
 
-def check_products(say: Callable[[str], None], operators: Any = torch.ops.mkldnn) -> None:
+def check_products(say: Callable[[str], None], operators: Any = torch.ops) -> None:
     """Compare oneDNN's product with torch's own where it is used: some milliseconds, at a session's start.
 
     Args:
@@ -58,10 +48,10 @@ def check_products(say: Callable[[str], None], operators: Any = torch.ops.mkldnn
     """
     if not _CPU_IS_WIDE:
         return
-    if has_known_product(operators):
+    if ONEDNN_PRODUCT.is_known(operators):
         compare_products(_onednn_product_nt)
     else:
-        say(f"torch {torch.__version__} has no oneDNN product that gemma-orch knows: its own is used, which may be slower")
+        say(ONEDNN_PRODUCT.missing())
 
 
 def compare_products(product: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -15,6 +15,7 @@ from worker.checkpoint.snapshot import StateImage, training_state
 from worker.data.versions import VersionedBatches, open_versions
 from worker.device import configure, environment, pick_device
 from worker.model.gemma3 import Gemma3
+from worker.model.lean import check_gate
 from worker.model.matmul import check_products
 from worker.model.weights import initial_state, parameter_shapes
 from worker.train.optim import AdamW
@@ -60,6 +61,7 @@ def assemble(
     configure(spec.training, device, spec.cache_dir)
     if device.type == "cpu":
         check_products(say)
+    check_gate(say)
     # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
     model = Gemma3(spec.architecture).to(device)
     optimizer = AdamW(dict(model.named_parameters()), spec.training)
@@ -69,7 +71,7 @@ def assemble(
         model.load_state_dict(initial_state(spec.architecture, spec.training.seed))
         optimizer.reset()
     if spec.training.compile:
-        model.compile_layers()
+        model.compile_layers(say)
     trainer = Trainer(
         model,
         optimizer,

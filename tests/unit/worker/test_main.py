@@ -137,6 +137,28 @@ def test_a_first_step_does_not_wait_for_the_compiler_or_the_network(ram_path: Pa
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_a_torch_that_lost_what_is_private_to_it_trains_on_and_says_what_takes_its_place(ram_path: Path):
+    lost = """
+import sys, torch
+from types import SimpleNamespace
+torch.ops.mkldnn._linear_pointwise = torch.ops.aten.gelu_backward = SimpleNamespace(default=SimpleNamespace(_schema="changed"))
+from worker.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+    whole, less = SmallRun(ram_path / "whole"), SmallRun(ram_path / "less")
+    assert whole.run(whole.spec(max_steps=2)) == 0
+    done = worker("-c", lost, str(less.write(less.spec(max_steps=2))))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("has no aten::gelu_backward that gemma-orch knows: autograd is used") == 1
+    found, expected = less.newest(), whole.newest()
+    assert found is not None
+    assert expected is not None
+    from worker.model.matmul import USES_ONEDNN
+
+    assert done.stderr.count("has no mkldnn::_linear_pointwise that gemma-orch knows") == int(USES_ONEDNN)
+    assert found.state_sha256 == expected.state_sha256 or USES_ONEDNN  # torch's own product rounds otherwise
+
+
 @pytest.mark.parametrize("verb", ["session", "prove"])
 def test_threads_that_openmp_would_take_away_are_kept_whatever_the_environment_says(verb: str, ram_path: Path):
     run = SmallRun(ram_path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.model.lean import gated_gelu, rms_norm
+from state.errors import UserError
+from worker.model.lean import check_gate, compare_gates, gated_gelu, rms_norm
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -60,3 +63,27 @@ def test_a_gate_and_its_gradients_are_right() -> None:
     gate, up = random(3, 17, seed=6), random(3, 17, seed=7)
 
     assert_gradients_equal(gated_gelu(gate, up), functional.gelu(gate, approximate="tanh") * up, (gate, up))
+
+
+def test_a_gate_without_torchs_private_operator_has_the_same_bits() -> None:
+    gate, up, upstream = (random(5, 129, seed=seed) for seed in (8, 9, 10))
+
+    lean, plain = (gated_gelu(gate, up, lean=lean) for lean in (True, False))
+    assert torch.equal(lean, plain)
+    for found, expected in zip(
+        torch.autograd.grad(lean, (gate, up), upstream), torch.autograd.grad(plain, (gate, up), upstream), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_a_torch_without_the_operator_is_said_and_one_that_has_it_is_compared() -> None:
+    said: list[str] = []
+    check_gate(said.append)
+    assert said == []
+    check_gate(said.append, SimpleNamespace())
+    assert "has no aten::gelu_backward that gemma-orch knows: autograd is used" in said[0]
+
+
+def test_a_gate_with_wrong_gradients_is_refused() -> None:
+    with pytest.raises(UserError, match="computes the gradient of GELU wrongly: gelu_backward is off by"):
+        compare_gates(lambda gate, up: functional.gelu(gate) * up)  # the exact form of GELU, not the tanh form
