@@ -23,8 +23,8 @@ from state.files import free_bytes
 from state.installation import install_command, this_installation
 from state.layout import HomeLayout
 from state.stores.run_store import SqliteRunStore
+from state.torch_versions import is_known_torch
 
-_OLDEST_TORCH, _NEWEST_TORCH = (2, 10), (2, 15)
 _LITTLE_DISK_BYTES = 2_000_000_000  # some checkpoints of the 50 million parameter model
 
 
@@ -72,22 +72,22 @@ def _packages() -> tuple[Finding, ...]:
     ]
     findings.append(Finding(subject="sqlite", found=sqlite3.sqlite_version, ok=sqlite3.sqlite_version_info >= (3, 38)))
     for module in TRAINING_MODULES:
-        installed = importlib.util.find_spec(module) is not None
-        version = importlib.metadata.version(module) if installed else "not installed"
+        version = installed_version(module)
+        ok = version is not None and (module != "torch" or is_known_torch(version))
         findings.append(
-            Finding(
-                subject=module,
-                found=version,
-                ok=installed and (module != "torch" or _torch_is_known(version)),
-                remedy=None if installed else install_command("train"),
-            )
+            Finding(subject=module, found=version or "not installed", ok=ok, remedy=None if ok else install_command("train"))
         )
     return tuple(findings)
 
 
-def _torch_is_known(version: str) -> bool:
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return _OLDEST_TORCH <= (major, minor) <= _NEWEST_TORCH
+def installed_version(module: str) -> str | None:
+    """Return the version of an installed module, in words where it is unknown; None: it is not installed."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:  # a folder that was left behind
+        return "of an unknown version"
 
 
 def _home(home: HomeLayout) -> tuple[Finding, ...]:

@@ -178,6 +178,13 @@ class SmallRun:
         return manifest.expected(manifest_sha256)
 
 
+def another_torch(folder: Path, code: str, *, package: str = "torch") -> str:
+    """Lay out a package of another torch, or numpy; return what makes a process import it: its PYTHONPATH."""
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text(code)
+    return str(folder)
+
+
 def asked_after(steps: int) -> Callable[[], str | None]:
     """A signal that comes once so many step boundaries have been passed."""
     looked = iter(range(1_000_000))

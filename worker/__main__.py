@@ -100,6 +100,9 @@ def _data(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
+    from worker.engine import load_torch
+
+    load_torch()
     from worker.export.command import main as export
 
     return export(arguments)

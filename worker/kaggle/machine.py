@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 from state.backend_settings import Accelerator
 from state.errors import TemporaryError
+from worker.engine import first_line, load_torch
 
 _GPUS: dict[Accelerator, tuple[str, int]] = {"t4x2": ("T4", 2)}
 _LONGEST_LIST_S = 60.0
+_REMEDY = "the session is given back at once and tried again; if it happens again, gemma-orch doctor --backend kaggle"
 
 
 def list_gpus() -> tuple[str, ...]:
@@ -29,12 +32,30 @@ def list_gpus() -> tuple[str, ...]:
 
 
 def torch_gpus() -> tuple[str, ...] | None:
-    """Return the names of the GPUs that torch can compute on; None when this torch was built without GPUs."""
-    import torch
+    """Return the names of the GPUs that torch can compute on; None when this torch was built without GPUs.
 
+    Raises:
+        UserError: torch cannot be used.
+        TemporaryError: torch cannot use this machine's GPUs.
+    """
+    return gpus_of(load_torch())
+
+
+def gpus_of(torch: Any) -> tuple[str, ...] | None:
+    """Return the names of the GPUs that a torch can compute on; None when it was built without GPUs.
+
+    Raises:
+        TemporaryError: it cannot use this machine's GPUs.
+    """
     if torch.version.cuda is None:
         return None
-    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    try:
+        return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    except RuntimeError as error:  # its libraries do not fit the driver, or the driver fails
+        raise TemporaryError(
+            f"torch {torch.__version__} cannot use this machine's GPUs: {first_line(error)}",
+            remedy=_REMEDY,
+        ) from error
 
 
 def check_machine(
@@ -67,5 +88,5 @@ def _expect(name: str, count: int, found: tuple[str, ...], who: str) -> None:
     if len(found) != count or any(name not in gpu for gpu in found):
         raise TemporaryError(
             f"asked for {count} GPUs of the kind {name}, got another machine: {who} {', '.join(found) or 'no GPU'}",
-            remedy="the session is given back at once and tried again; if it happens again, gemma-orch doctor --backend kaggle",
+            remedy=_REMEDY,
         )

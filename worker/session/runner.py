@@ -24,6 +24,7 @@ from state.spec import ORDER_VERSION, SessionSpec
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from worker.checkpoint.own_checkpoints import OwnCheckpoints
 from worker.checkpoint.saver import Saved, Saver, SaveRequest, WrittenState
+from worker.engine import load_torch
 from worker.failure import Failure, hung, understand
 from worker.session.budget import Budget, first_save_estimate_s
 from worker.session.canary import Canary
@@ -190,8 +191,9 @@ class Session:
     def _begin(self) -> tuple[Training, Saver, Canary | None]:
         """Put the training together, restore and verify its state in one pass, and make ready to save."""
         self._phase(Phase.STARTING)
+        load_torch(self._host.say)  # not before the lock and the spec are known to be good
         from worker.device import computes_alike
-        from worker.session.assembly import assemble  # imports torch: not before the lock and the spec are known to be good
+        from worker.session.assembly import assemble
 
         Path(self._spec.checkpoints_dir).mkdir(parents=True, exist_ok=True)
         begun_s = self._clock.monotonic()

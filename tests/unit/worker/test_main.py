@@ -10,7 +10,7 @@ import pytest
 
 from state.installation import install_command
 from tests.repository import ROOT
-from tests.sessions import SmallRun, wait_until
+from tests.sessions import SmallRun, another_torch, wait_until
 from worker.__main__ import main
 
 
@@ -104,6 +104,31 @@ def test_without_the_training_extra_it_says_how_to_get_it(ram_path: Path):
     assert "torch is not installed" in run.report(spec).reason
     verb = worker("-c", hidden, "export", "--checkpoint-dir", "x")
     assert (verb.returncode, install_command("train") in verb.stderr) == (2, True), verb.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "words"),
+    [
+        ("torch", "__version__ = '2.9.1+cu126'", "torch is 2.9.1+cu126, which gemma-orch does not know"),
+        ("torch", "__version__ = '2.16.0'", "torch is 2.16.0, which gemma-orch does not know"),
+        ("torch", "raise OSError('libcuda.so.1: no such file')", "torch is installed, and cannot be imported: OSError: libcuda"),
+        ("numpy", "raise ImportError('another C library')", "numpy is installed, and cannot be imported: ImportError: another"),
+    ],
+    ids=["too old", "too new", "broken torch", "broken numpy"],
+)
+def test_a_torch_that_cannot_be_used_is_reported_with_what_to_do(package: str, code: str, words: str, ram_path: Path):
+    run = SmallRun(ram_path / "run")
+    spec = run.spec()
+    path = another_torch(ram_path / "other", code, package=package)
+    for arguments in ([str(run.write(spec))], ["export", "--checkpoint-dir", "x"]):
+        done = worker("-m", "worker", *arguments, environment={"PYTHONPATH": path})
+        assert (done.returncode, "Traceback" in done.stderr, words in done.stderr) == (2, False, True), done.stderr
+    told = run.report(spec)
+    assert (told.outcome, told.error_class) == ("failed", "user")
+    assert words in told.reason
+    assert "Expected: " in told.reason
+    assert "Next: " in told.reason
+    assert install_command("train") in told.reason
 
 
 def test_a_module_that_is_missing_for_another_reason_is_no_missing_extra():

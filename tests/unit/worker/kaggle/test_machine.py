@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from state.errors import TemporaryError
-from worker.kaggle.machine import check_machine, list_gpus, torch_gpus
+from worker.kaggle.machine import check_machine, gpus_of, list_gpus, torch_gpus
 
 TWO = ("GPU 0: Tesla T4 (UUID: GPU-1)", "GPU 1: Tesla T4 (UUID: GPU-2)")
 
@@ -64,3 +65,34 @@ def test_without_the_tool_there_are_none(tmp_path: Path, monkeypatch: pytest.Mon
 def test_torch_says_which_gpus_it_can_use():
     found = torch_gpus()
     assert found is None if torch.version.cuda is None else len(found or ()) == torch.cuda.device_count()
+
+
+class Cuda:
+    """The GPUs of a torch; the driver may refuse it."""
+
+    def __init__(self, refusal: str | None = None) -> None:
+        self._refusal = refusal
+
+    def device_count(self) -> int:
+        return 2
+
+    def get_device_name(self, index: int) -> str:
+        if self._refusal is not None:
+            raise RuntimeError(self._refusal)
+        return f"Tesla T4 number {index}"
+
+
+def torch_with(cuda: Cuda, version: str | None = "12.8") -> SimpleNamespace:
+    return SimpleNamespace(__version__="2.10.0+cu128", version=SimpleNamespace(cuda=version), cuda=cuda)
+
+
+def test_gpus_have_the_names_that_torch_gives_them():
+    assert gpus_of(torch_with(Cuda())) == ("Tesla T4 number 0", "Tesla T4 number 1")
+    assert gpus_of(torch_with(Cuda("not asked"), version=None)) is None
+
+
+def test_a_driver_that_refuses_torch_gives_the_machine_back():
+    refused = torch_with(Cuda("The NVIDIA driver on your system is too old\nUpdate it."))
+    with pytest.raises(TemporaryError, match=r"torch 2.10.0\+cu128 cannot use this machine's GPUs: The NVIDIA driver") as caught:
+        check_machine("t4x2", lambda: TWO, lambda: gpus_of(refused))
+    assert "given back at once" in caught.value.remedy

@@ -23,9 +23,10 @@ from state.layout import AttemptLayout
 from state.report import Outcome, SessionReport
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import session_spec
+from tests.kaggle_emulator.machines import nvidia_smi
 from tests.kaggle_jobs import job_of, mount_data
 from tests.repository import ROOT
-from tests.sessions import SmallRun
+from tests.sessions import SmallRun, another_torch
 from worker.device import code_sha256
 from worker.kaggle.inputs import Mounts, find_checkpoint
 
@@ -117,6 +118,36 @@ def test_an_image_without_the_modules_says_which_and_reports_it(tmp_path: Path, 
     report = report_in(tmp_path)
     assert (report.outcome, report.error_class, report.start_step) == (Outcome.FAILED, ErrorClass.USER, 0)
     assert "torch" in report.reason
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "t4x2"])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("__version__ = '2.16.0+cu130'", "torch is 2.16.0+cu130, which gemma-orch does not know"),
+        ("raise ImportError('libcuda.so.1: no such file')", "torch is installed, and cannot be imported"),
+    ],
+    ids=["too new", "broken"],
+)
+def test_a_torch_of_the_image_that_cannot_be_used_is_reported(accelerator: str, code: str, words: str, ram_path: Path):
+    run = SmallRun(ram_path / "run")
+    kernel = ram_path / "kernel"
+    mount_data(run.layout.data, kernel / "input", run.data)
+    tool = ram_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(nvidia_smi("NvidiaTeslaT4"), encoding="ascii")
+    tool.chmod(0o755)
+    result = run_script(
+        bundle(job_of(run.spec(), accelerator=accelerator), ROOT),
+        kernel,
+        PATH=f"{tool.parent}:{os.environ['PATH']}",
+        PYTHONPATH=another_torch(ram_path / "other", code),
+    )
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    report = report_in(kernel)
+    assert (report.outcome, report.error_class, report.head) == (Outcome.FAILED, ErrorClass.USER, None)
+    assert words in report.reason
+    assert "a newer gemma-orch where the controller runs" in report.reason
 
 
 def test_a_script_trains_offline_and_leaves_its_checkpoint_in_the_output(tmp_path: Path, ram_path: Path):
