@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from state.document import Document
 
@@ -17,7 +20,7 @@ class ProcessIdentity(Document):
     host: str
     pid: int
     started: str
-    """The kernel's start time of the process (clock ticks since boot), empty where the kernel does not tell."""
+    """When it started: clock ticks since boot on Linux, elsewhere seconds since 1970; empty where the system does not tell."""
     boot_id: str = ""
     """Of the kernel that runs it; empty where that does not tell, and in what earlier versions wrote."""
     pid_namespace: str = ""
@@ -28,21 +31,26 @@ class ProcessIdentity(Document):
 
 
 @dataclass(frozen=True)
-class _Status:
-    """What the kernel says of a process."""
+class ProcessStatus:
+    """What the system says of the process that has a pid now."""
 
-    state: str
-    started: str
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it is a zombie: killed, and not collected by its parent yet; it does nothing any more."""
-        return self.state == "Z"
+    started: str = ""
+    has_ended: bool = False
+    """Whether no process has the pid, or only one that was killed and is not collected by its parent yet."""
 
 
-def identify(pid: int) -> ProcessIdentity:
+Look = Callable[[int], ProcessStatus | None]
+"""Asks the system for the process of a pid; None: the system does not tell."""
+
+
+def look_at(pid: int) -> ProcessStatus | None:
+    """Ask this system for the process of a pid."""
+    return _look_into_proc(pid) if sys.platform == "linux" else _look_through_installed_psutil()(pid)
+
+
+def identify(pid: int, look: Look = look_at) -> ProcessIdentity:
     """Return the identity of a process that lives now; the pid is one of this process's own namespace."""
-    status = _status(pid)
+    status = look(pid)
     return ProcessIdentity(
         host=socket.gethostname(),
         pid=pid,
@@ -52,7 +60,7 @@ def identify(pid: int) -> ProcessIdentity:
     )
 
 
-def certainly_dead(identity: ProcessIdentity) -> bool:
+def certainly_dead(identity: ProcessIdentity, look: Look = look_at) -> bool:
     """Return whether a process is known to be gone: only one that could be seen from here, if it lived, ever is.
 
     Never one of another host, nor of another boot (two machines may have one name), nor of another PID namespace (there its pid
@@ -60,24 +68,18 @@ def certainly_dead(identity: ProcessIdentity) -> bool:
     """
     if not _can_be_seen_from_here(identity):
         return False
-    try:
-        os.kill(identity.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    status = _status(identity.pid)
+    status = look(identity.pid)
     if status is None:
         return False
     return status.has_ended or (identity.started != "" and identity.started != status.started)
 
 
-def certainly_alive(identity: ProcessIdentity) -> bool:
+def certainly_alive(identity: ProcessIdentity, look: Look = look_at) -> bool:
     """Return whether the process that now has the pid is this very one: host, boot, PID namespace and start time are the same.
 
-    What the kernel does not tell proves nothing: then it is False.
+    What the system does not tell proves nothing: then it is False.
     """
-    status = _status(identity.pid)
+    status = look(identity.pid)
     return (
         _can_be_seen_from_here(identity)
         and identity.started != ""
@@ -110,11 +112,57 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _status(pid: int) -> _Status | None:
-    """Return what the kernel says of a process; None where it says nothing."""
+def _look_into_proc(pid: int) -> ProcessStatus | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
+        return _look_by_signal(pid)
     fields = stat.rpartition(")")[2].split()
-    return _Status(state=fields[0], started=fields[19])
+    return ProcessStatus(started=fields[19], has_ended=fields[0] == "Z")
+
+
+def _look_by_signal(pid: int) -> ProcessStatus | None:
+    """Tell only whether there is a process: /proc does not show it, or is not there. On Windows signal 0 would be Ctrl-C."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # it is gone, or no process can have that pid
+        return ProcessStatus(has_ended=True)
+    except PermissionError:
+        pass
+    return None
+
+
+@cache
+def _look_through_installed_psutil() -> Look:
+    import psutil  # here, for it is installed where /proc is absent: on macOS and Windows
+
+    return look_through_psutil(psutil)
+
+
+def look_through_psutil(psutil: Any) -> Look:
+    """Return what asks psutil for the process of a pid.
+
+    On macOS psutil shifts all start times once the system's clock was set since it was loaded (`adjust_proc_create_time` of
+    psutil 7.2), by an amount that it does not tell. Then a process would look like another one. This process's own start time
+    shows it: when that has moved, none is believed.
+
+    Args:
+        psutil: The module.
+    """
+
+    def started(process: Any) -> str:
+        return f"{process.create_time():.3f}"
+
+    own_start = started(psutil.Process())
+
+    def look(pid: int) -> ProcessStatus | None:
+        try:
+            process = psutil.Process(pid)
+            status = ProcessStatus(started(process), has_ended=process.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return ProcessStatus(has_ended=True)
+        except psutil.Error:  # it belongs to another user
+            return None
+        return status if started(psutil.Process()) == own_start else None
+
+    return look

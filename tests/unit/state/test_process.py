@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from state.process import ProcessIdentity, certainly_alive, certainly_dead, identify
+from state.process import ProcessIdentity, ProcessStatus, certainly_alive, certainly_dead, identify, look_through_psutil
 from tests.repository import ROOT
 
 _CAN_MAKE_NAMESPACES = (
@@ -95,7 +98,75 @@ def test_a_process_that_we_may_not_signal_is_told_by_its_start_time() -> None:
 
 
 def test_a_process_that_never_was_has_no_start() -> None:
-    assert identify(2**22 + 1).started == ""
+    for pid in (2**22 + 1, 2**40):
+        never = identify(os.getpid()).evolve(pid=pid)
+        assert identify(pid).started == ""
+        assert (certainly_alive(never), certainly_dead(never)) == (False, True)
+
+
+def test_on_linux_the_start_time_is_the_one_that_earlier_versions_wrote() -> None:
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert identify(os.getpid()).started == fields[19]
+
+
+def test_a_process_is_told_by_what_psutil_says_where_there_is_no_proc(child: subprocess.Popen[bytes]) -> None:
+    look = look_through_psutil(psutil)
+    identity = identify(child.pid, look)
+    assert float(identity.started) == pytest.approx(psutil.Process(child.pid).create_time(), abs=0.001)
+    assert (certainly_alive(identity, look), certainly_dead(identity, look)) == (True, False)
+    reused = identity.evolve(started=f"{float(identity.started) - 100:.3f}")
+    assert (certainly_alive(reused, look), certainly_dead(reused, look)) == (False, True)
+    end(child)
+    assert (certainly_alive(identity, look), certainly_dead(identity, look)) == (False, True)
+    child.wait()
+    assert (certainly_alive(identity, look), certainly_dead(identity, look)) == (False, True)
+
+
+class PlayedProcess:
+    """A process of a system whose clock can be set, as psutil shows it on macOS."""
+
+    clock_moved_s = 0.0
+
+    def __init__(self, pid: int = 7) -> None:
+        self.pid = pid
+
+    def create_time(self) -> float:
+        if self.pid == 1:
+            raise psutil.AccessDenied(1)
+        return 1_800_000_000.25 + self.pid + self.clock_moved_s
+
+    def status(self) -> str:
+        return "running"
+
+
+@pytest.fixture
+def played() -> type[PlayedProcess]:
+    """A class of its own, so that a clock that is set stays set for one test only."""
+    return type("Played", (PlayedProcess,), {})
+
+
+def test_what_psutil_may_not_see_is_neither_dead_nor_alive(played: type[PlayedProcess]) -> None:
+    look = look_through_psutil(played_psutil(played))
+    assert look(1) is None
+    init = identify(1, look)
+    assert init.started == ""
+    assert (certainly_alive(init, look), certainly_dead(init, look)) == (False, False)
+
+
+def test_when_the_clock_was_set_no_start_time_of_psutil_is_believed(played: type[PlayedProcess]) -> None:
+    look = look_through_psutil(played_psutil(played))
+    identity = identify(8, look)
+    assert look(8) == ProcessStatus(started="1800000008.250")
+    assert certainly_alive(identity, look)
+    played.clock_moved_s = 5.0
+    assert (certainly_alive(identity, look), certainly_dead(identity, look)) == (False, False)
+    assert identify(8, look).started == ""
+
+
+def played_psutil(process: type[PlayedProcess]) -> SimpleNamespace:
+    return SimpleNamespace(
+        Process=process, NoSuchProcess=psutil.NoSuchProcess, Error=psutil.Error, STATUS_ZOMBIE=psutil.STATUS_ZOMBIE
+    )
 
 
 def identified_below(*command: str) -> ProcessIdentity:
