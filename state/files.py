@@ -18,6 +18,7 @@ from state.errors import DataError, UserError
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the interpreter lock for most of the time
 _LONGEST_NAME_BYTES = 255
 _TEMPORARY = re.compile(r"\..*\.[0-9]+-[0-9a-f]{16}\.part", re.DOTALL)
+_ON_WINDOWS = not hasattr(os, "O_DIRECTORY")  # it opens no folders
 _ABANDONED_S = 3600.0  # a writer that lives writes more often: every network call has a timeout
 
 
@@ -102,7 +103,8 @@ def create_exclusively(path: Path, data: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(part, path)
+            # On Windows a rename never replaces a file, and needs no disk that knows second names.
+            (os.rename if _ON_WINDOWS else os.link)(part, path)
         except FileExistsError:
             return False
     fsync_dir(path.parent)
@@ -112,7 +114,8 @@ def create_exclusively(path: Path, data: bytes) -> bool:
 
 def fsync_file(path: Path) -> None:
     """Force a finished file's bytes to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing; elsewhere a file may be one that we cannot write.
+    descriptor = os.open(path, os.O_RDWR if _ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -121,7 +124,9 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Force a folder's names to the disk."""
+    """Force a folder's names to the disk; on Windows, which opens no folders, NTFS keeps its own journal of them."""
+    if _ON_WINDOWS:
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -130,8 +135,8 @@ def fsync_dir(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Move a file or folder to its final name, durably; the target's folder must exist."""
-    os.rename(source, target)
+    """Move a file or folder to its final name, durably, in place of a file that has it; the target's folder must exist."""
+    os.replace(source, target)  # os.rename does the same, but refuses on Windows when the file exists
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
@@ -257,5 +262,4 @@ def free_bytes(path: Path) -> int:
     """Return how many bytes an ordinary user may still write on the disk that holds the path, there yet or not."""
     while not path.exists():
         path = path.parent
-    stats = os.statvfs(path)
-    return stats.f_bavail * stats.f_frsize
+    return shutil.disk_usage(path).free

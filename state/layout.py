@@ -11,6 +11,7 @@ HOME/runs/RUN/controller.log                     what a detached controller prin
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,11 @@ _ATTEMPT_NAME = re.compile(r"s([0-9]{3}|[1-9][0-9]{3,8})a([1-9][0-9]{0,8})")
 _CHECKPOINT_ID = re.compile(rf"step-(?:[0-9]{{8}}|[1-9][0-9]{{8,17}})-(?P<attempt>{_ATTEMPT_NAME.pattern})")
 _BRANCH_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _DATA_FOLDER = re.compile(r"data(?:-[1-9][0-9]{0,8})?")
+_WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:|\\)\\[^/\0]*")
 _LONGEST_FILE_NAME_BYTES = 255
+# A colon begins a drive or a second content of a file; some names mean a device in every folder, whatever their ending.
+_NOT_ON_WINDOWS = re.compile(r'.*[<>:"|?*].*|.*[. ]|(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?: *\..*)?', re.IGNORECASE)
+_ON_WINDOWS = sys.platform == "win32"
 
 
 def is_run_name(name: str) -> bool:
@@ -44,9 +49,16 @@ def is_checkpoint_id(text: str) -> bool:
     return _CHECKPOINT_ID.fullmatch(text) is not None
 
 
-def is_file_name(text: str) -> bool:
-    """Return whether a text names a file within a folder, and nothing else: no path, no hidden file, no control character."""
+def is_file_name(text: str, *, on_windows: bool = _ON_WINDOWS) -> bool:
+    """Return whether a text names a file within a folder, and nothing else: no path, no hidden file, no control character.
+
+    Args:
+        text: The text.
+        on_windows: Whether names that mean something else on Windows are refused as well. Elsewhere runs may have such names.
+    """
     plain = text.isprintable() and not text.startswith(".") and not set(text) & set("/\\")
+    if on_windows and _NOT_ON_WINDOWS.fullmatch(text):
+        return False
     return plain and 0 < len(text.encode()) <= _LONGEST_FILE_NAME_BYTES
 
 
@@ -56,8 +68,12 @@ def is_inner_path(text: str) -> bool:
 
 
 def is_data_folder(text: str) -> bool:
-    """Return whether a text can be the folder of a data version: `data`, `data-2` ..., or an absolute path of the user's own."""
-    return _DATA_FOLDER.fullmatch(text) is not None or (text.startswith("/") and "\0" not in text)
+    """Return whether a text can be the folder of a data version: `data`, `data-2` ..., or an absolute path of the user's own.
+
+    A path of Windows is read everywhere, for a run may have been begun there; elsewhere it leads nowhere out of the run's folder.
+    """
+    is_absolute = (text.startswith("/") and "\0" not in text) or _WINDOWS_PATH.fullmatch(text) is not None
+    return _DATA_FOLDER.fullmatch(text) is not None or is_absolute
 
 
 def _checked(accepts: Callable[[str], object], what: str) -> AfterValidator:
@@ -79,16 +95,21 @@ DataFolder = Annotated[str, _checked(is_data_folder, "folder of data, such as da
 """What documents say such things with: whatever comes from outside is checked as it is read."""
 
 
-def check_run_name(name: str) -> str:
+def check_run_name(name: str, *, on_windows: bool = _ON_WINDOWS) -> str:
     """Return the name when it can name a run everywhere (folders, Kaggle slugs, Slurm jobs).
 
+    Args:
+        name: The name.
+        on_windows: Whether names of devices, such as `con`, are refused as well.
+
     Raises:
-        UserError: it is not 1 to 40 lower-case letters, digits and inner hyphens.
+        UserError: it is not 1 to 40 lower-case letters, digits and inner hyphens, or it is refused here.
     """
-    if not is_run_name(name):
+    if not is_run_name(name) or not is_file_name(name, on_windows=on_windows):
         raise UserError(
             f"{shown(name)} cannot name a run",
-            expected="1 to 40 lower-case letters, digits and hyphens, not at either end",
+            expected="1 to 40 lower-case letters, digits and hyphens, not at either end"
+            + (", and no device of Windows, such as con" if on_windows else ""),
             remedy="choose another --name",
         )
     return name

@@ -157,7 +157,7 @@ def _config_folder(environment: Mapping[str, str], home: Path) -> Path:
 def _text_of(path: Path) -> str | None:
     """Return what a file holds; None when it is not there, or empty."""
     try:
-        return path.read_text().strip() or None
+        return path.read_text(encoding="utf-8-sig").strip() or None  # editors of Windows begin a file with a mark
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

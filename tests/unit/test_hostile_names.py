@@ -35,6 +35,7 @@ from state.layout import (
     check_checkpoint_id,
     checkpoint_id,
     is_checkpoint_id,
+    is_data_folder,
     is_file_name,
     is_inner_path,
     parse_attempt_name,
@@ -287,6 +288,30 @@ def test_a_plain_name_is_a_file_name_in_every_script(name: str) -> None:
     assert is_file_name(name)
     assert is_inner_path(f"part-001/{name}")
     assert not is_inner_path(f"part-001//{name}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["C:evil", "a:b", "a?", "a*", 'a"', "a|b", "<a>", "a.", "a ", "con", "NUL.txt", "com1", "LPT9 .tokens", "aux.x.y", "COM¹"],
+)
+def test_what_means_another_file_or_a_device_on_windows_is_no_file_name_there(name: str) -> None:
+    assert not is_file_name(name, on_windows=True)
+    assert is_file_name(name, on_windows=False)  # runs elsewhere may have such names already
+
+
+@pytest.mark.parametrize("name", ["தமிழ்-00000.tokens", "console", "com", "com10", "nul-00000.tokens", "Scots Gaelic.x", "a.b"])
+def test_any_other_file_name_is_one_on_windows_too(name: str) -> None:
+    assert is_file_name(name, on_windows=True)
+
+
+@pytest.mark.parametrize("folder", ["C:\\Users\\me\\data", "d:\\", "\\\\server\\share\\data", "/home/me/data", "data-2"])
+def test_data_lies_at_an_absolute_path_of_any_system(folder: str) -> None:
+    assert is_data_folder(folder)
+
+
+@pytest.mark.parametrize("folder", ["C:data", "C:/data", "C:\\..\\/etc", "C:\\a\0b", "\\data", "..\\data", "C:"])
+def test_what_another_system_could_take_for_a_path_elsewhere_is_no_folder_of_data(folder: str) -> None:
+    assert not is_data_folder(folder)
 
 
 @pytest.mark.parametrize(

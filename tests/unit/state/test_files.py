@@ -61,6 +61,13 @@ def test_a_rename_moves_within_and_between_folders(tmp_path: Path, heard: list[t
     assert heard == [("rename", "b"), ("rename", "c")]
 
 
+def test_a_rename_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    files.rename(tmp_path / "a", tmp_path / "b")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("b", "new")]
+
+
 def test_removing_takes_files_folders_and_links_and_does_not_mind_what_is_not_there(
     tmp_path: Path, heard: list[tuple[str, str]]
 ) -> None:

@@ -19,6 +19,13 @@ def test_any_other_name_is_refused_with_the_rule(name: str) -> None:
         check_run_name(name)
 
 
+def test_a_device_of_windows_names_no_run_there() -> None:
+    assert check_run_name("con", on_windows=False) == "con"
+    assert check_run_name("icon", on_windows=True) == "icon"
+    with pytest.raises(UserError, match="no device of Windows"):
+        check_run_name("con", on_windows=True)
+
+
 @pytest.mark.parametrize(("session", "attempt", "name"), [(3, 1, "s003a1"), (12, 10, "s012a10"), (12345, 2, "s12345a2")])
 def test_an_attempts_name_can_be_read_back(session: int, attempt: int, name: str) -> None:
     assert attempt_name(session, attempt) == name

@@ -128,7 +128,9 @@ class _ModelPublisher:
 
         publication, place = self._published.publication, self._folder / "model" / form.slug
         place.mkdir(parents=True, exist_ok=True)
-        card = card_without_files(self._source(CARD_NAME, self._folder / CARD_NAME, place / "card.md").read_text())
+        card = card_without_files(
+            self._source(CARD_NAME, self._folder / CARD_NAME, place / "card.md").read_text(encoding="utf-8")
+        )
         own = {CARD_NAME: card.encode(), self._marker: publication.to_json()}
         for name, content in own.items():
             files.write_atomically(place / name, content)

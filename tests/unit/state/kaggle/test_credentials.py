@@ -56,6 +56,12 @@ def test_a_token_is_found_literally_by_path_and_in_its_files(tmp_path: Path) -> 
     assert (found.token, found.source) == ("by-path", f"KAGGLE_API_TOKEN, the file {tmp_path / 'token'}")
 
 
+def test_a_token_file_of_a_windows_editor_begins_with_a_mark_that_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle" / "access_token").write_text("of-file\n", encoding="utf-8-sig")
+    assert find_credentials({}, tmp_path).token == "of-file"
+
+
 def test_a_token_comes_first_and_remembers_the_key_beside_it(tmp_path: Path) -> None:
     key_file(tmp_path / ".kaggle")
     (tmp_path / ".kaggle" / "credentials.json").write_text(json.dumps({"refresh_token": _SECRET, "username": "logged-in"}))
