@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -55,8 +56,16 @@ _add("Kaggle", kaggle.adopt, kaggle.promote, kaggle.publish, kaggle.upload)
 _add("Tools", tools.init, tools.doctor, tools.prove, tools.demo)
 
 
-def main() -> None:
-    """Run the command line."""
+def main(terminal: Terminal | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        terminal: Where the command was typed; None: in this process's environment.
+    """
+    if sys.platform == "win32":  # its default for files and pipes knows a few scripts only
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8")
     try:
         from state.errors import GemmaOrchError
     except ImportError as error:
@@ -66,7 +75,7 @@ def main() -> None:
         sys.exit(_USER)
 
     try:
-        app()
+        app(obj=terminal)
     except GemmaOrchError as error:
         say(f"error: {error}")
         if error.retryable and not error.remedy:

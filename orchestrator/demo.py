@@ -17,6 +17,7 @@ from orchestrator.monitoring.status import observe_run
 from orchestrator.monitoring.views import StatusView
 from orchestrator.signals import signal_group
 from orchestrator.wiring import HOME_VARIABLE, wire
+from orchestrator.worker_process.command import require_training_extra
 from state.errors import ExitCode
 from state.report import Heartbeat, Phase
 
@@ -31,16 +32,17 @@ class Blow:
 
     at_share: float
     """Of the run's steps."""
-    name: str
+    signal_name: str
+    """Windows, where this module is imported as well, lacks some signals."""
     target: str
-    signal: signal.Signals
+
+    @property
+    def number(self) -> signal.Signals:
+        """The signal."""
+        return signal.Signals[self.signal_name]
 
 
-BLOWS = (
-    Blow(0.12, "SIGTERM to the worker", "worker", signal.SIGTERM),
-    Blow(0.34, "SIGKILL to the worker", "worker", signal.SIGKILL),
-    Blow(0.56, "SIGKILL to the controller", "controller", signal.SIGKILL),
-)
+BLOWS = (Blow(0.12, "SIGTERM", "worker"), Blow(0.34, "SIGKILL", "worker"), Blow(0.56, "SIGKILL", "controller"))
 
 
 def run_demo(total_steps: int, say: Callable[[str], None], environment: Mapping[str, str]) -> int:
@@ -48,7 +50,11 @@ def run_demo(total_steps: int, say: Callable[[str], None], environment: Mapping[
 
     Returns:
         0 when the two states are identical, 4 when not.
+
+    Raises:
+        UserError: the worker does not run here.
     """
+    require_training_extra()
     with tempfile.TemporaryDirectory(prefix="gemma-orch-demo-") as home:
         stage = _Stage({**environment, HOME_VARIABLE: home})
         say(f"1. {total_steps} steps in one session, undisturbed")
@@ -86,12 +92,12 @@ def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
         live = stage.live("chained") if waiting else None
         if live is not None and live.phase is Phase.TRAINING and live.step >= waiting[0].at_share * total_steps:
             blow = waiting[0]
-            if blow.target == "worker" and not (live.process and signal_group(live.process, blow.signal)):
+            if blow.target == "worker" and not (live.process and signal_group(live.process, blow.number)):
                 continue  # its session ended in this very moment: the next one gets the blow
-            say(f"   step {live.step}: {blow.name}")
+            say(f"   step {live.step}: {blow.signal_name} to the {blow.target}")
             waiting.pop(0)
             if blow.target == "controller":
-                controller.send_signal(blow.signal)
+                controller.send_signal(blow.number)
                 controller.wait()
                 say("   the same command again")
                 controller = stage.start("chained", total_steps)

@@ -95,6 +95,11 @@ def missing_extra(module: str) -> UserError:
 
 
 def _translated(error: BaseException) -> GemmaOrchError | None:
+    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
+        return UserError(
+            "fcntl is missing, and the worker needs Linux or macOS",
+            remedy="do it in WSL or on another machine; data that is prepared there can be used here: --data DIR",
+        )
     if isinstance(error, ModuleNotFoundError) and error.name in _TRAIN_MODULES:
         return missing_extra(str(error.name))
     if is_disk_full(error):

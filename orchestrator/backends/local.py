@@ -2,11 +2,14 @@
 
 Whether an attempt lives is told by a lock that its process holds, not by a pid: the lock is taken before the process is
 started and inherited by it, so that at no instant can an attempt be alive and look missing, whoever is killed when.
+
+It is flock's lock, which belongs to the open file and so to every process that has inherited it. The library filelock hands no
+lock on to a child, and Windows has none that a child inherits: sessions here need Linux or macOS.
 """
 
 from __future__ import annotations
 
-import fcntl
+import importlib.util
 import os
 import signal
 import subprocess
@@ -115,7 +118,7 @@ class LocalBackend:
         files.make_folder(folder.root)
         lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _take(lock, fcntl.LOCK_EX) or folder.launched.exists():
+            if not _take(lock, shared=False) or folder.launched.exists():
                 raise AmbiguousError(f"session {spec.session} attempt {spec.attempt} was launched already")
             files.write_atomically(folder.spec, spec.to_json())
             with open(folder.log, "ab") as log:
@@ -245,9 +248,11 @@ def _how_to_end(process: ProcessIdentity) -> str:
     return f"{look}kill -KILL {process.pid} there ends it at once"
 
 
-def _take(descriptor: int, kind: int) -> bool:
+def _take(descriptor: int, *, shared: bool) -> bool:
+    import fcntl  # here, for Windows has none: every command imports this module
+
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -259,7 +264,7 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _take(descriptor, fcntl.LOCK_SH)  # shared, so that two who look never take each other for a worker
+        return not _take(descriptor, shared=True)  # shared, so that two who look never take each other for a worker
     finally:
         os.close(descriptor)
 
@@ -277,6 +282,16 @@ def _last_sign(folder: AttemptLayout) -> datetime | None:
     return datetime.fromtimestamp(max(moments), UTC) if moments else None
 
 
+def _check_system() -> None:
+    """Check that this system has locks that a session's process inherits.
+
+    Raises:
+        UserError: it has none.
+    """
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError("sessions on this machine need Linux or macOS", remedy="--backend kaggle runs everywhere")
+
+
 class OpenLocal:
     """This machine, opened over a home: one backend serves all runs, and their checkpoints lie in their folders."""
 
@@ -288,7 +303,12 @@ class OpenLocal:
         )
 
     def backend(self, run: str) -> LocalBackend:
-        """Return the backend."""
+        """Return the backend.
+
+        Raises:
+            UserError: this system runs no sessions.
+        """
+        _check_system()
         return self._backend
 
     def checkpoints(self, run: str) -> None:
@@ -305,11 +325,12 @@ class LocalKind:
     after_doctor = "gemma-orch start --total-steps 200"
 
     def check_run(self, name: str) -> None:
-        """Check that what runs a session is installed; any name will do.
+        """Check that this system runs sessions, and that what runs one is installed; any name will do.
 
         Raises:
-            UserError: something is missing.
+            UserError: it does not, or something is missing.
         """
+        _check_system()
         require_training_extra()
 
     def config_file(self, environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
@@ -328,7 +349,11 @@ class LocalKind:
     def examine(
         self, environment: Mapping[str, str], home: HomeLayout, say: Callable[[str], None], *, live_check: bool
     ) -> tuple[Finding, ...]:
-        """Return nothing: what sessions here need is what `doctor` always looks at."""
+        """Return what is wrong with this system; what sessions here need beside it is what `doctor` always looks at."""
+        try:
+            _check_system()
+        except UserError as error:
+            return (Finding(subject="system", found=error.what, ok=False, remedy=error.remedy),)
         return ()
 
     def advice(self, ports: Ports, record: RunRecord) -> str:

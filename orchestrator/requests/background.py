@@ -9,6 +9,9 @@ from orchestrator.interpreter import command_of
 from orchestrator.ports import Ports
 from state.stores.run_store import is_in_force
 
+# Windows has no sessions of processes to leave: there a process leaves its console instead.
+_OWN_CONSOLE = getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+
 
 def go_on_in_background(ports: Ports, run: str) -> None:
     """Start a controller of a run that outlives this terminal."""
@@ -25,5 +28,6 @@ def go_on_in_background(ports: Ports, run: str) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            creationflags=_OWN_CONSOLE,
             cwd=os.path.sep,
         )

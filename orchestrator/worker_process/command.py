@@ -15,11 +15,16 @@ TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
 
 
 def require_training_extra() -> None:
-    """Check that what runs a session is installed.
+    """Check that the worker runs here: it is for Linux and macOS, and needs packages.
 
     Raises:
-        UserError: something is missing.
+        UserError: the system is another one, or something is missing.
     """
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError(
+            "to prepare data, train or export on this machine needs Linux or macOS",
+            remedy="do it in WSL or on another machine; data that is prepared there can be used here: --data DIR",
+        )
     missing = [module for module in TRAINING_MODULES if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(

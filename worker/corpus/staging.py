@@ -50,7 +50,8 @@ def staging_of(out: Path) -> Path:
 def staging_beside(out: Path) -> Iterator[Staging]:
     """Give the staging folder of `out` to one process at a time.
 
-    The folder carries the lock, which the kernel lets go when its holder dies. It stays when the block ends badly.
+    The folder carries the lock, which the kernel lets go when its holder dies; the library filelock would need a file of its own
+    beside it, for good. The folder stays when the block ends badly.
 
     Raises:
         TemporaryError: another process is making the same folder.

@@ -1,4 +1,7 @@
-"""The lock that says that a session runs: held by its worker as long as that lives, whatever becomes of the controller."""
+"""The lock that says that a session runs: held by its worker as long as that lives, whatever becomes of the controller.
+
+It is flock's own lock, for the process that launches the session takes it and hands it on; the library filelock cannot do that.
+"""
 
 from __future__ import annotations
 

@@ -86,6 +86,12 @@ def test_a_missing_extra_says_how_to_install_it():
     assert failure.exit_code == 2
 
 
+def test_a_system_without_file_locks_is_told_which_ones_have_them():
+    failure = understand(ModuleNotFoundError("No module named 'fcntl'", name="fcntl"))
+    assert "Linux or macOS" in failure.reason
+    assert (failure.exit_code, failure.expected) == (2, True)
+
+
 @pytest.mark.parametrize(
     "error", [ModuleNotFoundError("x", name="worker.nothing"), OSError(errno.EIO, "x"), RuntimeError("x"), KeyError("x")]
 )

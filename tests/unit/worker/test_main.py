@@ -30,6 +30,14 @@ def test_a_spec_that_is_not_there_is_no_stack_trace(capsys: pytest.CaptureFixtur
     assert "nowhere/session.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [("prepare", "--out", "data"), ("nowhere/session.json",)], ids=["prepare", "session"])
+def test_a_system_without_file_locks_is_no_stack_trace(arguments: tuple[str, ...]):
+    program = "import sys; sys.modules['fcntl'] = None; from worker.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    said = worker("-c", program, *arguments)
+    assert "Traceback" not in said.stderr
+    assert (said.returncode, "Linux or macOS" in said.stderr) == (2, True)
+
+
 def test_a_verbs_mistake_is_no_stack_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["prove", "--spec", str(tmp_path / "x"), "--steps", "2", "--pieces", "1", "--work-dir", str(tmp_path)]) == 2
     assert "cannot be read" in capsys.readouterr().err
