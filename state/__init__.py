@@ -1,1 +1,1 @@
-"""What is true: the frozen documents and durable stores that the controller and the worker share."""
+"""Frozen documents, pure rules and durable stores that the controller and the worker share."""

@@ -1,4 +1,4 @@
-"""Time as an argument: the system's clock, and one that tests turn by hand."""
+"""Clocks to pass as arguments: the system's, and one that tests set by hand."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where the time comes from."""
+    """Source of moments, durations and pauses."""
 
     def now(self) -> datetime:
         """Return the current moment, UTC-aware."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds that never go back, from an arbitrary origin."""
+        """Return seconds since an arbitrary origin; they never decrease."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -40,26 +40,26 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told to, or when somebody sleeps on it."""
+    """A clock for tests: only `advance` and `sleep` move it."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._start = start
         self._elapsed_s = 0.0
 
     def now(self) -> datetime:
-        """Return the moment that the clock has been turned to."""
+        """Return the start plus the seconds advanced so far."""
         return self._start + timedelta(seconds=self._elapsed_s)
 
     def monotonic(self) -> float:
-        """Return the seconds that the clock has been turned by."""
+        """Return the seconds advanced so far."""
         return self._elapsed_s
 
     def sleep(self, seconds: float) -> None:
-        """Turn the clock on at once."""
+        """Advance the clock and return at once."""
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Turn the clock on by that many seconds."""
+        """Move the clock forward by that many seconds."""
         if seconds < 0:
-            raise ValueError(f"a clock does not go back: {seconds} s")
+            raise ValueError(f"a clock cannot go back: {seconds} s")
         self._elapsed_s += seconds

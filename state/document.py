@@ -1,4 +1,4 @@
-"""The base of every document: frozen, strict about its fields, with a canonical form and a digest."""
+"""The base class of documents: frozen, strict about fields, with a canonical form and a digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def to_json(self) -> bytes:
-        """Return the document as indented JSON with a newline at its end, for people and for files."""
+        """Return the document as indented JSON with a newline at its end."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     @classmethod
@@ -42,14 +42,13 @@ class Document(BaseModel):
             raise DataError(f"{origin} is not a valid {cls.__name__}: {problems}") from error
 
     def evolve(self, **changes: Any) -> Self:
-        """Return a copy with other values in some fields, checked as strictly as when it was made.
+        """Return a copy with other values in some fields; validate all of them, and convert none.
 
-        A value of a wrong type is refused here, where the mistake is, instead of being stored and never read again. Nothing is
-        converted: a number in a text is a mistake of ours.
+        Without validation, a value of a wrong type would be stored and could not be read back.
 
         Raises:
-            TypeError: there is no such field.
-            ValidationError: a value is not of the field's type, or the fields do not fit together.
+            TypeError: a field does not exist.
+            ValidationError: a value has a wrong type, or the fields contradict each other.
         """
         fields = type(self).model_fields
         if unknown := changes.keys() - fields.keys():
@@ -60,10 +59,10 @@ class Document(BaseModel):
         return type(self).model_validate({**unchanged, **changes}, strict=True)
 
     def digested_values(self, first_fields: Collection[str]) -> dict[str, Any]:
-        """Return the JSON values that go into a stored digest: the first fields, and later ones that are not at their default.
+        """Return the JSON values that a stored digest covers: the first fields, and later ones that differ from their default.
 
-        A run outlives upgrades, so a field that is added must leave the digest of every earlier document as it is. Its default
-        is therefore what happened before the field existed, and at its default it stays out of the digest.
+        A run outlives upgrades, so a new field must not change the digest of an earlier document. Its default therefore means
+        "as before the field existed", and a field with its default value stays out of the digest.
 
         Args:
             first_fields: The fields that the document had when its digest was first stored.
@@ -81,7 +80,7 @@ class Document(BaseModel):
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """Return where in a document something is; keys may be anything, as they come from outside."""
+    """Return a field's path within a document, safe to print: keys come from outside and may hold anything."""
     place = ".".join(map(str, location)) or "document"
     return place if place.isprintable() and len(place) <= _LONGEST_PLACE else shown(place)
 

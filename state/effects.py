@@ -1,7 +1,7 @@
-"""One place that hears of every durable side effect, so that a test can stop the world after any of them.
+"""Crash points: every durable side effect is reported here, so that a test can kill the process after any of them.
 
-A file written, a rename, a removal, a database commit, a launch: each calls `done` when it has happened. Normally nobody
-listens. The crash tests observe it and kill the process after the n-th effect, for every n.
+A file written, a rename, a removal, a database commit, a launch, a signal: each calls `done` after it has happened. Only the
+crash tests set an observer; it kills the process after the n-th effect, for every n.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _observer: Observer | None = None
 
 
 def observe(observer: Observer | None) -> None:
-    """Call `observer(kind, what)` after every durable side effect of this process; `None` stops it."""
+    """Set the function to call as `observer(kind, what)` after each durable side effect; None removes it."""
     global _observer
     _observer = observer
 
 
 def done(kind: EffectKind, what: str) -> None:
-    """Tell that a side effect has just become visible outside this process."""
+    """Report a side effect that has just become visible outside this process."""
     if _observer is not None:
         _observer(kind, what)

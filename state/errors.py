@@ -1,4 +1,4 @@
-"""The one tree of errors: the class carries what callers decide on, the message carries what the user needs."""
+"""The tree of errors: callers decide by the class, users read the message."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import ClassVar
 
 
 class ErrorClass(StrEnum):
-    """What may be done about an error; the policy decides by this alone."""
+    """What can be done about an error; the retry policy decides by this alone."""
 
     USER = "user"
-    """The user must change something; trying again is useless."""
+    """The user must change something; a retry is useless."""
     INFRA = "infra"
-    """A machine, network or platform failed; trying again may help."""
+    """A machine, network or platform failed; a retry may help."""
     QUOTA = "quota"
     """The platform refuses until a known instant."""
     DATA = "data"
-    """Bytes are not what they should be: a checkpoint, a shard, a corpus."""
+    """The bytes of a checkpoint, a shard or a corpus are wrong."""
 
 
 class ExitCode:
@@ -32,9 +32,9 @@ class GemmaOrchError(Exception):
     """Base of everything that gemma-orch raises on purpose.
 
     Args:
-        what: What failed, with the value that it failed on.
-        expected: What would have been right; empty when `what` already says it.
-        remedy: What to do next, as a sentence or a command.
+        what: What failed, with the value that caused it.
+        expected: The value or state that would have been right; empty when `what` already says it.
+        remedy: What the user should do next, as a sentence or a command.
     """
 
     error_class: ClassVar[ErrorClass] = ErrorClass.USER
@@ -61,7 +61,7 @@ class UserError(GemmaOrchError):
 
 
 class TemporaryError(GemmaOrchError):
-    """Something outside failed that may work later."""
+    """Something outside failed; a retry may help."""
 
     error_class = ErrorClass.INFRA
     exit_code = ExitCode.TEMPORARY
@@ -69,15 +69,15 @@ class TemporaryError(GemmaOrchError):
 
 
 class AmbiguousError(TemporaryError):
-    """An act's answer was lost: whether it happened is unknown, so look before acting again."""
+    """The answer to a write was lost, so its effect is unknown: look before sending it again."""
 
 
 class NotLaunchedError(TemporaryError):
-    """An attempt was certainly not launched, and may be later: the platform is full, or out of quota, or out of reach."""
+    """An attempt was certainly not launched, but may be later: the platform is full, out of quota or out of reach."""
 
 
 class OutOfReachError(TemporaryError):
-    """What is to be done can be done somewhere else only: a process is to be ended that is not one of ours here."""
+    """The act is only possible elsewhere, such as ending a process of another host or container."""
 
 
 class LeaseHeldError(TemporaryError):
@@ -85,7 +85,7 @@ class LeaseHeldError(TemporaryError):
 
 
 class LeaseLostError(TemporaryError):
-    """This controller held the run, and another one has taken it over."""
+    """Another controller has taken this run over."""
 
 
 class QuotaError(TemporaryError):
@@ -95,14 +95,14 @@ class QuotaError(TemporaryError):
 
 
 class DataError(GemmaOrchError):
-    """Bytes are not what they should be."""
+    """Stored bytes or values are wrong."""
 
     error_class = ErrorClass.DATA
     exit_code = ExitCode.DATA
 
 
 class CorruptCheckpointError(DataError):
-    """A checkpoint's files do not match its manifest, or its manifest does not match what was expected."""
+    """A checkpoint's files do not match its manifest, or its manifest is not the expected one."""
 
     def __init__(self, checkpoint_id: str, what: str, *, expected: str = "", remedy: str = "") -> None:
         super().__init__(what, expected=expected, remedy=remedy)
@@ -110,16 +110,16 @@ class CorruptCheckpointError(DataError):
 
 
 class CanaryError(CorruptCheckpointError):
-    """The first step after a restore gave another loss than the parent's session recorded for it."""
+    """The canary failed: the first loss after a restore differs from the one recorded with the checkpoint."""
 
 
 def shown(text: str, longest: int = 80) -> str:
-    """Return a text from outside as a message may show it: quoted, without control characters, and cut."""
+    """Return a text from outside, safe to print: quoted, control characters escaped, cut at `longest` characters."""
     return repr(text) if len(text) <= longest else f"{text[:longest]!r} ..."
 
 
 def did_you_mean(wrong: str, known: list[str]) -> str:
-    """Return a hint such as `Did you mean 'tiny'? ` for the closest known name, else an empty string."""
+    """Return a hint such as `did you mean 'tiny'?` for the closest known name, or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""The fence: a late commit of an older attempt never becomes the head."""
+"""The fence: a late checkpoint of an older attempt never becomes the head."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from enum import StrEnum
 
 
 class Commit(StrEnum):
-    """What becomes of a verified checkpoint."""
+    """Place of a verified checkpoint in the run."""
 
     HEAD = "head"
     """It extends the run's lineage and is its new head."""
     BRANCH = "branch"
-    """It is kept and shown, and never used unless the user adopts it."""
+    """It is kept and shown, and never used unless the user makes it the head."""
 
 
 def next_fence(newest_fence: int) -> int:
-    """Return the token of the next attempt of a run; 1 for the first one."""
+    """Return the fence token of the next attempt of a run; the first one gets 1."""
     return newest_fence + 1
 
 
 def judge_commit(*, fence: int, newest_fence: int, branch: str | None, step: int, head_step: int) -> Commit:
-    """Decide what a verified checkpoint becomes.
+    """Decide whether a verified checkpoint becomes the head or a branch.
 
-    An attempt is launched only from the head and only when no other can be alive, so the newest token is enough to know
-    that its checkpoints descend from the head.
+    An attempt is launched from the head only, and only when no other attempt can be alive. So a checkpoint that carries the
+    newest token descends from the head.
 
     Args:
         fence: The token that the checkpoint carries.
-        newest_fence: The newest token that the run has given out.
+        newest_fence: The newest token that an attempt of the run has.
         branch: The branch that the attempt was launched for, if any.
         step: The checkpoint's step.
         head_step: The head's step; 0 when there is none.

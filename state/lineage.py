@@ -1,4 +1,4 @@
-"""The chain of checkpoints by parent: pure questions about it."""
+"""Pure functions over the lineage: the chain of checkpoints by parent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TreeLine:
 
 
 def ancestors(checkpoint: str | None, parents: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield a checkpoint and its ancestors, newest first, as far as they are known."""
+    """Yield a checkpoint and its known ancestors, newest first."""
     seen: set[str] = set()
     while checkpoint is not None and checkpoint in parents and checkpoint not in seen:
         yield checkpoint
@@ -32,12 +32,12 @@ def is_ancestor(older: str, newer: str | None, parents: Mapping[str, str | None]
 
 
 def tree(parents: Mapping[str, str | None], order: Sequence[str], head: str | None = None) -> tuple[TreeLine, ...]:
-    """Return the lineage as lines, parents before children; what forks off is one level deeper than its parent.
+    """Return the lineage as lines, parents before children; a fork is one level deeper than its parent.
 
     Args:
         parents: Parent by id; a parent that is not in the mapping makes a root.
         order: The ids in the order in which siblings are drawn.
-        head: The checkpoint whose line is the trunk; without it a fork's first child goes on with the line.
+        head: The checkpoint whose ancestors form the trunk. Off the trunk, a checkpoint's first child continues its line.
     """
     trunk = set(ancestors(head, parents))
     children: dict[str | None, list[str]] = {}
@@ -54,7 +54,7 @@ def tree(parents: Mapping[str, str | None], order: Sequence[str], head: str | No
         heir = next((child for child in following if child in trunk), None)
         if heir is None and checkpoint not in trunk and following:
             heir = following[0]
-        # The heir lies at the bottom of the stack: what forks off is drawn before the line goes on.
+        # The heir goes to the bottom of the stack: forks are drawn before the line continues.
         forks = [child for child in following if child != heir]
         stack.extend([(heir, depth)] if heir is not None else [])
         stack.extend((child, depth + 1) for child in forks)
@@ -62,15 +62,15 @@ def tree(parents: Mapping[str, str | None], order: Sequence[str], head: str | No
 
 
 def resolve(prefix: str, known: Iterable[str], kind: str) -> str:
-    """Return the one known id that equals or begins with the prefix.
+    """Return the only known id that equals or begins with the prefix.
 
     Args:
         prefix: What the user typed.
         known: All ids.
-        kind: What they name, for the message: `checkpoint`, `run`.
+        kind: What the ids name, for the message: `checkpoint`, `run`.
 
     Raises:
-        UserError: none or several match.
+        UserError: no id matches, or several do.
     """
     ids = sorted(known)
     if prefix in ids:

@@ -22,7 +22,7 @@ class FileEntry(Document):
 
 
 class TensorEntry(Document):
-    """One tensor of a state, whole, however the files cut it."""
+    """One whole tensor of a state; the files may hold it in pieces."""
 
     name: str
     dtype: str = Field(description="as safetensors writes it, such as F32")
@@ -31,7 +31,7 @@ class TensorEntry(Document):
 
 
 class DataPosition(Document):
-    """How far the data has been read; a pure function of the step."""
+    """How much data has been read; a pure function of the step."""
 
     samples: int = Field(ge=0, description="sequences trained on since step 0")
     samples_by_language: dict[str, int] = Field(default_factory=dict)
@@ -41,18 +41,18 @@ _FIRST_POSITION_FIELDS = frozenset({"samples", "samples_by_language"})
 
 
 class Environment(Document):
-    """Where and with what a checkpoint was computed: within one environment, equality is bit for bit."""
+    """Hardware and software that computed a checkpoint; in an equal environment, training is equal bit for bit."""
 
     torch: str
     python: str
-    device: str = Field(description="what computed it, such as the CPU's or GPU's name")
+    device: str = Field(description="name of the CPU or GPU")
     threads: int
     compiled: bool
     code_sha256: str = Field(description="digest of the worker's and state's source")
 
 
 class Manifest(Document):
-    """What a checkpoint is: its files, its place in the lineage, its digests. Written last."""
+    """Describes a checkpoint: its files, its place in the lineage, its digests. Written last."""
 
     schema_version: Literal[1] = 1
     id: CheckpointId
@@ -61,15 +61,15 @@ class Manifest(Document):
     attempt: int
     fence: int
     branch: BranchName | None
-    step: int = Field(ge=1, description="steps trained when it was taken")
-    parent: CheckpointId | None = Field(description="the checkpoint that it was trained from; none: the initial weights")
+    step: int = Field(ge=1, description="steps trained when the snapshot was taken")
+    parent: CheckpointId | None = Field(description="the checkpoint that it continues; none: the initial weights")
     created_at: datetime
     trajectory_sha256: str
-    order_version: int = Field(default=1, description="of the order in which its data was read; older manifests do not say")
-    data_sha256: str = Field(description="of the data version that its last step has read")
+    order_version: int = Field(default=1, description="version of the order in which data is read; older manifests lack it")
+    data_sha256: str = Field(description="digest of the data version that the last step read")
     data_position: DataPosition
     next_loss: float = Field(description="loss of the step after this one, before its update: the canary of the next session")
-    train_s: float = Field(ge=0.0, description="seconds of training of this attempt that the checkpoint holds")
+    train_s: float = Field(ge=0.0, description="seconds of this attempt's training up to this checkpoint")
     environment: Environment
     state_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     tensors: tuple[TensorEntry, ...]
@@ -82,18 +82,18 @@ class Manifest(Document):
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """The names of its files, which are all that a reader may open."""
+        """The names of its files; a reader opens no other."""
         return tuple(file.name for file in self.files)
 
     def expected(self, manifest_sha256: str) -> ExpectedCheckpoint:
-        """Return what a session is told to start from this checkpoint."""
+        """Return the part of a session's spec that makes it start from this checkpoint."""
         return ExpectedCheckpoint(id=self.id, step=self.step, manifest_sha256=manifest_sha256, state_sha256=self.state_sha256)
 
 
 def state_sha256(tensors: Iterable[TensorEntry], step: int, data_position: DataPosition) -> str:
     """Return the digest of a state: parameters, optimizer, step and data position.
 
-    It takes the tensors one by one in name order, so that it does not depend on how files or ranks cut them.
+    It covers whole tensors in name order, so it does not depend on how files or ranks cut them.
     """
     return digest_of(
         {
@@ -108,7 +108,7 @@ def state_sha256(tensors: Iterable[TensorEntry], step: int, data_position: DataP
 
 
 def first_difference(one: Manifest, other: Manifest) -> str | None:
-    """Return what first differs between two states, in name order, or None when they are equal."""
+    """Return the first difference between two states, in name order, or None when they are equal."""
     if one.state_sha256 == other.state_sha256:
         return None
     if one.step != other.step:

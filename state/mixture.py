@@ -1,4 +1,4 @@
-"""Which share of the training sequences each language gets."""
+"""The share of the training sequences that each language gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_ALPHA = 0.7
 DEFAULT_MAX_EPOCHS = 4.0  # up to about four readings, repeated text is worth nearly as much as new text (Muennighoff et al. 2023)
 
 Mixing = Literal["alpha", "unimax"]
-"""A rule that finds the weights: shares by tokens ** alpha, or as equal as a cap on epochs allows."""
+"""A rule for the weights: shares in proportion to tokens ** alpha, or as equal as a cap on epochs allows."""
 
 
 def mixture_weights(
@@ -23,13 +23,13 @@ def mixture_weights(
     """Return each language's share of the training sequences, in name order; the shares sum to 1.
 
     Args:
-        tokens_by_language: Tokens of every language present.
+        tokens_by_language: Tokens of each language in the data.
         alpha: Without `given`, shares are proportional to tokens ** alpha: 1 is proportional, 0 is equal.
-        given: Weights to take instead, in any unit. A language that it does not name gets the share 0.
+        given: Weights to use instead, in any unit. A language that it does not name gets the share 0.
 
     Raises:
-        UserError: there is no language or one without tokens, `given` names a language that is not present, or a weight
-            is negative, not finite, or all are zero.
+        UserError: a language or its tokens are missing, `given` names an unknown language, a weight is negative or not finite, or
+            all weights are zero.
     """
     languages = _with_tokens(tokens_by_language)
     if given is None:
@@ -43,21 +43,21 @@ def mixture_weights(
 def unimax_weights(
     tokens_by_language: Mapping[str, int], *, budget_tokens: int, max_epochs: float = DEFAULT_MAX_EPOCHS
 ) -> dict[str, float]:
-    """Return shares that are equal, but for languages that would be read more than `max_epochs` times.
+    """Return equal shares, capped for languages that would be read more than `max_epochs` times.
 
-    From the smallest language to the largest, each gets an equal part of what is left of the budget, or its cap when that is
-    less. When the budget exceeds all caps together (see `budget_exceeds_caps`), the shares are proportional to the caps.
+    From the smallest language to the largest, each gets an equal part of the remaining budget, or its cap if that is less. When
+    the budget exceeds the sum of all caps (see `budget_exceeds_caps`), the shares are proportional to the caps.
 
     Source: Chung et al., "UniMax: Fairer and More Effective Language Sampling for Large-Scale Multilingual Pretraining",
     ICLR 2023, algorithm 1.
 
     Args:
-        tokens_by_language: Tokens of every language present.
-        budget_tokens: Tokens that will be trained on, over all languages.
+        tokens_by_language: Tokens of each language in the data.
+        budget_tokens: Tokens to train on, over all languages.
         max_epochs: How often a language's text may be read.
 
     Raises:
-        UserError: there is no language or one without tokens, or the budget or the cap is not above zero.
+        UserError: a language or its tokens are missing, or the budget or the cap is not above zero.
     """
     languages = _with_tokens(tokens_by_language)
     if budget_tokens < 1 or not (math.isfinite(max_epochs) and max_epochs > 0.0):

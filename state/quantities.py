@@ -1,4 +1,4 @@
-"""Quantities as people write them: durations (`11h30m`), sizes (`256MB`), numbers per language (`konkani=0.2`)."""
+"""Parses and formats durations (`11h30m`), sizes (`256MB`) and numbers per language (`konkani=0.2`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from state.errors import UserError
 
 _UNIT_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_LONGEST_S = 10 * 365 * 86_400  # longer is a slip of the hand, and far moments cannot be computed
+_LONGEST_S = 10 * 365 * 86_400  # anything longer is a typing error, and datetime cannot reach far moments
 _PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 _UNIT_BYTES = {
     "b": 1,
@@ -22,15 +22,15 @@ _UNIT_BYTES = {
     "gib": 2**30,
     "tib": 2**40,
 }
-_LARGEST_BYTES = 2**60  # more is a slip of the hand
+_LARGEST_BYTES = 2**60  # anything larger is a typing error
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt]?i?b)")
 
 
 def parse_duration_s(text: str) -> float:
-    """Return the seconds that a text such as `90s`, `10m`, `1.5h` or `11h30m` means.
+    """Return the seconds of a duration such as `90s`, `10m`, `1.5h` or `11h30m`.
 
     Raises:
-        UserError: the text is no duration, or is zero or longer than ten years.
+        UserError: the text is not a duration, or is zero or longer than ten years.
     """
     compact = text.strip().lower().replace(" ", "")
     parts = _PART.findall(compact)
@@ -45,7 +45,7 @@ def parse_duration_s(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return seconds as people read them: `4.2s`, `1m05s`, `11h30m`, `3d04h`."""
+    """Return a duration as text: `4.2s`, `1m05s`, `11h30m`, `3d04h`."""
     if seconds < 0:
         return "-" + format_duration(-seconds)
     if seconds < 10 and seconds != int(seconds):
@@ -63,10 +63,10 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size_bytes(text: str) -> int:
-    """Return the bytes that a text such as `256MB` (10**6 each), `512MiB` (2**20 each) or `1.5GB` means.
+    """Return the bytes of a size such as `256MB` (10**6 each), `512MiB` (2**20 each) or `1.5GB`.
 
     Raises:
-        UserError: the text is no size, or is zero or beyond all disks.
+        UserError: the text is not a size, or is zero or larger than any disk.
     """
     compact = text.strip().lower().replace(" ", "")
     match = _SIZE.fullmatch(compact)
@@ -81,7 +81,7 @@ def parse_size_bytes(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Return bytes as people read them: `256MiB` where that is exact, else in units of ten: `812B`, `4.1MB`, `20GB`."""
+    """Return a size as text: a binary unit where that is exact (`256MiB`), else a decimal one (`812B`, `4.1MB`, `20GB`)."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
         if size_bytes and size_bytes % factor == 0:
             return f"{size_bytes // factor}{unit}"
@@ -94,14 +94,14 @@ def format_size(size_bytes: int) -> str:
 
 
 def numbers_by_language(option: str, texts: Iterable[str]) -> dict[str, float]:
-    """Return the number of each language from texts such as `konkani=0.2`.
+    """Return the number of each language, parsed from texts such as `konkani=0.2`.
 
     Args:
-        option: What they were given with, such as `--weight`, for messages.
-        texts: What was given; each language once.
+        option: The option that gave the texts, such as `--weight`, for messages.
+        texts: The option's values; each names another language.
 
     Raises:
-        UserError: a text is of another form, its number is negative or not finite, or a language comes twice.
+        UserError: a text has another form, a number is negative or not finite, or a language occurs twice.
     """
     numbers: dict[str, float] = {}
     for text in texts:
@@ -121,4 +121,4 @@ def numbers_by_language(option: str, texts: Iterable[str]) -> dict[str, float]:
 
 
 def _refusal(option: str, text: str) -> UserError:
-    return UserError(f"{option} {text!r} is not understood", expected=f"a language and a number, such as {option} konkani=0.2")
+    return UserError(f"{option} is invalid: {text!r}", expected=f"a language and a number, such as {option} konkani=0.2")

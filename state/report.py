@@ -1,4 +1,4 @@
-"""What a session says: a heartbeat while it runs, a report at its end."""
+"""The documents that a session writes: a heartbeat while it runs, a report at its end."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Outcome(StrEnum):
     """How an attempt ended."""
 
     COMPLETED = "completed"
-    """The run's last step is trained and saved."""
+    """It trained and saved the run's last step."""
     BUDGET = "budget"
-    """The session's time or steps were used up; saved."""
+    """It used up the session's time or steps, and saved."""
     STOPPED = "stopped"
-    """A signal or the stop file asked for it; saved."""
+    """A signal or the stop file asked it to stop; it saved."""
     FAILED = "failed"
-    """An error ended it; the report says which."""
+    """An error ended it; the report names the error."""
     HUNG = "hung"
-    """No step for a learned multiple of the usual time."""
+    """No step ended within a learned multiple of the usual time."""
     LOST = "lost"
-    """It ended without a report: killed, or the machine went away. Only the controller says this."""
+    """It ended without a report: it was killed, or its machine disappeared. Only the controller sets this outcome."""
 
 
 class Phase(StrEnum):
-    """What a worker is doing."""
+    """The phase that a worker is in."""
 
     STARTING = "starting"
     VERIFYING = "verifying"
@@ -43,12 +43,12 @@ class Phase(StrEnum):
 
 
 class Heartbeat(Document):
-    """What a running worker is doing now."""
+    """The current state of a running worker."""
 
     schema_version: Literal[1] = 1
     at: datetime
     pid: int
-    process: ProcessIdentity | None = Field(default=None, description="whose pid that is; none: an earlier version's worker")
+    process: ProcessIdentity | None = Field(default=None, description="owner of that pid; none: an earlier version wrote it")
     phase: Phase
     start_step: int
     step: int = Field(description="last step trained")
@@ -60,7 +60,7 @@ class Heartbeat(Document):
 
 
 class Seconds(Document):
-    """Where a session's time went; the parts do not overlap and sum to the whole, apart from `saving_behind`."""
+    """A session's time by kind. The parts do not overlap and sum to the whole; only `saving_behind` runs beside them."""
 
     startup: float = 0.0
     restore: float = 0.0
@@ -71,7 +71,7 @@ class Seconds(Document):
 
 
 class SessionReport(Document):
-    """What a session says at its end."""
+    """A session's result, written at its end."""
 
     schema_version: Literal[1] = 1
     run: RunName
@@ -91,5 +91,5 @@ class SessionReport(Document):
     ended_at: datetime
     tokens: int = 0
     last_loss: float | None = None
-    longest_save_s: float | None = Field(default=None, description="longest save that was not made beside the training")
+    longest_save_s: float | None = Field(default=None, description="longest save that training waited for")
     seconds: Seconds = Seconds()

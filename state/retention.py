@@ -1,4 +1,4 @@
-"""Which checkpoints may go: the last k stay, every n-th stays, and never fewer than two verified ones."""
+"""Which checkpoints may be pruned: the last k stay, every n-th stays, and at least two verified ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from state.spec import Retention
 
-_FEWEST_VERIFIED = 2  # one may turn out corrupt: the other is what the run falls back to
+_FEWEST_VERIFIED = 2  # if one turns out corrupt, the run falls back to the other
 
 
 @dataclass(frozen=True)
 class PruneCandidate:
-    """What pruning needs to know of a checkpoint."""
+    """The facts about a checkpoint that pruning needs."""
 
     id: str
     step: int
@@ -27,7 +27,7 @@ def checkpoints_to_prune(
     Args:
         candidates: The checkpoints of one line, in any order.
         retention: How many to keep.
-        protected: Ids that must stay whatever the numbers say (the head, where sessions started).
+        protected: Ids that must stay in any case, such as the head and the checkpoints at which sessions started.
     """
     newest_first = sorted(candidates, key=lambda candidate: (candidate.step, candidate.id), reverse=True)
     keep = set(protected)

@@ -1,4 +1,4 @@
-"""The states of an attempt and of a run, and the moves between them: one table each."""
+"""The states of attempts and runs, with a table of allowed moves for each."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from enum import StrEnum
 
 
 class AttemptState(StrEnum):
-    """Where an attempt is in its life."""
+    """State of an attempt."""
 
     PLANNED = "planned"
     """The intent is durable; nothing has been sent."""
     LAUNCHING = "launching"
-    """Sent, or about to be: whether it exists is known only by looking."""
+    """Sent, or about to be sent: only a look at the backend tells whether it exists."""
     QUEUED = "queued"
-    """The backend has it and has not started it."""
+    """The backend has accepted it and not started it."""
     RUNNING = "running"
     """The backend says that it runs."""
     ENDED = "ended"
@@ -21,9 +21,9 @@ class AttemptState(StrEnum):
     DONE = "done"
     """Collected, with a report."""
     LOST = "lost"
-    """Collected, without a report: what it had committed is kept."""
+    """Collected, without a report; its committed checkpoints are kept."""
     DROPPED = "dropped"
-    """Never sent: the user stopped the run before."""
+    """Never sent, because the user stopped the run first."""
 
 
 ATTEMPT_MOVES: dict[AttemptState, frozenset[AttemptState]] = {
@@ -36,8 +36,8 @@ ATTEMPT_MOVES: dict[AttemptState, frozenset[AttemptState]] = {
     AttemptState.LOST: frozenset(),
     AttemptState.DROPPED: frozenset(),
 }
-"""Every allowed move. Planned again after launching: we looked, and it is not there. Queued again after running: a
-platform may take a job back (Slurm's requeue)."""
+"""Every allowed move. An attempt goes from launching back to planned when a look shows that it does not exist, and from running
+back to queued when the platform requeues it (Slurm does)."""
 
 LIVE_STATES = frozenset(
     {
@@ -48,11 +48,11 @@ LIVE_STATES = frozenset(
         AttemptState.ENDED,
     }
 )
-"""States in which an attempt of a run forbids another one."""
+"""States in which an attempt blocks the launch of another one of its run."""
 
 
 class RunState(StrEnum):
-    """Where a run is in its life."""
+    """State of a run."""
 
     ACTIVE = "active"
     STOPPED = "stopped"
@@ -66,11 +66,11 @@ RUN_MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.FINISHED: frozenset({RunState.ACTIVE}),
     RunState.FAILED: frozenset({RunState.ACTIVE}),
 }
-"""Every allowed move; `start` makes a run active again, whatever ended it."""
+"""Every allowed move; `start` makes an ended run active again."""
 
 
 class IllegalMoveError(ValueError):
-    """A move that no table allows: a mistake in the program, never the user's."""
+    """A move that the tables do not allow: a bug in the program, never the user's mistake."""
 
 
 def check_attempt_move(old: AttemptState, new: AttemptState) -> None:

@@ -1,1 +1,1 @@
-"""Kaggle's side of what is true: its wire and its names. The only room that speaks to Kaggle's client library."""
+"""The client of Kaggle: its calls, its answers, and the names on the account. Only this room imports Kaggle's library."""

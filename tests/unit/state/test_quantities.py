@@ -130,7 +130,7 @@ def test_each_language_has_its_number_in_the_order_given() -> None:
 
 @pytest.mark.parametrize("text", ["konkani", "konkani=", "=0.2", "konkani=much", "konkani=-1", "konkani=nan", "konkani=inf"])
 def test_what_is_no_language_with_a_number_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UserError, match=r"--weight .* is not understood\n.*--weight konkani=0.2"):
+    with pytest.raises(UserError, match=r"--weight is invalid: .*\n.*--weight konkani=0.2"):
         numbers_by_language("--weight", ["hindi=1", text])
 
 

@@ -104,7 +104,7 @@ def test_rerunning_a_session_that_is_not_there_names_those_that_are(with_run: Te
         (["start", "--total-steps", "5", "--data", "x", "--corpus", "y"], "--data is given together with --corpus"),
         (["start", "--total-steps", "5", "--data", "x", "--tokenizer", "y"], "text to prepare, or a folder"),
         (["start", "--total-steps", "5", "--weight", "konkani"], "such as --weight konkani=0.2"),
-        (["start", "--total-steps", "5", "--weight", "konkani=-1"], "--weight 'konkani=-1' is not understood"),
+        (["start", "--total-steps", "5", "--weight", "konkani=-1"], "--weight is invalid: 'konkani=-1'"),
         (["start", "--total-steps", "5", "--mixing", "evenly"], "data.mixing is 'evenly'"),
         (["start", "--total-steps", "5", "--alpha", "2"], "data.alpha is 2.0"),
         (["start", "--total-steps", "5", "--max-epochs", "4.5"], "max_epochs needs mixing = unimax"),
