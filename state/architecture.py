@@ -1,4 +1,4 @@
-"""The numbers that make a Gemma 3: the published sizes, a user's changes to them, and what they add up to."""
+"""The dimensions of a Gemma 3: the published sizes, the user's changes to them, the parameter count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from state.document import Document
 from state.errors import UserError, did_you_mean
 
 OFFICIAL_VOCAB_SIZE = 262_144
-"""Pieces in the tokenizer that the published Gemma 3 weights were trained with."""
+"""Vocabulary size of the tokenizer that the published Gemma 3 weights were trained with."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Base = Annotated[float, Field(gt=1.0, le=1e12)]
@@ -22,14 +22,14 @@ Positions = Annotated[int, Field(ge=1, le=16_777_216)]
 
 
 class Shape(Document):
-    """Every number of a Gemma 3 except its vocabulary, which comes from the tokenizer."""
+    """All dimensions of a Gemma 3 except the vocabulary size, which the tokenizer sets."""
 
     num_layers: Count = Field(description="decoder layers")
     hidden_size: Count = Field(description="width of the residual stream")
     intermediate_size: Count = Field(description="width inside the feed-forward")
     num_heads: Count = Field(description="query heads")
     num_kv_heads: Count = Field(description="key and value heads; each serves num_heads / num_kv_heads query heads")
-    head_dim: Count = Field(description="width of one head; even, because rope turns pairs")
+    head_dim: Count = Field(description="width of one head; even, because rope rotates pairs")
     sliding_window: Count = Field(description="keys that a local layer's query sees, itself included")
     local_layers_per_global: Annotated[int, Field(ge=0, le=1_000)] = Field(
         default=5, description="local layers before each global one"
@@ -39,33 +39,33 @@ class Shape(Document):
     rope_global_theta: Base = Field(default=1_000_000.0, description="rope base of global layers")
     rope_global_scaling: Scaling = Field(default=1.0, description="divides the rope frequencies of global layers")
     rms_norm_eps: Epsilon = 1e-6
-    max_position: Positions = Field(description="longest sequence that the model is meant for")
+    max_position: Positions = Field(description="longest sequence that the model supports")
 
     @model_validator(mode="after")
     def _heads_fit_together(self) -> Self:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd: rope turns pairs")
+            raise ValueError(f"head_dim {self.head_dim} is odd, and rope rotates pairs")
         return self
 
 
 class Architecture(Shape):
-    """Everything that decides the shapes and the arithmetic of one Gemma 3."""
+    """All numbers that determine the shapes and the arithmetic of one Gemma 3."""
 
     schema_version: Literal[1] = 1
     vocab_size: Annotated[int, Field(ge=2, le=16_777_216)] = Field(description="pieces of the tokenizer")
 
     def is_global(self, layer: int) -> bool:
-        """Return whether a layer sees all earlier positions instead of the sliding window."""
+        """Return whether a layer attends to all earlier positions instead of the sliding window."""
         return (layer + 1) % (self.local_layers_per_global + 1) == 0
 
     def num_embedding_parameters(self) -> int:
-        """Return the size of the embedding, which is the output matrix as well."""
+        """Return the number of parameters of the embedding, which is also the output matrix."""
         return self.vocab_size * self.hidden_size
 
     def num_parameters(self) -> int:
-        """Return how many numbers are trained, the tied embedding counted once."""
+        """Return the number of trained parameters; the tied embedding counts once."""
         query_width = self.num_heads * self.head_dim
         qkv_width = query_width + 2 * self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (qkv_width + query_width) + 2 * self.head_dim
@@ -76,7 +76,7 @@ class Architecture(Shape):
 
 
 class ModelSpec(Document):
-    """Which Gemma 3 a user wants: a published size, with any number of it changed."""
+    """The model that the user asks for: a published size, and changes to its numbers."""
 
     size: str = "tiny"
     num_layers: Count | None = None
@@ -87,7 +87,7 @@ class ModelSpec(Document):
     head_dim: Count | None = None
     sliding_window: Count | None = None
     local_layers_per_global: Annotated[int, Field(ge=0, le=1_000)] | None = None
-    query_scale_dim: Count | None = Field(default=None, description="none: follows head_dim when that is changed")
+    query_scale_dim: Count | None = Field(default=None, description="none: equals head_dim if that is changed")
     rope_local_theta: Base | None = None
     rope_global_theta: Base | None = None
     rope_global_scaling: Scaling | None = None
@@ -96,19 +96,19 @@ class ModelSpec(Document):
 
 
 def resolve_architecture(model: ModelSpec, vocab_size: int) -> Architecture:
-    """Return the whole architecture: the size's numbers, the user's changes over them, the tokenizer's vocabulary.
+    """Return the architecture: the size's numbers, overridden by the user's, with the tokenizer's vocabulary size.
 
     Raises:
-        UserError: the size is unknown, or the numbers do not fit together.
+        UserError: the size is unknown, or the numbers contradict each other.
     """
     shape = SIZES.get(model.size)
     if shape is None:
         known = ", ".join(SIZES)
         hint = did_you_mean(model.size, list(SIZES))
         raise UserError(
-            f"there is no model size {model.size!r}",
+            f"unknown model size: {model.size!r}",
             expected=f"one of {known}",
-            remedy=hint or "take a known size and change its numbers in the config file's [model] table",
+            remedy=hint or "choose a known size, and change its numbers in the config file's [model] table",
         )
     changes = model.model_dump(exclude={"size"}, exclude_none=True)
     if "head_dim" in changes and shape.query_scale_dim == shape.head_dim:
@@ -118,7 +118,7 @@ def resolve_architecture(model: ModelSpec, vocab_size: int) -> Architecture:
     except ValidationError as error:
         problems = "; ".join(": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
         raise UserError(
-            f"no model of size {model.size!r} with changes {changes} and {vocab_size} pieces can be built: {problems}",
+            f"the model is invalid: size {model.size!r}, changes {changes}, vocabulary {vocab_size}: {problems}",
             remedy="change the numbers in the config file's [model] table",
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a data folder holds: token shards per language, and the digest of all that determines the tokens."""
+"""The manifest of a data folder: token shards per language, and a digest of everything that determines the tokens."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ TOKENIZER_NAME = "tokenizer.model"
 REPORT_NAME = "report.json"
 LARGEST_16_BIT_VOCABULARY = 65_536
 BLOCK_TOKENS = 2**20
-"""Tokens of a block, the unit that is digested, brought to scratch and shuffled; part of the order of a run."""
+"""Tokens of a block: the unit that is digested, copied to scratch and shuffled. The order of the data depends on it."""
 INDEX_ROW_BYTES = 12
-"""Three little-endian uint32 for each document of a shard."""
+"""Three little-endian uint32 for each text document of a shard."""
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _RESERVED_NAMES = (DATA_MANIFEST_NAME, TOKENIZER_NAME, REPORT_NAME)
 
 
 def token_bytes_for(vocab_size: int) -> Literal[2, 4]:
-    """Return how many bytes a stored token takes: 2 while every id fits into 16 bits, else 4."""
+    """Return the bytes of a stored token: 2 if every id fits into 16 bits, else 4."""
     return 2 if vocab_size <= LARGEST_16_BIT_VOCABULARY else 4
 
 
 def num_blocks(num_tokens: int) -> int:
-    """Return how many blocks a stream of tokens has; the last one may be shorter."""
+    """Return the number of blocks of a token stream; the last one may be shorter."""
     return -(-num_tokens // BLOCK_TOKENS)
 
 
 def language_problem(name: str) -> str | None:
-    """Return why a language cannot have this name (it begins the names of its shards), or None when it can."""
+    """Return why a language's name is invalid, or None; the names of its shards begin with it."""
     if not name or name.startswith("."):
         return "it is empty or starts with a dot"
     if any(character in "/\\" or not character.isprintable() for character in name):
@@ -44,35 +44,37 @@ def language_problem(name: str) -> str | None:
 
 
 class Recipe(Document):
-    """How text becomes tokens, beside the corpus and the tokenizer; every field changes what is written."""
+    """How text becomes tokens, apart from the corpus and the tokenizer; every field changes the output."""
 
     text_field: str = Field(default="text", min_length=1, description="field, or Parquet column, that holds the text")
     language_field: str | None = Field(default=None, description="field that names the language; none: the folder does")
     text_documents: Literal["file", "paragraphs", "lines"] = Field(
-        default="file", description="what one document of a plain text file is"
+        default="file", description="what one text document of a plain text file is"
     )
     nfc: bool = Field(default=True, description="bring text into Unicode's composed form")
-    strip_control: bool = Field(default=True, description="take control characters out, but for tab and line feed")
-    deduplicate: bool = Field(default=True, description="drop a text that came before, in whatever source")
-    min_characters: int = Field(default=0, ge=0, description="drop shorter documents; 0: none")
+    strip_control: bool = Field(default=True, description="remove control characters except tab and line feed")
+    deduplicate: bool = Field(default=True, description="drop exact copies of an earlier text, in any source")
+    min_characters: int = Field(default=0, ge=0, description="drop shorter text documents; 0: none")
     max_document_bytes: int = Field(
-        default=32 * 1024**2, ge=1024, le=256 * 1024**2, description="leave out longer lines, rows and documents"
+        default=32 * 1024**2, ge=1024, le=256 * 1024**2, description="skip longer lines, rows and text documents"
     )
-    validation_share: float = Field(default=0.005, ge=0.0, lt=1.0, description="share of the documents that is held out")
-    validation_shares: dict[str, float] = Field(default_factory=dict, description="the same for single languages")
+    validation_share: float = Field(default=0.005, ge=0.0, lt=1.0, description="share of the text documents to hold out")
+    validation_shares: dict[str, float] = Field(default_factory=dict, description="the same, for single languages")
     shard_bytes: int = Field(
         default=256 * 1024**2, ge=2, le=8 * 1024**3, description="size of a full shard; an index counts its tokens in 32 bits"
     )
-    max_malformed_share: float = Field(default=0.01, ge=0.0, le=1.0, description="more records without a text are an error")
-    max_part_bytes: int | None = Field(default=None, ge=2, description="lay shards out in folders of at most this size")
+    max_malformed_share: float = Field(
+        default=0.01, ge=0.0, le=1.0, description="a larger share of lines without a text is an error"
+    )
+    max_part_bytes: int | None = Field(default=None, ge=2, description="put shards into folders of at most this size")
 
 
 class ShardIndex(Document):
-    """Where the documents of a shard begin: a file of little-endian uint32, [num_documents, 3].
+    """Where the text documents of a shard begin: a file of little-endian uint32, [num_documents, 3].
 
-    Its columns: first token within the shard; number of the source in `DataManifest.sources`; record within the source,
-    from 1 (the line where the document begins, or the row of a Parquet file). A document that began in the shard before
-    is not repeated.
+    Its columns: first token within the shard; number of the source in `DataManifest.sources`; place within the source, from 1
+    (the line where the text document begins, or the row of a Parquet file). A text document that began in the previous shard is
+    not listed again.
     """
 
     name: InnerPath
@@ -81,7 +83,7 @@ class ShardIndex(Document):
 
 
 class Shard(Document):
-    """One file of raw little-endian tokens; the name's last part is unique in the data folder."""
+    """One file of raw little-endian tokens; its file name is unique in the data folder."""
 
     name: InnerPath = Field(description="path within the data folder, with forward slashes")
     num_tokens: int = Field(ge=1)
@@ -90,36 +92,40 @@ class Shard(Document):
 
 
 class Source(Document):
-    """One file of text."""
+    """One text file of a corpus."""
 
-    corpus: int = Field(ge=0, description="which of the corpus folders, in the order in which they were given")
+    corpus: int = Field(ge=0, description="number of the corpus folder, from 0, in the order of the options")
     name: str = Field(description="path within that folder, with forward slashes")
     num_bytes: int = Field(ge=0, description="size of the file")
     sha256: str = Field(pattern=_SHA256)
-    num_records: int = Field(ge=0, description="lines that are not blank, rows, paragraphs, or one for a text file")
-    skipped: dict[str, int] = Field(default_factory=dict, description="records without a usable text, by reason")
+    num_records: int = Field(
+        ge=0, description="number of its lines that are not blank, rows or paragraphs; 1 for a whole text file"
+    )
+    skipped: dict[str, int] = Field(
+        default_factory=dict, description="lines, rows or paragraphs without a usable text, by reason"
+    )
 
 
 class SourceShare(Document):
-    """What a language has of a source; dropped documents are in none of the counts but `dropped`."""
+    """One language's part of a source; only `dropped` counts the dropped text documents."""
 
     source: int = Field(ge=0, description="number of the source in `DataManifest.sources`")
-    num_documents: int = Field(ge=0, description="trained on")
-    num_tokens: int = Field(ge=0, description="trained on")
-    num_held_out: int = Field(default=0, ge=0, description="documents of the validation set")
-    changed: dict[str, int] = Field(default_factory=dict, description="documents that cleaning changed, by rule")
-    dropped: dict[str, int] = Field(default_factory=dict, description="documents that cleaning dropped, by rule")
+    num_documents: int = Field(ge=0, description="text documents to train on")
+    num_tokens: int = Field(ge=0, description="tokens to train on")
+    num_held_out: int = Field(default=0, ge=0, description="text documents of the validation set")
+    changed: dict[str, int] = Field(default_factory=dict, description="text documents that cleaning changed, by rule")
+    dropped: dict[str, int] = Field(default_factory=dict, description="text documents that cleaning dropped, by rule")
 
 
 class TokenStream(Document):
-    """Documents as tokens, cut into shards: the shards in order, joined, are the stream."""
+    """The tokens of many text documents in one sequence, stored as shards in order."""
 
     num_documents: int = Field(ge=1)
     num_tokens: int = Field(ge=1, description="with bos and eos")
-    num_bytes_text: int = Field(ge=1, description="UTF-8 bytes of the documents' text")
+    num_bytes_text: int = Field(ge=1, description="UTF-8 bytes of the text")
     shards: tuple[Shard, ...] = Field(min_length=1)
     blocks: tuple[str, ...] = Field(
-        description="sha256 of each block of BLOCK_TOKENS tokens and the one token after it, where there is one"
+        description="sha256 of each block: its BLOCK_TOKENS tokens, and the next token if there is one"
     )
 
     @model_validator(mode="after")
@@ -135,65 +141,65 @@ class TokenStream(Document):
 
 
 class LanguageData(TokenStream):
-    """One language: what is trained on, and what is held out."""
+    """One language: its training stream and its validation stream."""
 
-    validation: TokenStream | None = Field(default=None, description="none: no document was held out")
+    validation: TokenStream | None = Field(default=None, description="none: no text was held out")
     sources: tuple[SourceShare, ...] = ()
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Documents that cleaning dropped, by rule, in the order of the rules' names."""
+        """Number of text documents that cleaning dropped, by rule, in name order."""
         return _total(source.dropped for source in self.sources)
 
 
 class DataManifest(Document):
-    """A data folder exists when, and only when, this document lies in it; it is written last."""
+    """Describes a data folder. It is written last: a folder without it is not a data folder."""
 
     schema_version: Literal[2] = 2
     token_bytes: Literal[2, 4]
     vocab_size: int = Field(ge=1)
     bos_id: int = Field(ge=0)
     eos_id: int = Field(ge=0)
-    pad_id: int | None = Field(ge=0, description="none: the tokenizer has no padding piece, and training needs none")
+    pad_id: int | None = Field(ge=0, description="none: the tokenizer has no padding piece; training needs none")
     unk_id: int = Field(ge=0)
     tokenizer_file: FileName = Field(default=TOKENIZER_NAME, description="copy of the SentencePiece model in the data folder")
     tokenizer_sha256: str = Field(pattern=_SHA256)
     recipe: Recipe = Recipe()
     languages: dict[str, LanguageData] = Field(min_length=1)
     sources: tuple[Source, ...] = ()
-    data_sha256: str = Field(pattern=_SHA256, description="digest of all that determines the tokens and their order")
+    data_sha256: str = Field(pattern=_SHA256, description="digest of everything that determines the tokens and their order")
 
     @classmethod
     def sealed(cls, **fields: Any) -> Self:
-        """Return the manifest of these fields with its `data_sha256` computed from them."""
+        """Return a manifest with these fields, and compute its `data_sha256` from them."""
         draft = cls.model_construct(**fields)
         return cls(**fields, data_sha256=data_sha256(draft))
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all languages that are trained on."""
+        """Number of tokens to train on, over all languages."""
         return sum(language.num_tokens for language in self.languages.values())
 
     @property
     def tokens_by_language(self) -> dict[str, int]:
-        """Tokens per language that are trained on, in the order of the languages' names."""
+        """Number of tokens to train on, by language in name order."""
         return {name: self.languages[name].num_tokens for name in sorted(self.languages)}
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Records without a usable text, by reason, in the order of the reasons' names."""
+        """Number of lines, rows or paragraphs without a usable text, by reason in name order."""
         return _total(source.skipped for source in self.sources)
 
     @property
     def streams(self) -> tuple[TokenStream, ...]:
-        """Every stream of the folder: each language's, and what it holds out."""
+        """Every stream of the folder: the training stream of each language, and its validation stream."""
         return tuple(
             stream for language in self.languages.values() for stream in (language, language.validation) if stream is not None
         )
 
     @property
     def files(self) -> dict[str, int]:
-        """Every file of shards and their indices, by name, with its size in bytes."""
+        """Size in bytes of every shard and every index, by file name."""
         sizes: dict[str, int] = {}
         for stream in self.streams:
             for shard in stream.shards:
@@ -219,10 +225,10 @@ class DataManifest(Document):
 
 
 def data_sha256(manifest: DataManifest) -> str:
-    """Return the digest of all that determines the tokens and their order.
+    """Return the digest of everything that determines the tokens and their order.
 
-    It leaves out where the text came from, what was left out or held out, and how the streams are cut into shards and
-    parts: the blocks' digests cover the tokens themselves.
+    The blocks' digests cover the tokens. So sources, counts of skipped text, validation streams and the cut into shards and parts
+    are not part of it.
     """
     return digest_of(
         {

@@ -1,4 +1,4 @@
-"""What the user asks for (`RunSpec`) and what a session is told (`SessionSpec`)."""
+"""The specs: of a run, as the user asks for it (`RunSpec`), and of a session, as the worker gets it (`SessionSpec`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from state.layout import BranchName, CheckpointId, RunName
 from state.mixture import DEFAULT_ALPHA, DEFAULT_MAX_EPOCHS, Mixing
 
 ORDER_VERSION = 2
-"""Which order data is read in: what a step reads is a function of (seed, step) and of this."""
+"""Version of the rule by which (seed, step) determines the sequences of a step."""
 
 
 # fmt: off
-# What the digest of a trajectory was made of at first. A later field is not added here: see `Document.digested_values`.
+# The fields that the first trajectory digests covered. Do not add later fields: see `Document.digested_values`.
 _FIRST_ARCHITECTURE_FIELDS = frozenset(
     {
         "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "sliding_window",
@@ -36,34 +36,36 @@ _FIRST_TRAINING_FIELDS = frozenset(
 
 
 class DataSpec(Document):
-    """Which text is trained on, and how it is cut and mixed."""
+    """The text to train on, its cut into sequences, and its mixture of languages."""
 
-    corpus: tuple[str, ...] = Field(default=(), description="folders with text in a folder per language; none: the sample")
+    corpus: tuple[str, ...] = Field(default=(), description="folders that hold a folder of text per language; none: the sample")
     tokenizer: str | None = Field(default=None, description="a SentencePiece model; none: the sample's")
-    prepared: str | None = Field(default=None, description="a data folder that is made already, instead of the two")
-    sequence_length: int = Field(default=64, ge=8, le=131_072, description="tokens a sequence")
-    mixing: Mixing = Field(default="alpha", description="how languages are mixed when no weights are given")
-    alpha: float = Field(default=DEFAULT_ALPHA, ge=0.0, le=1.0, description="alpha: in proportion to tokens ** alpha")
-    max_epochs: float = Field(default=DEFAULT_MAX_EPOCHS, gt=0.0, description="unimax: how often a text may be read")
-    weights: dict[str, float] | None = Field(default=None, description="a weight per language, instead of a rule")
+    prepared: str | None = Field(default=None, description="a prepared data folder, instead of corpus and tokenizer")
+    sequence_length: int = Field(default=64, ge=8, le=131_072, description="tokens per sequence")
+    mixing: Mixing = Field(default="alpha", description="the rule for the mixture when no weights are given")
+    alpha: float = Field(
+        default=DEFAULT_ALPHA, ge=0.0, le=1.0, description="for alpha: shares are in proportion to tokens ** alpha"
+    )
+    max_epochs: float = Field(default=DEFAULT_MAX_EPOCHS, gt=0.0, description="for unimax: how often a text may be read")
+    weights: dict[str, float] | None = Field(default=None, description="weight per language, instead of a rule")
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if self.prepared is not None and (self.corpus or self.tokenizer is not None):
-            raise ValueError("prepared names data that is made already: leave out corpus and tokenizer")
+            raise ValueError("prepared excludes corpus and tokenizer: leave out corpus and tokenizer, or prepared")
         if self.mixing == "unimax" and self.weights is not None:
-            raise ValueError("weights are given, and a rule that would find them: leave out weights, or mixing")
+            raise ValueError("weights exclude mixing = unimax: leave out weights, or mixing")
         if self.mixing == "unimax" and self.alpha != DEFAULT_ALPHA:
-            raise ValueError("mixing is unimax, which has no alpha: leave out alpha, or mixing")
+            raise ValueError("mixing = unimax has no alpha: leave out alpha, or mixing")
         if self.mixing != "unimax" and self.max_epochs != DEFAULT_MAX_EPOCHS:
-            raise ValueError("max_epochs needs mixing = unimax: no other rule looks at it")
+            raise ValueError("max_epochs needs mixing = unimax: the other rules ignore it")
         return self
 
 
 class TrainingSpec(Document):
-    """How a step is computed; every field changes the weights that come out.
+    """How a step is computed; every field changes the trained weights.
 
-    A field that is added later has as its default what was done before it existed: with another default, every run in
+    The default of a field that is added later must mean "as before the field existed". With any other default, every run in
     progress would refuse its own checkpoints.
 
     Source of the defaults: AdamW with betas 0.9/0.95, eps 1e-8, clip 1.0 and decay 0.1 on matrices only is the setting that
@@ -71,12 +73,12 @@ class TrainingSpec(Document):
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    batch_size: int = Field(default=8, ge=1, description="sequences a step")
-    micro_batch_size: int | None = Field(default=None, ge=1, description="sequences at once; none: the whole batch")
+    batch_size: int = Field(default=8, ge=1, description="sequences per step")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="sequences computed at once; none: the whole batch")
     learning_rate: float = Field(default=3e-3, gt=0.0, description="peak learning rate")
     warmup_steps: int = Field(default=20, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    min_learning_rate: float = Field(default=0.0, ge=0.0, description="where cosine ends")
+    min_learning_rate: float = Field(default=0.0, ge=0.0, description="learning rate at the end of cosine")
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     eps: float = Field(default=1e-8, gt=0.0)
@@ -84,7 +86,7 @@ class TrainingSpec(Document):
     grad_clip: float = Field(default=1.0, gt=0.0, description="largest global gradient norm")
     dtype: Literal["float32"] = "float32"
     compile: bool = Field(default=False, description="compile each decoder layer with torch.compile")
-    threads: int = Field(default=0, ge=0, description="CPU threads; 0: fixed to this machine's cores when the run is made")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0: the number of cores of the machine that creates the run")
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainingSpec:
@@ -94,31 +96,31 @@ class TrainingSpec(Document):
 
 
 class Retention(Document):
-    """Which checkpoints are kept; never fewer than two verified ones, whatever the numbers say."""
+    """Which checkpoints are kept; at least two verified ones, for any numbers."""
 
-    keep_last: int = Field(default=3, ge=2, description="the newest ones")
-    keep_every: int = Field(default=0, ge=0, description="also those at steps divisible by this; 0: none")
-    keep_session_starts: int = Field(default=3, ge=0, description="also where the last sessions started, for rerun")
+    keep_last: int = Field(default=3, ge=2, description="how many of the newest to keep")
+    keep_every: int = Field(default=0, ge=0, description="also keep those at steps divisible by this; 0: none")
+    keep_session_starts: int = Field(default=3, ge=0, description="also keep the starts of this many last sessions, for rerun")
 
 
 class SessionLimits(Document):
-    """How long a session may be; none of it changes the weights."""
+    """The limits of a session; no field changes the weights."""
 
-    session_limit_s: float = Field(default=12 * 3600.0, gt=0.0, description="seconds that the platform gives a session")
+    session_limit_s: float = Field(default=12 * 3600.0, gt=0.0, description="seconds after which the platform ends a session")
     session_steps: int | None = Field(default=None, ge=1, description="also end a session after this many steps")
     checkpoint_every_s: float = Field(default=600.0, gt=0.0, description="seconds between checkpoints")
 
 
 class Reading(Document):
-    """How a session gets at its data; none of it changes what is read."""
+    """How a session reads its data; no field changes the batches."""
 
-    scratch_dir: str | None = Field(default=None, description="a fast local folder for the parts of shards that come next")
-    scratch_bytes: int | None = Field(default=None, ge=1, description="disk that it may take; none: as much as it needs")
+    scratch_dir: str | None = Field(default=None, description="a fast local folder for copies of the next blocks")
+    scratch_bytes: int | None = Field(default=None, ge=1, description="most disk to use there; none: as much as needed")
 
     @model_validator(mode="after")
     def _room_needs_a_folder(self) -> Self:
         if self.scratch_bytes is not None and self.scratch_dir is None:
-            raise ValueError("a size for scratch is given, but no scratch_dir")
+            raise ValueError("scratch_dir is missing: a size for scratch is given")
         return self
 
 
@@ -139,12 +141,12 @@ class RunSpec(Document):
 
 
 class SpecChange(Document):
-    """One difference between a run's spec and what is asked for now."""
+    """One difference between a run's spec and the requested one."""
 
     field: str
     old: Any
     new: Any
-    refusal: str | None = Field(description="why it is not allowed; none when it is")
+    refusal: str | None = Field(description="why the change is not allowed; none: it is allowed")
 
     def __str__(self) -> str:
         verdict = f"not allowed: {self.refusal}" if self.refusal else "allowed"
@@ -155,12 +157,12 @@ _ALWAYS_ALLOWED = ("backend", "limits", "reading", "retention", *BACKEND_SETTING
 
 
 def compare_specs(old: RunSpec, new: RunSpec, *, reached_step: int = 0) -> tuple[SpecChange, ...]:
-    """Return the differences between an old spec and a new one of the same run, in field order.
+    """Return the differences between two specs of a run, in field order.
 
     Args:
-        old: What the run has been doing.
-        new: What is asked for.
-        reached_step: The head checkpoint's step: `total_steps` cannot go below it.
+        old: The run's spec so far.
+        new: The requested spec.
+        reached_step: The head's step; `total_steps` cannot go below it.
     """
     before, after = _flatten(old), _flatten(new)
     changes = []
@@ -182,13 +184,13 @@ def _refusal(field: str, old: RunSpec, new: RunSpec, reached_step: int) -> str |
         return None
     if field == "total_steps":
         if old.training.schedule == "cosine":
-            return "the cosine schedule knows its end, so every step so far would have had another learning rate"
+            return "with the cosine schedule every learning rate depends on the last step, so the steps so far would be wrong"
         if new.total_steps < reached_step:
-            return f"the run has reached step {reached_step} already"
+            return f"the run has already reached step {reached_step}"
         return None
     if field == "data.prepared" and None not in (old.data.prepared, new.data.prepared):
-        return None  # a place; that the same data lies there, the controller finds out
-    return "it would change weights that are trained already; start another run with --name"
+        return None  # only the folder moves; the controller checks that it holds the same data
+    return "it would change weights that are already trained; start another run with --name"
 
 
 def _flatten(spec: RunSpec) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def _flatten(spec: RunSpec) -> dict[str, Any]:
 
 
 class ExpectedCheckpoint(Document):
-    """The checkpoint that a session must start from: it may start from these bytes only."""
+    """The checkpoint that a session must start from, identified by its digests."""
 
     id: CheckpointId
     step: int = Field(ge=1)
@@ -211,36 +213,36 @@ class ExpectedCheckpoint(Document):
 
 
 class SessionData(Document):
-    """One version of a run's data: what its steps read from a step on."""
+    """One version of a run's data, which the run reads from some step on."""
 
-    first_step: int = Field(ge=0, description="steps that are done when it is first read; 0: from the beginning")
+    first_step: int = Field(ge=0, description="steps trained before it is first read; 0: from the beginning")
     data_dir: str
     data_sha256: str
     mixture: dict[str, float] = Field(description="weight per language, sum 1")
 
 
 class SessionSpec(Document):
-    """All that a worker needs to know; with it, a session runs by hand with no controller at all."""
+    """Everything that a worker needs for one session; with it, a session also runs by hand without a controller."""
 
     schema_version: Literal[2] = 2
     run: RunName
     session: int = Field(ge=1)
     attempt: int = Field(ge=1)
     fence: int = Field(ge=1)
-    branch: BranchName | None = Field(default=None, description="set when the result must not become the head")
+    branch: BranchName | None = Field(default=None, description="name of the branch, if the result must not become the head")
     architecture: Architecture
     training: TrainingSpec
     sequence_length: int = Field(ge=1)
     data: tuple[SessionData, ...] = Field(min_length=1, description="the run's data versions, by first step")
     reading: Reading = Reading()
     checkpoints_dir: str
-    cache_dir: str | None = Field(default=None, description="where compiled kernels are kept between sessions")
-    start: ExpectedCheckpoint | None = Field(default=None, description="none: initialise from the seed")
+    cache_dir: str | None = Field(default=None, description="folder that keeps compiled kernels between sessions")
+    start: ExpectedCheckpoint | None = Field(default=None, description="none: initialise the weights from the seed")
     total_steps: int = Field(ge=1)
     max_steps: int | None = Field(default=None, ge=1, description="end after this many steps of this session")
     limit_s: float = Field(gt=0.0, description="seconds from process start to process end")
     checkpoint_every_s: float = Field(gt=0.0)
-    save_estimate_s: float | None = Field(default=None, description="the longest save of earlier sessions")
+    save_estimate_s: float | None = Field(default=None, description="seconds of the longest save in earlier sessions")
     retention: Retention = Retention()
 
     @field_validator("data")
@@ -254,13 +256,13 @@ class SessionSpec(Document):
         return data
 
     def data_until(self, step: int) -> tuple[SessionData, ...]:
-        """Return the data versions that the first `step` steps have read; at step 0, the first version."""
+        """Return the data versions that the first `step` steps read; for 0 steps, the first version."""
         return tuple(version for version in self.data if version.first_step == 0 or version.first_step < step)
 
     def trajectory_sha256(self, step: int) -> str:
-        """Return the digest of all that determines the weights at a step; a checkpoint of another trajectory is refused.
+        """Return the digest of everything that determines the weights at a step; a session refuses a checkpoint with another one.
 
-        A data version that begins later is not in it: it may be added without touching what is trained already.
+        A data version that begins later is not part of it, so a version can be added without invalidating earlier checkpoints.
         """
         values: dict[str, Any] = {
             "architecture": self.architecture.digested_values(_FIRST_ARCHITECTURE_FIELDS),

@@ -1,8 +1,8 @@
-"""Tensor digests read straight from safetensors files, with nothing but the standard library.
+"""Computes the digests of tensors in safetensors files, without torch.
 
-The controller has no torch, and must be able to say whether two states are equal and which tensor differs first.
+The controller has no torch, and must still tell whether two states are equal, and which tensor differs first.
 Source of the format: the safetensors specification (8 bytes little-endian header length, JSON header with dtype, shape and
-data_offsets, then the data). `torch.distributed.checkpoint` adds where each piece of a sharded tensor lies under the
+data_offsets, then the data). `torch.distributed.checkpoint` stores the offset of each piece of a sharded tensor under the
 metadata key `DCP_SHARDING_INFO` (torch 2.13, torch/distributed/checkpoint/_hf_utils.py).
 """
 
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 
 
 class _Entry(BaseModel, defer_build=True):
-    """What a header says of a tensor."""
+    """The entry of one tensor in a header."""
 
     dtype: str
     shape: tuple[NonNegativeInt, ...]
@@ -33,19 +33,19 @@ class _Entry(BaseModel, defer_build=True):
 
 
 class _Sharding(BaseModel, defer_build=True):
-    """Where a file's piece of a tensor lies in the whole one."""
+    """Offset of a file's piece within the whole tensor."""
 
     saved_offsets: tuple[NonNegativeInt, ...]
 
 
 class _Metadata(BaseModel, defer_build=True):
-    """The part of the metadata that says how tensors are cut."""
+    """The part of the metadata that describes how tensors are cut."""
 
     sharding: Json[dict[str, _Sharding]] = Field(default={}, alias="DCP_SHARDING_INFO")
 
 
 class _Header(BaseModel, extra="allow", defer_build=True):
-    """The header of a file: the metadata, and an entry by tensor name."""
+    """The header of a file: its metadata, and one entry per tensor name."""
 
     metadata: _Metadata = Field(default_factory=_Metadata, alias="__metadata__")
     __pydantic_extra__: dict[str, _Entry]
@@ -58,7 +58,7 @@ class _Header(BaseModel, extra="allow", defer_build=True):
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """What one file holds of a tensor: all of it, or a block when several ranks wrote it."""
+    """The piece of a tensor that one file holds: the whole tensor, or a block if several ranks wrote it."""
 
     tensor: str
     dtype: str
@@ -72,17 +72,17 @@ class TensorPiece:
 
 @dataclass(frozen=True)
 class _Located:
-    """A piece, and the file that it lies in."""
+    """A piece and its file."""
 
     path: Path
     piece: TensorPiece
 
 
 def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
-    """Return an entry for each tensor that the files hold together, in name order.
+    """Return an entry for each whole tensor in the files, in name order.
 
     Raises:
-        DataError: a file is no safetensors file, or the pieces of a tensor do not make it whole.
+        DataError: a file is not a safetensors file, or the pieces of a tensor do not form a whole one.
     """
     pieces: dict[str, list[_Located]] = {}
     for path in paths:
@@ -93,26 +93,26 @@ def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
 
 
 def read_header(read: Callable[[int], bytes], file_name: str) -> tuple[TensorPiece, ...]:
-    """Return what a file holds, in the order of its bytes.
+    """Return the pieces of tensors that a file holds, in byte order.
 
     Args:
-        read: Reads the next bytes of the file, as many as it is told; the file is at its beginning.
-        file_name: For the messages.
+        read: Reads the given number of bytes from the file, which is at its beginning.
+        file_name: The file's name, for messages.
 
     Raises:
-        DataError: it is no safetensors file.
+        DataError: the file is not a safetensors file.
     """
     prefix = read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT_BYTES + 1
     if length > _HEADER_LIMIT_BYTES:
-        raise DataError(f"{file_name} is not a safetensors file: its header has no believable length")
+        raise DataError(f"{file_name} is not a safetensors file: the length of its header is invalid")
     text = read(length)
     if len(text) < length:
         raise DataError(f"{file_name} is not a safetensors file: it ends within its header")
     try:
         header = _Header.model_validate_json(text)
     except ValidationError as error:
-        raise DataError(f"{file_name} is not a safetensors file: its header makes no sense") from error
+        raise DataError(f"{file_name} is not a safetensors file: its header is invalid") from error
     pieces = []
     for name, entry in header.entries.items():
         sharding = header.metadata.sharding.get(name)
@@ -123,16 +123,18 @@ def read_header(read: Callable[[int], bytes], file_name: str) -> tuple[TensorPie
 
 
 def _digest(name: str, located: list[_Located]) -> TensorEntry:
-    located.sort(key=lambda each: (each.piece.offset, each.piece.shape))  # one without rows comes before the one at its place
+    located.sort(
+        key=lambda each: (each.piece.offset, each.piece.shape)
+    )  # an empty piece comes before the other one at its offset
     first = located[0].piece
     if not first.shape and len(located) > 1:
-        raise DataError(f"the number {name} is in {len(located)} files")
+        raise DataError(f"scalar {name} is in {len(located)} files", expected="one file")
     digest = hashlib.sha256()
     rows = 0
     for path, piece in ((each.path, each.piece) for each in located):
         expected_offset = (rows, *(0 for _ in piece.shape[1:])) if piece.shape else ()
         if piece.offset != expected_offset or piece.dtype != first.dtype or piece.shape[1:] != first.shape[1:]:
-            raise DataError(f"the pieces of tensor {name} do not fit together: {path.name} begins at {piece.offset}")
+            raise DataError(f"the pieces of tensor {name} do not fit together: that in {path.name} begins at {piece.offset}")
         _update(digest, path, piece)
         rows += piece.shape[0] if piece.shape else 0
     shape = (rows, *first.shape[1:]) if first.shape else ()

@@ -1,9 +1,9 @@
-"""Durable home of checkpoints: the port, and its adapter for a folder.
+"""The checkpoint store: its port, and the adapter for a folder.
 
-A checkpoint is staged under a hidden name, fsynced, renamed, and exists from the moment when its manifest is written,
-last of all. Whatever is killed on the way leaves either the checkpoint or nothing that anybody would take for one.
+A checkpoint is staged under a hidden name, fsynced and renamed; its manifest is written last, and with it the checkpoint exists.
+A process that is killed at any point leaves a whole checkpoint, or a folder that no reader takes for one.
 
-Only what has the form of a checkpoint's id becomes a path here, and no link is followed to a place outside.
+Only a valid checkpoint id becomes part of a path here, and links to places outside are not followed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from state.spec import ExpectedCheckpoint
 from state.tensor_files import tensor_entries
 
 Reader = Callable[[Path, Manifest], Iterable[FileEntry]]
-"""Reads the files that a manifest names from a checkpoint's folder; tells of each, in the manifest's order, what it has read."""
+"""Reads the manifest's files in a checkpoint's folder; yields size and digest of the bytes read, in the manifest's order."""
 
 _ANOTHER_WAS_FASTER = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
 
 
 class CheckpointStore(Protocol):
-    """Durable home of checkpoints."""
+    """Keeps checkpoints durably."""
 
     def ids(self) -> tuple[str, ...]:
         """Return the ids of all committed checkpoints, sorted."""
@@ -46,11 +46,11 @@ class CheckpointStore(Protocol):
         ...
 
     def verify(self, checkpoint_id: str, expected: ExpectedCheckpoint | None = None) -> Manifest:
-        """Read every byte of a checkpoint and return its manifest when all is as it says."""
+        """Read every byte of a checkpoint, compare it with the manifest, and return the manifest."""
         ...
 
     def verify_tensors(self, checkpoint_id: str) -> Manifest:
-        """Verify a checkpoint and, beyond its files, every tensor in them."""
+        """Verify a checkpoint's files, and also the digest of each tensor in them."""
         ...
 
     def stage(self, checkpoint_id: str) -> Path:
@@ -58,28 +58,28 @@ class CheckpointStore(Protocol):
         ...
 
     def commit(self, staged: Path, manifest: Manifest) -> Manifest:
-        """Make a staged checkpoint durable and visible; return the manifest that stands."""
+        """Make a staged checkpoint durable and visible; return the committed manifest."""
         ...
 
     def quarantine(self, checkpoint_id: str, reason: str) -> None:
-        """Put a checkpoint aside, with the reason, so that nobody takes it for one; nothing is deleted."""
+        """Rename a checkpoint so that it no longer counts as one, and note the reason; delete nothing."""
         ...
 
     def delete(self, checkpoint_id: str) -> None:
-        """Delete a checkpoint; it stops existing before its files go."""
+        """Delete a checkpoint; it stops existing before its files are removed."""
         ...
 
     def sweep(self, is_over: Callable[[str], bool]) -> None:
-        """Remove what attempts that are over left behind half written; `is_over` is asked by attempt name."""
+        """Remove the half-written folders of attempts for whose name `is_over` returns True."""
         ...
 
 
 class DirectoryCheckpointStore:
-    """Checkpoints as folders of one folder.
+    """A folder that holds one folder per checkpoint.
 
     Args:
-        root: The folder.
-        may_link: Whether a checkpoint may be made of links to files that lie elsewhere, such as a kernel's mounts.
+        root: The store's folder.
+        may_link: Whether a checkpoint may consist of links to files elsewhere, such as a kernel's mounts.
     """
 
     def __init__(self, root: Path, *, may_link: bool = False) -> None:
@@ -87,7 +87,7 @@ class DirectoryCheckpointStore:
         self._may_link = may_link
 
     def ids(self) -> tuple[str, ...]:
-        """Return the ids of all committed checkpoints, sorted; a link is none, nor is a folder of another name."""
+        """Return the ids of all committed checkpoints, sorted; links and folders with other names do not count."""
         if not self._root.is_dir():
             return ()
         return tuple(
@@ -102,7 +102,7 @@ class DirectoryCheckpointStore:
         """Return the folder that holds a committed checkpoint's files.
 
         Raises:
-            CorruptCheckpointError: what is asked for is no checkpoint's id.
+            CorruptCheckpointError: it is not a checkpoint's id.
         """
         return self._root / check_checkpoint_id(checkpoint_id)
 
@@ -110,8 +110,8 @@ class DirectoryCheckpointStore:
         """Return a committed checkpoint's manifest and the manifest's own sha256.
 
         Raises:
-            CorruptCheckpointError: there is none, or it makes no sense.
-            TemporaryError: the disk does not give it.
+            CorruptCheckpointError: the manifest is missing or invalid.
+            TemporaryError: the disk failed to read it.
         """
         with self._missing_is_not_unknown(checkpoint_id, MANIFEST_NAME):
             data = (self.folder(checkpoint_id) / MANIFEST_NAME).read_bytes()
@@ -121,38 +121,38 @@ class DirectoryCheckpointStore:
             raise CorruptCheckpointError(checkpoint_id, error.what) from error
         if manifest.id != checkpoint_id:
             raise CorruptCheckpointError(
-                checkpoint_id, f"the manifest in {checkpoint_id} is that of another checkpoint, {manifest.id}"
+                checkpoint_id, f"the manifest in {checkpoint_id} belongs to another checkpoint: {manifest.id}"
             )
         return manifest, hashlib.sha256(data).hexdigest()
 
     def verify(self, checkpoint_id: str, expected: ExpectedCheckpoint | None = None) -> Manifest:
-        """Read every byte of a checkpoint and return its manifest when all is as it says.
+        """Read every byte of a checkpoint, compare it with the manifest, and return the manifest.
 
         Args:
             checkpoint_id: The checkpoint.
-            expected: What the caller was told to find; its digests must be met exactly.
+            expected: The digests that it must have; None: those of its own manifest.
 
         Raises:
-            CorruptCheckpointError: anything differs; the message names the first file or tensor that does.
-            TemporaryError: the disk does not give a file.
+            CorruptCheckpointError: a file differs or is missing; the message names the first one.
+            TemporaryError: the disk failed to read a file.
         """
         return self.read(checkpoint_id, _digests, expected)
 
     def read(self, checkpoint_id: str, reader: Reader, expected: ExpectedCheckpoint | None = None) -> Manifest:
-        """Have a checkpoint's files read, and return its manifest when what was read is what it says.
+        """Read and verify a checkpoint's files in one pass, and return its manifest.
 
-        What is used is what was verified: a file that changes after a first look at it cannot come in unnoticed, since there is
-        only one look. What the reader has made of the files is worthless until this returns.
+        The bytes that are used are the bytes that were verified: the files are read only once, so a change between verification
+        and use cannot go unnoticed. The reader's result is valid only after this method has returned.
 
         Args:
             checkpoint_id: The checkpoint.
-            reader: Reads the files, and digests the very bytes that it takes.
-            expected: What the caller was told to find; its digests must be met exactly.
+            reader: Reads the files, and digests the bytes that it uses.
+            expected: The digests that the checkpoint must have; None: those of its own manifest.
 
         Raises:
-            CorruptCheckpointError: anything differs; the message names the first file that does.
-            DataError: the files are what the manifest says, and the reader cannot use them.
-            TemporaryError: the disk does not give a file.
+            CorruptCheckpointError: a file differs or is missing; the message names the first one.
+            DataError: the files match the manifest, but the reader cannot use them.
+            TemporaryError: the disk failed to read a file.
         """
         manifest = self._consistent_manifest(checkpoint_id, expected)
         if not self._may_link:
@@ -166,7 +166,7 @@ class DirectoryCheckpointStore:
             except CorruptCheckpointError:
                 raise
             except DataError:
-                self.verify(checkpoint_id, expected)  # damage explains more than what it has led to
+                self.verify(checkpoint_id, expected)  # if a file is damaged, report that: it is the cause of the reader's error
                 raise
         return manifest
 
@@ -174,8 +174,8 @@ class DirectoryCheckpointStore:
         """Return the manifest of an expected checkpoint.
 
         Raises:
-            CorruptCheckpointError: there is none, or another one than was verified before.
-            TemporaryError: the disk does not give it.
+            CorruptCheckpointError: the manifest is missing, or not the one that was verified before.
+            TemporaryError: the disk failed to read it.
         """
         manifest, manifest_sha256 = self.manifest(expected.id)
         if manifest_sha256 != expected.manifest_sha256:
@@ -187,20 +187,20 @@ class DirectoryCheckpointStore:
         return manifest
 
     def _consistent_manifest(self, checkpoint_id: str, expected: ExpectedCheckpoint | None) -> Manifest:
-        """Return a checkpoint's manifest when it is the expected one and does not contradict itself."""
+        """Return a checkpoint's manifest if it is the expected one and its state digest matches its tensors."""
         manifest = self.manifest(checkpoint_id)[0] if expected is None else self.manifest_of(expected)
         if state_sha256(manifest.tensors, manifest.step, manifest.data_position) != manifest.state_sha256:
             raise CorruptCheckpointError(
                 checkpoint_id,
-                f"the manifest of {checkpoint_id} contradicts itself: its state digest is not that of its tensors",
+                f"the manifest of {checkpoint_id} contradicts itself: its state digest does not match its tensors",
             )
         return manifest
 
     def verify_tensors(self, checkpoint_id: str) -> Manifest:
-        """Verify a checkpoint and, beyond its files, every tensor in them.
+        """Verify a checkpoint's files, and also the digest of each tensor in them.
 
         Raises:
-            CorruptCheckpointError: as `verify`, or a tensor is not the manifest's.
+            CorruptCheckpointError: as `verify`, or a tensor differs from the manifest.
         """
         manifest = self.verify(checkpoint_id)
         try:
@@ -210,16 +210,16 @@ class DirectoryCheckpointStore:
         stored = tuple(sorted(manifest.tensors, key=lambda tensor: tensor.name))
         for one, other in zip(found, stored, strict=False):
             if one != other:
-                raise CorruptCheckpointError(checkpoint_id, f"tensor {one.name} of {checkpoint_id} is not the manifest's")
+                raise CorruptCheckpointError(checkpoint_id, f"tensor {one.name} of {checkpoint_id} differs from the manifest")
         if len(found) != len(stored):
             raise CorruptCheckpointError(checkpoint_id, f"{checkpoint_id} holds {len(found)} tensors", expected=f"{len(stored)}")
         return manifest
 
     def stage(self, checkpoint_id: str) -> Path:
-        """Return an empty folder to write a checkpoint's files into; for the attempt that saves it.
+        """Return an empty folder for the files of a checkpoint that this attempt saves.
 
-        Its name is always the same: the attempt's lock lets one process at a time save this checkpoint, and what a killed one
-        has left is found by its name.
+        The folder's name depends on the checkpoint only: the attempt's lock lets one process at a time save it, and a later
+        process finds and removes the folder of a killed one.
         """
         staged = self._root / f".staging-{self.folder(checkpoint_id).name}"
         if os.path.lexists(staged):
@@ -229,9 +229,9 @@ class DirectoryCheckpointStore:
 
     @contextmanager
     def staged_copy(self, checkpoint_id: str) -> Iterator[Path]:
-        """Give an empty folder for the files of a checkpoint that exists elsewhere; what is not committed is removed.
+        """Yield an empty folder for a copy of a checkpoint that exists elsewhere; remove it afterwards unless it was committed.
 
-        Any process may bring a checkpoint here, at any time, so the folder is this caller's alone.
+        Several processes may copy a checkpoint here at once, so each caller gets a folder of its own.
         """
         files.remove_abandoned(self._root)
         staged = files.temporary_beside(self._root / f"staging-{self.folder(checkpoint_id).name}")
@@ -243,12 +243,12 @@ class DirectoryCheckpointStore:
                 files.remove_tree(staged)
 
     def commit(self, staged: Path, manifest: Manifest) -> Manifest:
-        """Make a staged checkpoint durable and visible; return the manifest that stands.
+        """Make a staged checkpoint durable and visible; return the committed manifest.
 
-        The same attempt may come to the same step twice (a session run again by hand): the first commit stands.
+        An attempt may reach the same step twice, if its session is run again by hand. Then the first commit is kept.
 
         Raises:
-            DataError: a checkpoint of this id stands already and holds another state, which exact training cannot do.
+            DataError: a checkpoint with this id exists and holds another state, which exact training cannot produce.
         """
         if manifest.id in self.ids():
             return self._standing(staged, manifest, remedy=f"compare the two: the new one is kept in {staged.name}")
@@ -256,52 +256,53 @@ class DirectoryCheckpointStore:
             files.fsync_file(staged / entry.name)
         files.fsync_dir(staged)
         final = self.folder(manifest.id)
-        if os.path.lexists(final):  # a commit that was killed between its rename and its manifest; or a link, which is replaced
+        if os.path.lexists(final):  # left by a commit that was killed between rename and manifest, or a link, which is replaced
             files.remove_tree(final)
         files.rename(staged, final)
         files.write_atomically(final / MANIFEST_NAME, manifest.to_json())
         return manifest
 
     def commit_copy(self, staged: Path, manifest: Manifest, original: bytes) -> Manifest:
-        """Make a checkpoint that was brought here visible, as `commit` does; several processes may do so at once.
+        """Make a copied checkpoint durable and visible, as `commit` does; several processes may do so at once.
 
         Args:
-            staged: Its folder, of `staged_copy`.
-            manifest: Its manifest.
-            original: The manifest's bytes, which stay what they were: that of another gemma-orch may say less.
+            staged: The folder from `staged_copy`.
+            manifest: The checkpoint's manifest.
+            original: The manifest's original bytes, which are kept: another version of gemma-orch may have written other
+                fields, and a rewritten manifest would have another digest.
 
         Raises:
-            DataError: a checkpoint of this id stands already and holds another state.
+            DataError: a checkpoint with this id exists and holds another state.
         """
         for entry in manifest.files:
             files.fsync_file(staged / entry.name)
         files.write_atomically(staged / MANIFEST_NAME, original)
         final = self.folder(manifest.id)
-        if os.path.lexists(final) and manifest.id not in self.ids():  # it has no manifest, or is a link
+        if os.path.lexists(final) and manifest.id not in self.ids():  # a folder without a manifest, or a link
             files.remove_tree(final)
         try:
-            files.rename(staged, final)  # with its manifest in it: it is there whole, or not at all
+            files.rename(staged, final)  # the manifest is inside: one rename makes the whole checkpoint visible
         except OSError:
             if manifest.id not in self.ids():
                 raise
-            return self._standing(staged, manifest, remedy="gemma-orch verify looks at it")  # another process has brought it
+            return self._standing(staged, manifest, remedy="gemma-orch verify checks it")  # another process was faster
         return manifest
 
     def _standing(self, staged: Path, manifest: Manifest, *, remedy: str) -> Manifest:
-        """Return the manifest of the checkpoint that has the id already, and remove what was staged for it."""
+        """Return the manifest of the checkpoint that already has the id, and remove the staged one if both are equal."""
         standing, _ = self.manifest(manifest.id)
         difference = first_difference(standing, manifest)
         if difference is not None:
             raise DataError(
                 f"{manifest.id} was trained twice with different results; first difference: {difference}",
-                expected="the same bytes, as long as code, torch, device and threads are the same",
+                expected="equal bytes, if code, torch, device and threads are equal",
                 remedy=remedy,
             )
         files.remove_tree(staged)
         return standing
 
     def quarantine(self, checkpoint_id: str, reason: str) -> None:
-        """Put a checkpoint aside, with the reason, so that nobody takes it for one; nothing is deleted."""
+        """Rename a checkpoint so that it no longer counts as one, and note the reason; delete nothing."""
         folder = self.folder(checkpoint_id)
         for number in itertools.count(1):
             if not os.path.lexists(folder):
@@ -313,58 +314,58 @@ class DirectoryCheckpointStore:
                 return
 
     def delete(self, checkpoint_id: str) -> None:
-        """Delete a checkpoint; it stops existing before its files go."""
+        """Delete a checkpoint; it stops existing before its files are removed."""
         folder, trash = self.folder(checkpoint_id), self._root / f"trash-{checkpoint_id}"
         if os.path.lexists(folder) and _moved(folder, files.temporary_beside(trash)):
-            for moved in self._root.glob(f".{trash.name}*"):  # with what an earlier deletion has left
+            for moved in self._root.glob(f".{trash.name}*"):  # also the leftovers of an earlier deletion that was killed
                 files.remove_tree(moved)
 
     def sweep(self, is_over: Callable[[str], bool]) -> None:
-        """Remove the staged and half-committed folders that attempts left behind.
+        """Remove the staged and half-committed folders that ended attempts left behind.
 
         Args:
-            is_over: Whether an attempt, by its name, can write no more; asked about those that left something.
+            is_over: Returns whether the attempt of a name has ended for certain; called for each attempt with such a folder.
         """
         if not self._root.is_dir():
             return
         for entry in sorted(self._root.iterdir()):
             if entry.name.startswith(".trash-"):
-                files.remove_tree(entry)  # its checkpoint is deleted, whatever became of the process that did it
+                files.remove_tree(entry)  # the checkpoint is deleted already; its process was killed before it removed the files
                 continue
             attempt = attempt_of(entry.name.removeprefix(".staging-"))
             is_whole = is_checkpoint_id(entry.name) and (entry / MANIFEST_NAME).exists()
             if attempt is not None and not is_whole and is_over(attempt):
                 files.remove_tree(entry)
-        files.remove_abandoned(self._root)  # of copies that were being brought here
+        files.remove_abandoned(self._root)  # unfinished copies
 
     @contextmanager
     def _missing_is_not_unknown(self, checkpoint_id: str, name: str | None = None) -> Iterator[None]:
-        """A file that is gone makes its checkpoint corrupt; one that the disk does not give may be there and right."""
+        """Translate OSError: a missing file makes its checkpoint corrupt; a failed read leaves its state unknown."""
         try:
             yield
         except OSError as error:
             name = name or Path(error.filename).name
             gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
             if gone and self._root.is_dir():
-                raise CorruptCheckpointError(checkpoint_id, f"checkpoint {checkpoint_id} has lost its file {name}") from error
+                raise CorruptCheckpointError(checkpoint_id, f"{name} of checkpoint {checkpoint_id} is missing") from error
             raise TemporaryError(
                 f"{name} of checkpoint {checkpoint_id} cannot be read: {error.strerror}",
-                remedy=f"check the disk of {self._root}, and that it is mounted, then try again",
+                remedy=f"check that {self._root} is mounted and that its disk works, then try again",
             ) from error
 
 
 def _digests(folder: Path, manifest: Manifest) -> Iterator[FileEntry]:
-    """Read the files of a checkpoint for their digests alone."""
+    """Read the files of a checkpoint and yield their digests."""
     for entry in manifest.files:
         sha256 = files.sha256_of_file(folder / entry.name)
         yield FileEntry(name=entry.name, size_bytes=entry.size_bytes, sha256=sha256)
 
 
 def _compare(checkpoint_id: str, entry: FileEntry, size_bytes: int, sha256: str | None = None) -> None:
-    """Compare a file with what the manifest says of it, as far as it is known.
+    """Compare a file's size, and its digest if given, with the manifest's entry.
 
     Raises:
-        CorruptCheckpointError: it differs.
+        CorruptCheckpointError: the file differs.
     """
     if size_bytes != entry.size_bytes:
         raise CorruptCheckpointError(
@@ -374,25 +375,25 @@ def _compare(checkpoint_id: str, entry: FileEntry, size_bytes: int, sha256: str 
         )
     if sha256 is not None and sha256 != entry.sha256:
         raise CorruptCheckpointError(
-            checkpoint_id, f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 is not the manifest's"
+            checkpoint_id, f"{entry.name} of checkpoint {checkpoint_id} has changed: its sha256 differs from the manifest"
         )
 
 
 def _refuse_links(folder: Path, manifest: Manifest) -> None:
-    """Check that a checkpoint holds its bytes itself: behind a link they can change, or be gone, at any moment.
+    """Check that a checkpoint consists of files, not links: a link's target can change or disappear at any moment.
 
     Raises:
-        CorruptCheckpointError: it does not.
+        CorruptCheckpointError: a file or the folder is a link.
     """
     for path in (folder, folder / MANIFEST_NAME, *(folder / entry.name for entry in manifest.files)):
         if path.is_symlink():
             raise CorruptCheckpointError(
-                manifest.id, f"{path.name} of checkpoint {manifest.id} is a link", expected="a file of the checkpoint's own"
+                manifest.id, f"{path.name} of checkpoint {manifest.id} is a link", expected="a file, not a link"
             )
 
 
 def _moved(folder: Path, target: Path) -> bool:
-    """Move a checkpoint's folder out of the way; return False when another process was faster."""
+    """Rename a checkpoint's folder; return False if another process was faster."""
     try:
         files.rename(folder, target)
     except OSError as error:

@@ -195,7 +195,7 @@ def test_no_shard_lies_outside_its_folder(place: tuple[str, ...], hostile: str) 
 @table(HOSTILE, OTHER_FOLDERS, but=("absolute",))
 def test_data_lies_in_the_runs_folder_or_where_the_user_says(hostile: str, tmp_path: Path) -> None:
     refuses(DataRecords(records=(DATA,)), ("records", "0", "folder"), hostile)
-    with pytest.raises(DataError, match="no folder of data"):
+    with pytest.raises(DataError, match="the data folder is invalid"):
         RunLayout(tmp_path).data_folder(hostile)
 
 
@@ -222,7 +222,7 @@ def test_a_store_opens_no_door_to_what_is_no_checkpoints_id(
     tmp_path: Path, door: Callable[[DirectoryCheckpointStore, str], object], hostile: str
 ) -> None:
     store = DirectoryCheckpointStore(tmp_path / "checkpoints")
-    with pytest.raises(CorruptCheckpointError, match="is no checkpoint's id") as caught:
+    with pytest.raises(CorruptCheckpointError, match="checkpoint's id is invalid") as caught:
         door(store, hostile)
     assert len(str(caught.value)) < 500
     assert list(tmp_path.iterdir()) == []
@@ -335,4 +335,4 @@ def test_a_ledger_with_an_id_that_an_earlier_version_believed_is_read_and_the_ru
     run.run_until(lambda _tick: run.record.header.head != bad.id)
     assert run.record.header.head == good.id
     assert run.record.checkpoints[bad.id].state is CheckpointState.QUARANTINED
-    assert any("'../../x' is no checkpoint's id" in line for line in run.events())
+    assert any("checkpoint's id is invalid: '../../x'" in line for line in run.events())

@@ -62,7 +62,7 @@ def test_a_verb_that_does_not_exist_is_a_mistake_with_a_guess(terminal: Terminal
 def test_a_users_mistake_gives_words_and_exit_code_2_and_never_a_stack_trace(tmp_path: Path) -> None:
     result = run_command(tmp_path, "start", "--total-steps", "5", "--model", "tinny")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: there is no model size 'tinny'")
+    assert result.stderr.startswith("error: unknown model size: 'tinny'")
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 

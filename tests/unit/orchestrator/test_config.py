@@ -93,7 +93,7 @@ def test_a_config_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
         ({"total_steps": 5, "training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'"),
         ({"total_steps": 5, "limits": {"session_steps": 0}}, "session.steps is 0"),
         ({"total_steps": 5, "retention": {"keep_last": 1}}, "checkpoints.keep_last is 1"),
-        ({"total_steps": 5, "data": {"prepared": "d", "corpus": ["c"]}}, "data: prepared names data that is made"),
+        ({"total_steps": 5, "data": {"prepared": "d", "corpus": ["c"]}}, "data: prepared excludes corpus"),
         ({"total_steps": 5, "data": {"mixing": "unimaxx"}}, "data.mixing is 'unimaxx'"),
         ({"total_steps": 5, "reading": {"scratch_dir": "s", "scratch_bytes": 0}}, "reading.scratch_size is 0"),
         ({"total_steps": 5, "training": {"batch_size": 8, "micro_batch_size": 3}}, "does not divide"),
@@ -135,11 +135,11 @@ def test_a_run_without_a_name_is_named_after_model_and_corpus() -> None:
 
 @pytest.mark.parametrize("name", ["", "Upper", "-a", "a b", "a" * 41, "नाम"])
 def test_a_name_that_cannot_name_a_run_everywhere_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="cannot name a run"):
+    with pytest.raises(UserError, match="the run's name is invalid"):
         run_name({"name": name})
 
 
 def test_a_contradiction_is_told_in_our_words_alone() -> None:
     with pytest.raises(UserError) as caught:
         make_spec("r", {"total_steps": 1, "data": {"max_epochs": 2.0}}, previous=None, num_cores=1, origin="the options")
-    assert caught.value.what == "data: max_epochs needs mixing = unimax: no other rule looks at it"
+    assert caught.value.what == "data: max_epochs needs mixing = unimax: the other rules ignore it"

@@ -141,7 +141,7 @@ def test_pieces_that_do_not_make_a_whole_are_a_data_error(tmp_path: Path, pieces
 
 def test_a_single_number_that_two_files_hold_is_a_data_error(tmp_path: Path) -> None:
     number = safetensors({"n": ("F32", [], b"abcd")})
-    with pytest.raises(DataError, match="the number n is in 2 files"):
+    with pytest.raises(DataError, match="scalar n is in 2 files"):
         tensor_entries(write(tmp_path, number, number))
 
 

@@ -110,7 +110,7 @@ def test_rerunning_a_session_that_is_not_there_names_those_that_are(with_run: Te
         (["start", "--total-steps", "5", "--max-epochs", "4.5"], "max_epochs needs mixing = unimax"),
         (["start", "--total-steps", "5", "--mixing", "unimax", "--weight", "a=1"], "leave out weights, or mixing"),
         (["start", "--total-steps", "5", "--scratch", "x", "--scratch-size", "much"], "'much' is not a size"),
-        (["start", "--total-steps", "5", "--scratch-size", "20GB"], "no scratch_dir"),
+        (["start", "--total-steps", "5", "--scratch-size", "20GB"], "scratch_dir is missing"),
     ],
 )
 def test_a_mistake_in_a_start_is_explained_and_makes_no_run(terminal: Terminal, arguments: list[str], expected: str) -> None:
@@ -123,7 +123,7 @@ def test_a_mistake_in_a_start_is_explained_and_makes_no_run(terminal: Terminal, 
 def test_changing_what_is_trained_already_is_refused_with_the_list_of_changes(with_run: Terminal) -> None:
     error = with_run.fail("start", "--name", "finished-run", "--total-steps", "150", "--seed", "4")
     assert "total_steps: 100 -> 150 (allowed)" in str(error)
-    assert "training.seed: 0 -> 4 (not allowed: it would change weights that are trained already" in str(error)
+    assert "training.seed: 0 -> 4 (not allowed: it would change weights that are already trained" in str(error)
     assert "--name" in error.remedy
 
 

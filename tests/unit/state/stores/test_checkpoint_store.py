@@ -133,7 +133,7 @@ def test_a_folder_where_a_file_should_be_is_a_lost_file(tmp_path: Path) -> None:
     path = store.folder(ID) / MANIFEST_NAME
     path.unlink()
     path.mkdir()
-    with pytest.raises(CorruptCheckpointError, match=r"has lost its file manifest\.json"):
+    with pytest.raises(CorruptCheckpointError, match=r"manifest\.json of checkpoint .* is missing"):
         store.manifest(ID)
 
 
@@ -155,8 +155,8 @@ def committed_with(store: DirectoryCheckpointStore, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (safetensors({"model.b": ("U8", [2, 2], b"abcX")}), "tensor model.b of .* is not the manifest's"),
-        (safetensors({"model.a2": ("U8", [2, 2], b"abcd")}), "tensor model.a2 of .* is not the manifest's"),
+        (safetensors({"model.b": ("U8", [2, 2], b"abcX")}), "tensor model.b of .* differs from the manifest"),
+        (safetensors({"model.a2": ("U8", [2, 2], b"abcd")}), "tensor model.a2 of .* differs from the manifest"),
         (safetensors({}), "holds 1 tensors"),
         (b"no safetensors at all", "is not a safetensors file"),
     ],

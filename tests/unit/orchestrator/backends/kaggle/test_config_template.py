@@ -47,7 +47,7 @@ def test_every_name_that_is_taken_has_slugs_that_are_their_own_and_short_enough(
     [
         ("x" * 32, None, "too long"),
         ("a--b", None, "not their own slugs"),
-        ("Konkani", None, "cannot name a run"),
+        ("Konkani", None, "the run's name is invalid"),
         ("konkani", "some body", "no user name"),
         ("konkani", 'x"\n', "no user name"),
         ("konkani", "", "no user name"),
@@ -97,7 +97,7 @@ def test_on_a_terminal_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Pat
         os.close(ours)
         os.close(theirs)
         assert asked.returncode == 0, asked.stderr
-        for said in ("'no name!' is no user name", "'Upper' cannot name a run", "'a--b' cannot have kernels"):
+        for said in ("'no name!' is no user name", "the run's name is invalid: 'Upper'", "'a--b' cannot have kernels"):
             assert said in asked.stderr
         assert "gemma-orch doctor --backend kaggle" in asked.stdout
         assert tomllib.loads(path.read_text())["run"]["name"] == "konkani"
