@@ -1,4 +1,4 @@
-"""The part that subclasses requests, apart so that only a process that calls Kaggle imports it."""
+"""The HTTP adapter with timeouts; a module of its own, so that only a process that calls Kaggle imports requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from requests.adapters import HTTPAdapter
 
 
 class TimedAdapter(HTTPAdapter):
-    """Gives time limits to every request that has none: kagglesdk sets none, and would wait for ever."""
+    """Sets the timeouts of requests that have none: kagglesdk sets none, and would wait for ever."""
 
     def __init__(self, timeouts: tuple[float, float]) -> None:
         super().__init__(max_retries=0)
@@ -24,6 +24,6 @@ class TimedAdapter(HTTPAdapter):
         cert: Any = None,
         proxies: Any = None,
     ) -> Response:
-        """Send it, with the time limits unless it has others."""
+        """Send a request, with these timeouts unless it has its own."""
         limits = self._timeouts if timeout is None else timeout
         return super().send(request, stream=stream, timeout=limits, verify=verify, cert=cert, proxies=proxies)

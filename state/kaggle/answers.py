@@ -1,4 +1,4 @@
-"""Reading Kaggle's answers: what a body must hold to be believed, and what a refusal means."""
+"""Models of Kaggle's answers, and the errors that its refusals translate to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _utc(moment: datetime) -> datetime:
 
 
 def _seconds(value: Any) -> Any:
-    """Read protobuf's durations, such as `6809.769267400s`."""
+    """Parse a protobuf duration, such as `6809.769267400s`."""
     return value.removesuffix("s") if isinstance(value, str) else value
 
 
@@ -45,13 +45,13 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
 class _Answer(BaseModel):
-    """A part of a body. Fields without a default must be there: else the body is not what was asked for."""
+    """A part of a body; without its required fields, the body is not the answer to the request."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore", defer_build=True)
 
 
 class SaveKernelAnswer(_Answer):
-    """Of SaveKernel; a refusal has an error and no version."""
+    """Answer to SaveKernel; a refusal has an error and no version."""
 
     version_number: int | None = None
     error: str | None = None
@@ -62,7 +62,7 @@ class SaveKernelAnswer(_Answer):
 
     @property
     def invalid_sources(self) -> tuple[str, ...]:
-        """All of them."""
+        """Invalid sources of all kinds."""
         return (
             *(self.invalid_dataset_sources or ()),
             *(self.invalid_kernel_sources or ()),
@@ -72,7 +72,7 @@ class SaveKernelAnswer(_Answer):
 
 
 class KernelMetadata(_Answer):
-    """Of GetKernel and ListKernels."""
+    """Part of the answers to GetKernel and ListKernels."""
 
     ref: str
     current_version_number: int | None = None
@@ -81,59 +81,59 @@ class KernelMetadata(_Answer):
 
 
 class KernelBlob(_Answer):
-    """Of GetKernel."""
+    """Part of the answer to GetKernel."""
 
     source: str | None = None
 
 
 class KernelAnswer(_Answer):
-    """Of GetKernel."""
+    """Answer to GetKernel."""
 
     metadata: KernelMetadata
     blob: KernelBlob | None = None
 
 
 class Page(_Answer):
-    """A listing; Kaggle may leave out a list that is empty, but not everything."""
+    """A page of a listing; Kaggle may leave out an empty list, but not all fields."""
 
     next_page_token: str | None = None
 
 
 class KernelsPage(Page):
-    """Of ListKernels."""
+    """Answer to ListKernels."""
 
     kernels: tuple[KernelMetadata, ...] = ()
 
 
 class StatusAnswer(_Answer):
-    """Of GetKernelSessionStatus and GetDatasetStatus."""
+    """Answer to GetKernelSessionStatus and GetDatasetStatus."""
 
     status: Any
 
 
 class Output(_Answer):
-    """Of ListKernelSessionOutput."""
+    """Part of the answer to ListKernelSessionOutput."""
 
     file_name: str
     url: str
 
 
 class OutputPage(Page):
-    """Of ListKernelSessionOutput."""
+    """Answer to ListKernelSessionOutput."""
 
     files: tuple[Output, ...] = ()
     log: str | None = None
 
 
 class DeleteAnswer(_Answer):
-    """Of DeleteKernel and DeleteDataset, which say no in their bodies."""
+    """Answer to DeleteKernel and DeleteDataset, which put a refusal into the body."""
 
     error: str | None = None
     error_message: str | None = None
 
 
 class GpuQuota(_Answer):
-    """Of GetAcceleratorQuotaStatistics."""
+    """Part of the answer to GetAcceleratorQuotaStatistics."""
 
     time_used: Seconds | None = None
     time_reserved: Seconds | None = None
@@ -141,14 +141,14 @@ class GpuQuota(_Answer):
 
 
 class QuotaAnswer(_Answer):
-    """Of GetAcceleratorQuotaStatistics."""
+    """Answer to GetAcceleratorQuotaStatistics."""
 
     quota_refresh_time: Moment | None = None
     gpu_quota: GpuQuota | None = None
 
 
 class VersionAnswer(_Answer):
-    """Of GetDataset."""
+    """Part of the answer to GetDataset."""
 
     version_number: int
     version_notes: str | None = None
@@ -157,7 +157,7 @@ class VersionAnswer(_Answer):
 
 
 class DatasetAnswer(_Answer):
-    """Of GetDataset and ListDatasets."""
+    """Answer to GetDataset, and part of the answer to ListDatasets."""
 
     ref: str
     current_version_number: int | None = None
@@ -167,81 +167,81 @@ class DatasetAnswer(_Answer):
 
 
 class DatasetsPage(Page):
-    """Of ListDatasets."""
+    """Answer to ListDatasets."""
 
     datasets: tuple[DatasetAnswer, ...] = ()
 
 
 class DatasetFile(_Answer):
-    """Of ListDatasetFiles."""
+    """Part of the answer to ListDatasetFiles."""
 
     name: str
     total_bytes: int = 0
 
 
 class FilesPage(Page):
-    """Of ListDatasetFiles."""
+    """Answer to ListDatasetFiles."""
 
     dataset_files: tuple[DatasetFile, ...] = ()
     error_message: str | None = None
 
 
 class CreateDatasetAnswer(_Answer):
-    """Of CreateDataset and CreateDatasetVersion."""
+    """Answer to CreateDataset and CreateDatasetVersion."""
 
     status: str | None = None
     error: str | None = None
 
 
 class ModelAnswer(_Answer):
-    """Of GetModel."""
+    """Answer to GetModel."""
 
     slug: str
 
 
 class ModelInstanceAnswer(_Answer):
-    """Of GetModelInstance; no number: no version is ready."""
+    """Answer to GetModelInstance; without a number, no version is ready."""
 
     slug: str
     version_number: int | None = None
 
 
 class ModelFile(_Answer):
-    """Of ListModelInstanceVersionFiles."""
+    """Part of the answer to ListModelInstanceVersionFiles."""
 
     name: str
     size: int = 0
 
 
 class ModelFilesPage(Page):
-    """Of ListModelInstanceVersionFiles."""
+    """Answer to ListModelInstanceVersionFiles."""
 
     files: tuple[ModelFile, ...] = ()
 
 
 class CreateModelAnswer(_Answer):
-    """Of CreateModel, CreateModelInstance and CreateModelInstanceVersion; a refusal has an error."""
+    """Answer to CreateModel, CreateModelInstance and CreateModelInstanceVersion; a refusal has an error."""
 
     ref: str | None = None
     error: str | None = None
 
 
 class UploadAnswer(_Answer):
-    """Of StartBlobUpload."""
+    """Answer to StartBlobUpload."""
 
     token: str
     create_url: str
 
 
 class IntrospectAnswer(_Answer):
-    """Of IntrospectToken."""
+    """Answer to IntrospectToken."""
 
     active: bool
     username: str | None = None
 
 
 def session_status(word: object) -> SessionStatus:
-    """Return what a status word means; Kaggle writes them in upper snake and in camel case."""
+    """Return the status for Kaggle's word, which may be in upper snake or in camel case."""
     if not isinstance(word, str):
         return SessionStatus.UNKNOWN
     upper = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word).upper().removeprefix("KERNEL_WORKER_STATUS_")
@@ -249,10 +249,10 @@ def session_status(word: object) -> SessionStatus:
 
 
 def refusal(what: str, reason: str) -> GemmaOrchError:
-    """Return the error that a refusal in words means.
+    """Return the error for a refusal in words.
 
     Args:
-        what: What was refused, such as `starting kernel a-b`.
+        what: The refused act, such as `starting kernel a-b`.
         reason: Kaggle's own words.
     """
     said = f"{what} was refused: {shorten(reason)}"
@@ -265,8 +265,8 @@ def refusal(what: str, reason: str) -> GemmaOrchError:
         return SlugTakenError(
             said,
             by=by,
-            expected="a name that no kernel, no dataset and no model of the account has",
-            remedy=f"delete that {by or 'one'} on kaggle.com, where another title does not free the name; then the same again",
+            expected="a name that no kernel, dataset or model of the account has",
+            remedy=f"delete that {by or 'one'} on kaggle.com (another title does not free the name), then try again",
         )
     if _GONE.search(reason):
         return UploadsGoneError(said, remedy="upload the files again")
@@ -282,7 +282,7 @@ def _remedy(reason: str) -> str:
 
 
 def reason_in(text: str) -> tuple[int | None, str]:
-    """Return the code and the words of an error body, in either of the two formats that Kaggle's servers use."""
+    """Return code and message of an error body, in either of the two formats of Kaggle's servers."""
     try:
         body = json.loads(text)
     except ValueError:
@@ -295,7 +295,7 @@ def reason_in(text: str) -> tuple[int | None, str]:
 
 
 def log_text(log: str) -> str:
-    """Return the lines of a session's log, which Kaggle keeps as a JSON list of pieces; another text is returned as it is."""
+    """Return the text of a session's log, which Kaggle keeps as a JSON list of pieces; return other text unchanged."""
     try:
         pieces = json.loads(log)
     except ValueError:
@@ -306,6 +306,6 @@ def log_text(log: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return the text, or its beginning, in one line."""
+    """Return the text on one line, cut at 300 characters."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " ..."

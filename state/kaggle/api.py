@@ -1,4 +1,4 @@
-"""Kaggle as the rest of gemma-orch sees it: every call once, with time limits, answered by a value of ours or by an error."""
+"""The Kaggle API for the rest of gemma-orch: one method per call, with timeouts; it returns our own values or raises."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ __all__ = [
 class KaggleApi(KernelCalls, DatasetCalls, ModelCalls):
     """One account on Kaggle; threads may share it.
 
-    Reads return None for what Kaggle says is not there (403 as well as 404: it does not tell them apart), and raise
-    TemporaryError when that is unknown. Writes are sent once: they raise AmbiguousError when the answer was lost or is no
-    proof, RateLimitedError, DeniedError, CredentialsError or UserError when they certainly had no effect.
+    A read returns None if Kaggle says that the thing is missing (with 403 as well as 404: it does not tell them apart), and
+    raises TemporaryError if that is unknown. A write is sent once. It raises AmbiguousError if the answer was lost or proves
+    nothing, and RateLimitedError, DeniedError, CredentialsError or UserError if it certainly had no effect.
 
     Args:
-        credentials: The only ones that are sent, whatever else lies in the environment.
+        credentials: The only ones that are sent, even if the environment holds others.
         connect_timeout_s: Longest wait for a connection.
         read_timeout_s: Longest wait for each piece of an answer.
-        clock: For pauses between looks.
+        clock: For the pauses between polls.
     """

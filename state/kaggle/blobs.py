@@ -1,7 +1,7 @@
-"""Uploads that go on where they broke off, in this process or in the next one.
+"""Uploads a file to Kaggle's storage; resumes a broken upload, also in a later process.
 
-The storage takes a file by PUT to an address that lives for about a week. After anything but success there is one thing to do:
-ask it how many bytes have arrived, and send the rest.
+The storage accepts a file by PUT to an address that is valid for about a week. After any failure the upload continues in one way:
+ask how many bytes have arrived, and send the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from state.kaggle.failures import LostError
 from state.kaggle.records import BlobType
 
 PIECE_BYTES = 1024 * 1024
-"""Large enough for a fast line; small enough that a slow one sends a piece within the time limit."""
+"""Large enough for a fast connection; small enough that a slow one sends a piece within the timeout."""
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _REFUSALS_IN_A_ROW = 5
@@ -30,7 +30,7 @@ _RANGE = re.compile(r"bytes=0-(\d+)")
 
 
 class _Upload(Document):
-    """An upload that was begun; the address is a secret."""
+    """An unfinished upload; the address is a secret."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -41,7 +41,7 @@ class _Upload(Document):
 
 
 class _DeadlineError(Exception):
-    """The deadline came while a body was sent."""
+    """The deadline passed while a body was sent."""
 
 
 def upload_file(
@@ -55,40 +55,41 @@ def upload_file(
     on_bytes: Callable[[int], None] = lambda _: None,
     blob_type: BlobType = "DATASET",
 ) -> str:
-    """Upload a file, or what is missing of it; return the token by which a dataset's version names it.
+    """Upload a file or its missing rest; return the token by which a dataset's version refers to it.
 
     Args:
         api: The account.
-        path: The file; it must not change, and another content must have another name, size or time.
-        name: What it is called in the dataset.
-        resume_dir: Where begun uploads are remembered.
-        deadline_s: Monotonic seconds of the clock at which to give up; what has arrived by then is kept for the next call.
-        clock: Where the time comes from.
-        on_bytes: Told how many more bytes have been sent; less than 0 when they did not arrive.
-        blob_type: What it becomes a file of; uploads for one are remembered apart from those for the other, by `resume_dir`.
+        path: The file; it must not change, and other content must have another name, size or modification time.
+        name: The file's name in the dataset.
+        resume_dir: Folder that keeps the state of unfinished uploads.
+        deadline_s: Monotonic seconds of the clock at which to give up; the bytes that have arrived are kept for the next call.
+        clock: Source of time and pauses.
+        on_bytes: Called with the number of bytes sent since the last call; negative if bytes did not arrive.
+        blob_type: What the file becomes part of; use a `resume_dir` of its own for each.
 
     Raises:
-        TemporaryError: it is not uploaded at the deadline, or was refused over and over.
+        TemporaryError: the upload is not complete at the deadline, or was refused repeatedly.
         DeniedError: these credentials may not upload.
-        DataError: the file is not what it was.
+        DataError: the file has changed, or cannot be read.
     """
     resume_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     return _Uploading(api, path, name, resume_dir, deadline_s, clock, on_bytes, blob_type).to_the_end()
 
 
 def forget_upload(path: Path, name: str, resume_dir: Path) -> None:
-    """Forget an upload, begun or complete, so that the next call sends the file again from its beginning."""
+    """Delete an upload's state, so that the next call sends the file from its beginning."""
     _state_path(path, name, resume_dir).unlink(missing_ok=True)
 
 
 def _state_path(path: Path, name: str, resume_dir: Path) -> Path:
-    # Always the same name, so that a later process goes on; two that send the same file at once ask Kaggle how far it is.
+    # The name depends on the file only, so that a later process resumes. Two processes may send the same file at once: both ask
+    # the storage how much has arrived.
     stat = path.stat()
     return resume_dir / (hashlib.sha256(f"{name}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()[:32] + ".json")
 
 
 class _Body:
-    """Pieces of a known length in all, which requests sends as they are; a file it would cut into far smaller ones."""
+    """A body of pieces with a known total length. requests sends the pieces as they are; it would cut a file far smaller."""
 
     def __init__(self, size_bytes: int, pieces: Iterator[bytes]) -> None:
         self._size_bytes = size_bytes
@@ -102,7 +103,7 @@ class _Body:
 
 
 class _Uploading:
-    """One file's way there."""
+    """The upload of one file."""
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class _Uploading:
         self._why = ""
 
     def to_the_end(self) -> str:
-        """Send until it is complete; return the token."""
+        """Send until the upload is complete; return the token."""
         with self._api.transport.plain_session() as session:
             self._session = session
             upload = self._begun()
@@ -150,12 +151,12 @@ class _Uploading:
                 if is_done and upload is not None:
                     self._tell(self._size_bytes)
                     return upload.token
-                if not self._state_path.exists():  # the storage does not know it any more
+                if not self._state_path.exists():  # the storage no longer knows the upload
                     upload = None
                 self._pause()
 
     def _begun(self) -> _Upload | None:
-        """Return what an earlier call began."""
+        """Return the unfinished upload of an earlier call, if there is one."""
         with contextlib.suppress(FileNotFoundError, DataError):
             return _Upload.from_json(self._state_path.read_bytes(), str(self._state_path))
         return None
@@ -170,7 +171,7 @@ class _Uploading:
         return upload
 
     def _go_on(self, upload: _Upload) -> bool:
-        """Ask how much has arrived, and send the rest; return whether it is complete."""
+        """Ask how much has arrived, and send the rest; return whether the upload is complete."""
         headers = {"Content-Range": f"bytes */{self._size_bytes}"}
         status, answer = self._api.transport.put(self._session, upload.url, b"", headers)
         done = self._judge(status, answer.get("Range"))
@@ -179,7 +180,7 @@ class _Uploading:
         return self._send(upload, self._arrived)
 
     def _send(self, upload: _Upload, start: int) -> bool:
-        """Send the file from `start` on; return whether it is complete."""
+        """Send the file from `start` on; return whether the upload is complete."""
         before = self._arrived
         headers = {"Content-Type": "application/octet-stream"}
         body: bytes | _Body = b""
@@ -193,11 +194,10 @@ class _Uploading:
         return done
 
     def _judge(self, status: int, arrived: str | None) -> bool:
-        """Take note of the storage's answer; return whether the file is complete.
+        """Update the state from the storage's answer; return whether the upload is complete.
 
         Raises:
-            LostError: it failed for now.
-            TemporaryError: it refused the file over and over.
+            LostError: the storage failed; a retry may help.
         """
         if status in (200, 201):
             return True
@@ -210,17 +210,17 @@ class _Uploading:
         if status in (408, 429) or status >= 500:
             raise LostError(f"the storage answered HTTP {status}")
         self._why = f"the storage answered HTTP {status}"
-        if status not in (404, 410):  # those are of an address that has run out
+        if status not in (404, 410):  # they mean that the address has expired, which is no refusal
             self._refusals += 1
         self._state_path.unlink(missing_ok=True)
         return False
 
     def _pieces(self, start: int) -> Iterator[bytes]:
-        """Read the file from `start` on, in pieces.
+        """Yield the file from `start` on, in pieces.
 
         Raises:
-            DataError: it is shorter than it was, or cannot be read.
-            _DeadlineError: the deadline has come.
+            DataError: the file has become shorter, or cannot be read.
+            _DeadlineError: the deadline has passed.
         """
         sent = start
         try:
@@ -243,18 +243,18 @@ class _Uploading:
             self._told = count
 
     def _pause(self) -> None:
-        """Wait, longer each time that nothing has arrived."""
+        """Sleep; the pause doubles as long as no bytes arrive."""
         pause_s = min(_FIRST_PAUSE_S * 2.0**self._pauses, _LONGEST_PAUSE_S)
         self._pauses += 1
         self._clock.sleep(max(min(pause_s, self._deadline_s - self._clock.monotonic()), 0.0))
 
     def _check(self) -> None:
-        """Give up when it is time."""
+        """Raise TemporaryError after too many refusals, or at the deadline."""
         if self._refusals >= _REFUSALS_IN_A_ROW:
-            raise TemporaryError(f"uploading {self._name} was refused {self._refusals} times: {self._why}")
+            raise TemporaryError(f"the upload of {self._name} was refused {self._refusals} times: {self._why}")
         if self._clock.monotonic() >= self._deadline_s:
             raise TemporaryError(
-                f"{self._name} is not uploaded at the deadline: {self._arrived} of {self._size_bytes} bytes have arrived"
-                + (f"; {self._why}" if self._why else ""),
-                remedy="call again: it goes on where it broke off",
+                f"the upload of {self._name} was not complete at the deadline: "
+                f"{self._arrived} of {self._size_bytes} bytes have arrived" + (f"; {self._why}" if self._why else ""),
+                remedy="try again: the upload resumes where it broke off",
             )

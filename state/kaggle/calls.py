@@ -1,4 +1,4 @@
-"""What the calls about kernels and those about datasets have in common."""
+"""The base class of the calls about kernels, datasets and models: paged listings and deletes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from state.kaggle.errors import DeniedError
 from state.kaggle.transport import Timeouts, Transport
 
 _WAITS_FOR_DELETE_S = (0.0, 1.0, 2.0, 4.0, 8.0)
-"""Before each look whether a thing is gone: a read may be older than the delete."""
+"""Pauses before each poll for a deleted thing: a read may be older than the delete."""
 
 _Page = TypeVar("_Page", bound=answers.Page)
 
 
 class Calls:
-    """One account's connection; see `KaggleApi`."""
+    """The connection of one account; see `KaggleApi`."""
 
     def __init__(
         self,
@@ -34,32 +34,32 @@ class Calls:
 
     @property
     def user(self) -> str:
-        """The account's user name; asked once, when the credentials do not say it.
+        """The account's user name; if the credentials lack it, Kaggle is asked once.
 
         Raises:
             CredentialsError: Kaggle does not accept the credentials.
-            TemporaryError: it could not be asked.
+            TemporaryError: Kaggle did not answer.
         """
         return self._transport.user()
 
     @property
     def source(self) -> str:
-        """Where the credentials that are sent were found.
+        """The place where the credentials in use were found.
 
         Raises:
-            TemporaryError: Kaggle could not be asked whether a token is one.
+            TemporaryError: Kaggle did not answer whether a token is valid.
         """
         return self._transport.source()
 
     @property
     def transport(self) -> Transport:
-        """What the calls go over; for the other modules of this package."""
+        """The transport of the calls, for the other modules of this package."""
         return self._transport
 
     def _pages(
         self, what: str, model: type[_Page], service: str, method: str, fields: dict[str, Any]
     ) -> tuple[_Page, ...] | None:
-        """Return all pages of a listing; None when what is listed is not there."""
+        """Return all pages of a listing, or None if the thing whose parts it lists is missing."""
         return _all_of(self._page_after(what, model, service, method, fields))
 
     def _page_after(
@@ -70,13 +70,13 @@ class Calls:
         while True:
             page = self._transport.read(what, model, service, method, **fields, **({"page_token": token} if token else {}))
             if page is None and token:
-                raise TemporaryError(f"{what} failed: a further page is not there")
+                raise TemporaryError(f"{what} failed: a later page is missing")
             yield page
             token = (page.next_page_token or "") if page is not None else ""
             if not token:
                 return
             if token in seen:
-                raise TemporaryError(f"{what} failed: the pages go round in circles")
+                raise TemporaryError(f"{what} failed: a page was listed twice")
             seen.add(token)
 
     def _delete(
@@ -89,10 +89,10 @@ class Calls:
         is_shown: Callable[[], bool],
         is_listed: Callable[[], bool],
     ) -> None:
-        """Delete a thing, and look until it is gone.
+        """Delete a thing, and poll until it is gone.
 
-        Unless Kaggle said that it was done, a read that does not show the thing is no proof: Kaggle refuses to show what lives,
-        too. Then only a list of all decides.
+        Unless Kaggle confirmed the delete, a read that does not show the thing proves nothing, because Kaggle at times refuses to
+        show things that exist. Then only a list of all things proves that it is gone.
         """
         refused: str | None = None
         denied: DeniedError | None = None
@@ -107,10 +107,10 @@ class Calls:
             self._clock.sleep(wait_s)
             if not is_shown() and not (refused and is_listed()):
                 return
-        said = refused or "Kaggle said that it was done"
+        said = refused or "Kaggle confirmed the delete"
         if denied is not None:
             raise denied
-        raise TemporaryError(f"{what} failed: it still is there; {said}", remedy="try again")
+        raise TemporaryError(f"{what} failed: it still exists; {said}", remedy="try again")
 
 
 def _all_of(pages: Iterator[_Page | None]) -> tuple[_Page, ...] | None:

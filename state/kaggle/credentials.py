@@ -1,4 +1,4 @@
-"""Who speaks to Kaggle: where credentials can lie, and which of them is sent."""
+"""Finds Kaggle credentials, and chooses which of them is sent."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _ENVIRONMENTS = ("PROD", "LOCALHOST", "TEST", "QA")
 
 @dataclass(frozen=True)
 class Credentials:
-    """One way to be somebody on Kaggle: a legacy key, an access token, or the file of an OAuth login."""
+    """Credentials of one account: a legacy key, an access token, or the file of an OAuth login."""
 
     source: str
-    """Where it was found; never its value."""
+    """The place where they were found; never their value."""
     user: str | None = None
-    """The account's user name, where the source says it."""
+    """The account's user name, if known."""
     key: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     oauth_file: Path | None = None
     instead: Credentials | None = None
-    """What is chosen when Kaggle says that the token is no (longer a) token."""
+    """The credentials to fall back to if Kaggle says that the token is not, or no longer, valid."""
 
     def of(self, user: str) -> Credentials:
-        """Return the same credentials, known to be the user's."""
+        """Return a copy with the user name set."""
         return replace(self, user=user)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place where credentials lie."""
+    """A place that holds credentials."""
 
     name: str
     user: str | None
@@ -49,16 +49,18 @@ def find_credentials(environment: Mapping[str, str], home: Path) -> Credentials:
     """Return the credentials that the official client would choose: tokens before keys before an OAuth login.
 
     Args:
-        environment: The variables.
+        environment: The environment variables.
         home: The user's home folder.
 
     Raises:
-        UserError: there are none, or the file that has them cannot be read.
+        UserError: credentials are missing, or a file that may hold them cannot be read.
     """
     chosen_environment = environment.get("KAGGLE_API_ENVIRONMENT") or "PROD"
     if chosen_environment not in _ENVIRONMENTS:
         raise UserError(
-            f"KAGGLE_API_ENVIRONMENT is {chosen_environment!r}", expected=f"one of {', '.join(_ENVIRONMENTS)}", remedy="unset it"
+            f"KAGGLE_API_ENVIRONMENT is invalid: {chosen_environment!r}",
+            expected=f"one of {', '.join(_ENVIRONMENTS)}",
+            remedy="unset it",
         )
     found = list(_all(environment, home))
     if not found:
@@ -69,10 +71,10 @@ def find_credentials(environment: Mapping[str, str], home: Path) -> Credentials:
 
 
 def describe_sources(environment: Mapping[str, str], home: Path) -> tuple[Source, ...]:
-    """Return every place that has credentials, the one that is chosen first.
+    """Return every place that holds credentials; the first one is in use.
 
     Raises:
-        UserError: a file that has credentials cannot be read.
+        UserError: a file that may hold credentials cannot be read.
     """
     return tuple(Source(found.source, found.user, number == 0) for number, found in enumerate(_all(environment, home)))
 
@@ -81,17 +83,17 @@ def session_credentials(environment: Mapping[str, str], user: str | None = None)
     """Return the credentials that Kaggle gives to a kernel's session.
 
     Args:
-        environment: The session's variables.
-        user: The account's user name, when it is known.
+        environment: The session's environment variables.
+        user: The account's user name, if known.
 
     Raises:
-        UserError: this is no session of Kaggle's, or it has no token.
+        UserError: the token is missing, or this process is not a session on Kaggle.
     """
     path = environment.get(SESSION_TOKEN_VARIABLE, "")
     token = _text_of(Path(path)) if path else None
     if token is None:
         raise UserError(
-            f"the session has no token: {SESSION_TOKEN_VARIABLE} is {path!r}",
+            f"the session's token is missing: {SESSION_TOKEN_VARIABLE} is {path!r}",
             expected="the path of a file that holds the session's API token",
             remedy="run it as a kernel on Kaggle, with the internet switched on",
         )
@@ -99,7 +101,7 @@ def session_credentials(environment: Mapping[str, str], user: str | None = None)
 
 
 def token_credentials(token: str, source: str, user: str | None = None) -> Credentials:
-    """Return the credentials that a token is."""
+    """Return credentials for an access token."""
     return Credentials(source, user=user, token=token)
 
 
@@ -155,7 +157,7 @@ def _config_folder(environment: Mapping[str, str], home: Path) -> Path:
 
 
 def _text_of(path: Path) -> str | None:
-    """Return what a file holds; None when it is not there, or empty."""
+    """Return a file's text, or None if the file is missing or empty."""
     try:
         return path.read_text(encoding="utf-8-sig").strip() or None  # editors of Windows begin a file with a mark
     except FileNotFoundError:
@@ -171,11 +173,11 @@ def _json_of(path: Path) -> dict[str, object] | None:
     try:
         document = json.loads(text)
     except ValueError:
-        raise _unreadable(path, "it is no JSON") from None  # the error would quote the file
+        raise _unreadable(path, "it is not JSON") from None  # the error would quote the file
     if not isinstance(document, dict):
-        raise _unreadable(path, "it is no JSON object")
+        raise _unreadable(path, "it is not a JSON object")
     return document
 
 
 def _unreadable(path: Path, why: str) -> UserError:
-    return UserError(f"{path} may hold Kaggle credentials, but {why}", remedy=f"mend or remove it, or {_HOW_TO_GET_ONE}")
+    return UserError(f"{path} may hold Kaggle credentials, but {why}", remedy=f"repair or remove it, or {_HOW_TO_GET_ONE}")

@@ -1,4 +1,4 @@
-"""The calls about datasets, and the bytes of their files."""
+"""The calls about datasets, and the transfer of their files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from state.kaggle.sdk_requests import Enumerated, Nested
 
 _FILES_A_PAGE = 200  # the server's own limits
 _DATASETS_A_PAGE = 100
-_LICENSE = "other"  # private data; Kaggle wants one to be named
+_LICENSE = "other"  # Kaggle requires a licence, also for private data
 
 
 class DatasetCalls(Calls):
     """See `KaggleApi`."""
 
     def dataset(self, slug: str, *, owner: str | None = None) -> DatasetInfo | None:
-        """Return a dataset with the versions that Kaggle lists; None when it is not there."""
+        """Return a dataset with its listed versions, or None if it is missing."""
         what = f"looking at dataset {slug}"
         fields = {"owner_slug": owner or self.user, "dataset_slug": slug}
         answer = self._transport.read(what, answers.DatasetAnswer, "datasets", "get_dataset", **fields)
@@ -37,7 +37,7 @@ class DatasetCalls(Calls):
         return DatasetInfo(slug, current, answer.total_bytes or 0, bool(answer.is_private), versions)
 
     def dataset_status(self, slug: str, *, owner: str | None = None) -> str | None:
-        """Return the processing status, such as `READY` or `FAILED`; READY may be about an older version."""
+        """Return the processing status, such as `READY` or `FAILED`; READY may refer to an older version."""
         what = f"asking for the status of dataset {slug}"
         fields = {"owner_slug": owner or self.user, "dataset_slug": slug}
         answer = self._transport.read(what, answers.StatusAnswer, "datasets", "get_dataset_status", **fields)
@@ -48,11 +48,11 @@ class DatasetCalls(Calls):
         return answer.status.upper()
 
     def dataset_is_ready(self, slug: str, *, owner: str | None = None) -> bool:
-        """Return whether a version of the dataset is ready; False also when it is not there."""
+        """Return whether a version of the dataset is ready; False if the dataset is missing."""
         return self.dataset_status(slug, owner=owner) == "READY"
 
     def dataset_files(self, slug: str, version: int, *, owner: str | None = None) -> dict[str, int] | None:
-        """Return the bytes of each file of a version, by name; None when the version is not there."""
+        """Return the size in bytes of each file of a version, by name, or None if the version is missing."""
         what = f"listing the files of dataset {slug} version {version}"
         fields = {
             "owner_slug": owner or self.user,
@@ -69,12 +69,12 @@ class DatasetCalls(Calls):
         return {file.name: file.total_bytes for page in pages for file in page.dataset_files}
 
     def create_dataset(self, slug: str, tokens: Sequence[str]) -> None:
-        """Make a private dataset of uploaded files; its title is its slug.
+        """Create a private dataset of uploaded files; its title is its slug.
 
         Raises:
-            AmbiguousError: whether it was made is unknown.
-            SlugTakenError: there is one already.
-            UserError: Kaggle refuses it.
+            AmbiguousError: it is unknown whether the dataset was created.
+            SlugTakenError: the name is taken.
+            UserError: Kaggle refuses the request.
         """
         what = f"making dataset {slug}"
         answer = self._transport.write(
@@ -92,18 +92,18 @@ class DatasetCalls(Calls):
         _check_created(what, answer)
 
     def create_version(self, slug: str, tokens: Sequence[str], notes: str, *, delete_old: bool) -> None:
-        """Make the next version of a dataset of uploaded files; files that are not named are not in it.
+        """Create the next version of a dataset; it holds these uploaded files only.
 
         Args:
-            slug: Of the dataset.
-            tokens: Of the uploads.
-            notes: What says what the version is; unique, so that it can be looked for.
-            delete_old: Whether older versions are deleted when this one is ready.
+            slug: The dataset's slug.
+            tokens: The tokens of the uploads.
+            notes: The version's notes; they are unique, so that a later look can find the version.
+            delete_old: Whether Kaggle deletes older versions when this one is ready.
 
         Raises:
-            AmbiguousError: whether it was made is unknown.
-            DeniedError: not now, while the first version is processed, or not at all.
-            UserError: Kaggle refuses it.
+            AmbiguousError: it is unknown whether the version was created.
+            DeniedError: not allowed, or not yet because the first version is still processed.
+            UserError: Kaggle refuses the request.
         """
         what = f"making a version of dataset {slug}"
         body = {"version_notes": notes, "delete_old_versions": delete_old, "files": _new_files(tokens)}
@@ -119,10 +119,10 @@ class DatasetCalls(Calls):
         _check_created(what, answer)
 
     def delete_dataset(self, slug: str) -> None:
-        """Delete a dataset with all its versions, and look until it is gone; one that is not there is gone.
+        """Delete a dataset with all its versions, and poll until it is gone; a missing dataset is no error.
 
         Raises:
-            TemporaryError: it still is there, or whether it is there is unknown.
+            TemporaryError: it still exists, or whether it exists is unknown.
             DeniedError: these credentials may not delete it.
         """
         fields = {"owner_slug": self.user, "dataset_slug": slug}
@@ -136,19 +136,19 @@ class DatasetCalls(Calls):
         )
 
     def datasets(self, prefix: str) -> tuple[str, ...]:
-        """Return the slugs of the account's datasets that start so."""
+        """Return the slugs of the account's datasets that start with the prefix."""
         fields = {"group": Enumerated("DatasetSelectionGroup", "DATASET_SELECTION_GROUP_MY"), "page_size": _DATASETS_A_PAGE}
         pages = self._pages("listing the datasets", answers.DatasetsPage, "datasets", "list_datasets", fields)
         if pages is None:
-            raise TemporaryError("listing the datasets failed: Kaggle says that there is no list")
+            raise TemporaryError("listing the datasets failed: Kaggle says that the list is missing")
         refs = [dataset.ref.rpartition("/") for page in pages for dataset in page.datasets]
         return tuple(slug for owner, _, slug in refs if slug.startswith(prefix) and owner == self.user)
 
     def start_upload(self, name: str, size_bytes: int, modified_s: int, *, blob_type: BlobType = "DATASET") -> tuple[str, str]:
-        """Open an upload for a dataset or a model; return its token, and the address that takes the bytes, which is a secret.
+        """Open an upload for a dataset or a model; return its token and the address for the bytes, which is a secret.
 
         Raises:
-            TemporaryError: it could not be opened.
+            TemporaryError: the upload could not be opened.
             DeniedError: these credentials may not upload.
         """
         what = f"opening an upload of {name}"
@@ -163,7 +163,7 @@ class DatasetCalls(Calls):
                 content_length=size_bytes,
                 last_modified_epoch_seconds=modified_s,
             )
-        except AmbiguousError as error:  # an upload that nobody uses is nothing
+        except AmbiguousError as error:  # an unused upload has no effect, so trying again is safe
             raise TemporaryError(error.what) from error
         return answer.token, answer.create_url
 
@@ -178,31 +178,32 @@ class DatasetCalls(Calls):
         size_bytes: int | None = None,
         on_bytes: Callable[[int], None] = lambda _: None,
     ) -> str:
-        """Stream a file of a dataset's version into a file; return its sha256.
+        """Download a file of a dataset's version; return its sha256.
 
-        A connection that breaks is resumed, a few times in a row without a byte at most; `NAME.zip` in its place is unpacked.
+        A broken connection is resumed, until several tries in a row bring no byte. If Kaggle serves `NAME.zip` instead, it is
+        unpacked.
 
         Args:
-            slug: Of the dataset.
-            version: Of the dataset.
-            name: Of the file.
-            target: Where it goes; there whole, or not at all.
-            owner: Of the dataset; None: this account.
-            size_bytes: What its size must be, when that is known.
-            on_bytes: Told how many more bytes have come; less than 0 when they must come again.
+            slug: The dataset's slug.
+            version: The dataset's version.
+            name: The file's name.
+            target: The path to write; the whole file appears there, or nothing.
+            owner: The dataset's owner; None: this account.
+            size_bytes: The size that the file must have, if known.
+            on_bytes: Called with the number of bytes received since the last call; negative if they must be sent again.
 
         Raises:
-            TemporaryError: it could not be had, or has another size.
+            TemporaryError: the download failed, or the file has another size.
         """
         return downloads.fetch_dataset_file(
             self._transport, owner or self.user, slug, version, name, target, size_bytes=size_bytes, on_bytes=on_bytes
         )
 
     def download_output(self, file: OutputFile, target: Path) -> str:
-        """Stream a file that a session left into a file; return its sha256.
+        """Download a file of a session's output; return its sha256.
 
         Raises:
-            TemporaryError: it could not be had.
+            TemporaryError: the download failed.
         """
         return downloads.fetch_address(self._transport, file.name, file.url, target)
 
@@ -216,5 +217,5 @@ def _check_created(what: str, answer: answers.CreateDatasetAnswer) -> None:
         raise refusal(what, answer.error)
     if (answer.status or "").lower() != "ok":
         raise AmbiguousError(
-            f"whether {what} happened is unknown: no error, and status {answer.status!r}", remedy="look before doing it again"
+            f"whether {what} happened is unknown: no error, and status {answer.status!r}", remedy="look before trying again"
         )

@@ -1,4 +1,4 @@
-"""Datasets as wholes of files: made once, versions published once, believed only when their list of files is right."""
+"""Creates datasets and publishes versions, each once; a version counts only if its list of files is right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from state.kaggle.sending import LocalFile, Sending, SentMark, Uploads, patientl
 
 __all__ = ["LocalFile", "begin_version", "ensure_dataset", "publish_version", "published_version", "wait_until_ready"]
 
-_UNSHOWN_LIMIT_S = 3600.0  # reads lag by minutes; a dataset that Kaggle has removed is never shown, and keeps its name
+# Reads lag by minutes. A dataset that Kaggle has removed is never shown, although its name stays taken.
+_UNSHOWN_LIMIT_S = 3600.0
 
 
 def ensure_dataset(
@@ -26,25 +27,25 @@ def ensure_dataset(
     settle_s: float = 600.0,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Make a private dataset of these files, unless there is one of this name, which is left as it is.
+    """Create a private dataset of these files, unless a dataset with this name exists; do not wait until it is ready.
 
-    It is not waited for: see `wait_until_ready`.
+    `wait_until_ready` waits.
 
     Args:
         api: The account.
-        slug: Of the dataset.
-        files: Of its first version, in order.
-        resume_dir: Where begun uploads are remembered.
+        slug: The dataset's slug.
+        files: The files of its first version, in order.
+        resume_dir: Folder that keeps the state of unfinished uploads.
         deadline_s: Monotonic seconds of the clock at which to give up.
-        clock: Where the time comes from.
-        settle_s: Seconds for which a read may lag behind what was written.
-        on_bytes: Told how many more bytes have been sent.
+        clock: Source of time and pauses.
+        settle_s: Seconds by which reads may lag behind writes.
+        on_bytes: Called with the number of bytes sent since the last call.
 
     Raises:
-        AmbiguousError: whether it was made is unknown.
-        TemporaryError: it could not be made until the deadline.
+        AmbiguousError: it is unknown whether the dataset was created.
+        TemporaryError: it could not be created before the deadline.
         SlugTakenError: a kernel or a model has the name, or a dataset that Kaggle does not show.
-        UserError: Kaggle refuses it.
+        UserError: Kaggle refuses the request.
     """
     taken = SentMark(resume_dir, slug, "the name is taken", clock)
     if patiently(lambda: api.dataset(slug), clock, deadline_s) is not None:
@@ -59,16 +60,16 @@ def ensure_dataset(
         except SlugTakenError as error:
             if not error.may_be("dataset"):
                 raise
-            _check_it_comes(error, taken)  # an earlier send arrived, or the look before was older than the dataset
+            _check_it_comes(error, taken)  # an earlier request was carried out, or the read before was stale
 
     Sending(clock, deadline_s, settle_s, uploads, send, lambda: api.dataset(slug) is not None).do()
 
 
 def _check_it_comes(error: SlugTakenError, taken: SentMark) -> None:
-    """Check that a dataset whose name is taken was not waited for too long.
+    """Check the time since a dataset's name was first found taken while Kaggle did not show the dataset.
 
     Raises:
-        SlugTakenError: it was.
+        SlugTakenError: it is an hour or more.
     """
     if not taken.is_written():
         taken.write(is_accepted=False)
@@ -77,8 +78,8 @@ def _check_it_comes(error: SlugTakenError, taken: SentMark) -> None:
             f"{error.what}; for an hour Kaggle has not shown that dataset",
             by=error.by,
             expected=error.expected,
-            remedy="Kaggle keeps the names of datasets that it has removed: take another one. gemma-orch start takes that of the "
-            "run's next attempt; a run's own is its --name",
+            remedy="use another name: Kaggle keeps the names of datasets that it has removed. gemma-orch start uses the name of "
+            "the run's next attempt; --name sets the run's own name",
         ) from error
 
 
@@ -87,13 +88,13 @@ def wait_until_ready(api: KaggleApi, slug: str, *, clock: Clock, processing_limi
 
     Raises:
         ProcessingFailedError: Kaggle failed to process it.
-        TemporaryError: it is not ready after so many seconds.
+        TemporaryError: it is not ready after `processing_limit_s`.
     """
 
     def is_ready() -> bool | None:
         status = api.dataset_status(slug)
         if status == "FAILED":
-            raise ProcessingFailedError(slug, None, remedy="delete the dataset, and make it again")
+            raise ProcessingFailedError(slug, None, remedy="delete the dataset, and create it again")
         return status == "READY" or None
 
     wait_for(is_ready, f"dataset {slug} is not READY", clock, processing_limit_s)
@@ -113,27 +114,27 @@ def begin_version(
     processing_limit_s: float = 3600.0,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Upload files and let Kaggle begin to make a version of them, once as far as can be seen.
+    """Upload files and ask Kaggle to create a version of them; if the answer is lost, look for the version before asking again.
 
     Args:
         api: The account.
-        slug: Of the dataset.
-        files: All of the version's files, in order.
-        notes: The version's notes, unique: by them an answer that was lost is made up for.
-        delete_old: Whether older versions are deleted when this one is ready.
-        resume_dir: Where begun uploads are remembered.
+        slug: The dataset's slug.
+        files: All files of the version, in order.
+        notes: The version's notes; they are unique, so that the version is found if the answer is lost.
+        delete_old: Whether Kaggle deletes older versions when this one is ready.
+        resume_dir: Folder that keeps the state of unfinished uploads.
         deadline_s: Monotonic seconds of the clock at which to give up.
-        clock: Where the time comes from.
-        settle_s: Seconds to look for the notes before a version is sent again, and for which a refusal may be because of another
-            version that is still processed.
-        processing_limit_s: Seconds for which a version that Kaggle has accepted is not sent again, listed or not.
-        on_bytes: Told how many more bytes have been sent.
+        clock: Source of time and pauses.
+        settle_s: Seconds to look for the notes before sending again. Within that time a refusal is tried again, too: Kaggle
+            refuses while another version is processed.
+        processing_limit_s: Seconds during which an accepted version is not sent again, even if it is not listed.
+        on_bytes: Called with the number of bytes sent since the last call.
 
     Raises:
-        AmbiguousError: whether the version was made is unknown.
-        TemporaryError: it could not be made until the deadline; uploads go on where they broke off.
-        DeniedError: these credentials may not make it.
-        UserError: Kaggle refuses it.
+        AmbiguousError: it is unknown whether the version was created.
+        TemporaryError: it could not be created before the deadline; the next call resumes the uploads.
+        DeniedError: these credentials may not create it.
+        UserError: Kaggle refuses the request.
     """
     mark = SentMark(resume_dir, slug, notes, clock)
     if mark.is_accepted() and mark.left_s(processing_limit_s) > 0:
@@ -147,12 +148,12 @@ def begin_version(
 
 
 def published_version(api: KaggleApi, slug: str, files: Sequence[LocalFile], notes: str) -> int | None:
-    """Return the number of the version that has these notes and is ready with exactly these files; None: not (yet).
+    """Return the number of the ready version with these notes and exactly these files, or None if it is missing so far.
 
     Raises:
-        TemporaryError: Kaggle could not be asked.
-        ProcessingFailedError: Kaggle failed to process it.
-        CorruptUploadError: it stands, with other files.
+        TemporaryError: Kaggle did not answer.
+        ProcessingFailedError: Kaggle failed to process the version.
+        CorruptUploadError: the version exists with other files.
     """
     dataset = api.dataset(slug)
     if dataset is None:
@@ -168,7 +169,7 @@ def published_version(api: KaggleApi, slug: str, files: Sequence[LocalFile], not
     for number in standing:
         found = api.dataset_files(slug, number)
         if found is not None and found != wanted:
-            found = api.dataset_files(slug, number)  # one wrong answer is no wrong version
+            found = api.dataset_files(slug, number)  # ask twice: a single answer may be stale
         if found is None:
             return None
         if found == wanted:
@@ -178,7 +179,7 @@ def published_version(api: KaggleApi, slug: str, files: Sequence[LocalFile], not
         slug,
         standing[0],
         f"dataset {slug} version {standing[0]} does not have the files that were uploaded: {differences[0]}",
-        remedy="publish it again; this version stays unused",
+        remedy="publish it again; this version will not be used",
     )
 
 
@@ -196,27 +197,27 @@ def publish_version(
     settle_s: float = 600.0,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Publish a version, and wait until it stands with exactly these files; return its number.
+    """Publish a version, wait until it is ready with exactly these files, and return its number.
 
-    Calling it again with the same notes, after any failure, makes no second version as far as can be seen.
+    After a failure, call it again with the same notes: it looks for the version before it creates another one.
 
     Args:
         api: The account.
-        slug: Of the dataset.
-        files: All of the version's files, in order.
-        notes: The version's notes, unique.
-        delete_old: Whether older versions are deleted when this one is ready.
-        resume_dir: Where begun uploads are remembered.
-        deadline_s: Monotonic seconds of the clock at which uploading gives up.
-        clock: Where the time comes from.
-        processing_limit_s: Longest wait, after that, for Kaggle to process it.
-        settle_s: Seconds for which a read may lag behind what was written.
-        on_bytes: Told how many more bytes have been sent.
+        slug: The dataset's slug.
+        files: All files of the version, in order.
+        notes: The version's notes, which are unique.
+        delete_old: Whether Kaggle deletes older versions when this one is ready.
+        resume_dir: Folder that keeps the state of unfinished uploads.
+        deadline_s: Monotonic seconds of the clock at which to give up uploading.
+        clock: Source of time and pauses.
+        processing_limit_s: Longest wait, after that, for Kaggle to process the version.
+        settle_s: Seconds by which reads may lag behind writes.
+        on_bytes: Called with the number of bytes sent since the last call.
 
     Raises:
-        TemporaryError: it does not stand (yet).
-        CorruptUploadError: it stands, with other files.
-        UserError: Kaggle refuses it.
+        TemporaryError: the version is not ready (yet).
+        CorruptUploadError: the version exists with other files.
+        UserError: Kaggle refuses the request.
     """
     spoiled: set[int | None] = set()
 
@@ -231,7 +232,7 @@ def publish_version(
     mark = SentMark(resume_dir, slug, notes, clock)
     try:
         number = patiently(look, clock, deadline_s)
-    except (CorruptUploadError, ProcessingFailedError) as error:  # of an earlier call, which this one makes up for
+    except (CorruptUploadError, ProcessingFailedError) as error:  # an earlier call's version is bad: publish another one
         spoiled.add(error.version)
         mark.remove()
         number = None
@@ -251,7 +252,7 @@ def publish_version(
             processing_limit_s=processing_limit_s,
             on_bytes=on_bytes,
         )
-    number = wait_for(look, f"a version of dataset {slug}, {notes!r}, does not stand", clock, processing_limit_s)
+    number = wait_for(look, f"a version of dataset {slug}, {notes!r}, is not ready", clock, processing_limit_s)
     mark.remove()
     return number
 

@@ -1,4 +1,4 @@
-"""Downloads that survive broken connections, and leave a file that is whole or none."""
+"""Downloads files, resumes broken connections, and leaves a whole file or none."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fetch_dataset_file(
     size_bytes: int | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> str:
-    """Stream a file of a dataset's version into the target; return its sha256; see `KaggleApi.download`."""
+    """Download a file of a dataset's version; return its sha256. See `KaggleApi.download`."""
     what = f"downloading {name} of dataset {slug} version {version}"
 
     def open_it() -> AbstractContextManager[requests.Response]:
@@ -54,12 +54,12 @@ def fetch_dataset_file(
 
 
 def fetch_address(transport: Transport, name: str, url: str, target: Path) -> str:
-    """Stream what a signed address opens into the target; return its sha256."""
+    """Download from a signed address; return the sha256."""
     return _Download(transport, f"downloading {name}", name, lambda: transport.get(url, {}), None, lambda _: None).into(target)
 
 
 class _Download:
-    """One file's way here."""
+    """The download of one file."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class _Download:
         self._got = _Got()
 
     def into(self, target: Path) -> str:
-        """Fetch it all, then put it in its place."""
+        """Download the whole file, then rename it to the target; return its sha256."""
         files.remove_abandoned(target.parent)
         with files.temporary_file(target) as part, files.temporary_file(target) as unpacked:
             with open(part, "xb") as file:
@@ -103,7 +103,7 @@ class _Download:
                 if not isinstance(failure, TemporaryError):
                     raise failure from None
                 why = str(error)
-                self._got.url = None  # a signed address may have run out
+                self._got.url = None  # the signed address may have expired
             except LostError as error:
                 why = str(error)
             else:
@@ -114,11 +114,11 @@ class _Download:
             self._transport.clock.sleep(min(2.0 ** (failures - 1), _LONGEST_PAUSE_S))
 
     def _attempt(self, file: IO[bytes]) -> None:
-        """Read on from where the last attempt ended.
+        """Resume at the end of the last try.
 
         Raises:
-            RefusedError: it was refused.
-            LostError: it broke off, or is not what was asked for.
+            RefusedError: the request was refused.
+            LostError: the connection broke, or the size is wrong.
         """
         got = self._got
         with self._opened() as response:
@@ -129,7 +129,7 @@ class _Download:
                 got.is_zipped = _is_zip_of(self._name, response)
                 got.total = _total_of(response)
                 if self._size_bytes is not None and not got.is_zipped and got.total not in (None, self._size_bytes):
-                    raise LostError(f"it has {got.total} bytes, where {self._size_bytes} were listed")
+                    raise LostError(f"it has {got.total} bytes, but {self._size_bytes} are listed")
             for piece in pieces(response, _PIECE_BYTES):
                 file.write(piece)
                 got.digest.update(piece)
@@ -140,11 +140,11 @@ class _Download:
             count = got.count
             self._on_bytes(-count)
             got.restart(file)
-            raise LostError(f"{count} of {wanted} bytes came")
+            raise LostError(f"{count} of {wanted} bytes arrived")
 
     @contextmanager
     def _opened(self) -> Iterator[requests.Response]:
-        """Open the body: at its beginning the first time, at what is missing later."""
+        """Open the body at its beginning, or at the first missing byte after a break."""
         got = self._got
         if got.url is None or not got.count:
             with self._open() as response:
@@ -158,7 +158,7 @@ class _Download:
             yield response
 
     def _unpack(self, packed: Path, target: Path) -> str:
-        """Unpack the only file of a zip; return its sha256."""
+        """Unpack the zip's only file; return its sha256."""
         digest = hashlib.sha256()
         count = 0
         try:
@@ -170,15 +170,15 @@ class _Download:
                         digest.update(piece)
                         count += len(piece)
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise TemporaryError(f"{self._what} failed: it came as a zip that cannot be unpacked: {error}") from error
+            raise TemporaryError(f"{self._what} failed: Kaggle sent a zip that cannot be unpacked: {error}") from error
         if self._size_bytes is not None and count != self._size_bytes:
-            raise TemporaryError(f"{self._what} failed: unpacked, it has {count} bytes, where {self._size_bytes} were listed")
+            raise TemporaryError(f"{self._what} failed: unpacked, it has {count} bytes, but {self._size_bytes} are listed")
         return digest.hexdigest()
 
 
 @dataclass
 class _Got:
-    """What has come so far."""
+    """The state of a download: bytes received so far, their digest, and where the rest is."""
 
     count: int = 0
     total: int | None = None
@@ -190,13 +190,13 @@ class _Got:
         self.digest = hashlib.sha256()
 
     def restart(self, file: IO[bytes]) -> None:
-        """Forget all of it."""
+        """Discard all bytes received so far."""
         file.seek(0)
         file.truncate()
         self.count, self.total, self.url, self.digest = 0, None, None, hashlib.sha256()
 
     def range_headers(self) -> dict[str, str]:
-        """Ask for the rest, if the file still is the same."""
+        """Return headers that ask for the rest, or for the whole file if it has changed."""
         return {"Range": f"bytes={self.count}-"} | ({"If-Range": self.tag} if self.tag else {})
 
 
@@ -206,14 +206,14 @@ def _total_of(response: requests.Response) -> int | None:
 
 
 def _start_of(response: requests.Response) -> int | None:
-    """Return where a partial body begins."""
+    """Return the offset at which a partial body begins."""
     _, _, described = response.headers.get("Content-Range", "").partition(" ")
     first, _, _ = described.partition("-")
     return int(first) if first.isdigit() else None
 
 
 def _is_zip_of(name: str, response: requests.Response) -> bool:
-    """Return whether Kaggle serves the file packed, as it does with some large ones."""
+    """Return whether Kaggle serves the file as a zip, as it does with some large files."""
     packed = f"{name.rpartition('/')[2]}.zip"
     served = unquote(urlsplit(response.url).path).rpartition("/")[2]
     return served == packed or packed in response.headers.get("Content-Disposition", "")

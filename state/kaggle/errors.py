@@ -1,4 +1,4 @@
-"""What Kaggle says no with; each derives from the error by which the policy decides."""
+"""Errors for Kaggle's refusals; each derives from the class by which the retry policy decides."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from state.errors import DataError, QuotaError, TemporaryError, UserError
 
 
 class BusyError(TemporaryError):
-    """As many sessions run as the account may have; one of them ends in minutes or hours."""
+    """The account's limit of running sessions is reached; one of them will end in minutes or hours."""
 
 
 class RateLimitedError(TemporaryError):
-    """Too many calls: this one certainly had no effect."""
+    """Too many calls; this one certainly had no effect."""
 
     def __init__(self, what: str, *, retry_after_s: float | None = None, expected: str = "", remedy: str = "") -> None:
         super().__init__(what, expected=expected, remedy=remedy)
@@ -26,7 +26,7 @@ class KaggleQuotaError(QuotaError):
     def __init__(self, what: str, *, until: datetime | None = None, expected: str = "", remedy: str = "") -> None:
         super().__init__(what, expected=expected, remedy=remedy)
         self.until = until
-        """When the quota is refreshed; None: Kaggle did not tell."""
+        """When the quota is refreshed; None: unknown."""
 
 
 class CredentialsError(UserError):
@@ -34,30 +34,30 @@ class CredentialsError(UserError):
 
 
 class DeniedError(UserError):
-    """Kaggle does not let these credentials do this, or what it should be done to does not exist."""
+    """These credentials may not do this, or its object does not exist: Kaggle does not tell which."""
 
 
 class SlugTakenError(UserError):
-    """Something of the account has this name already."""
+    """A thing on the account already has this name."""
 
     def __init__(self, what: str, *, by: str | None = None, expected: str = "", remedy: str = "") -> None:
         super().__init__(what, expected=expected, remedy=remedy)
         self.by = by
-        """What has it, in Kaggle's word: `dataset`, `notebook`, `model`; None: Kaggle did not tell."""
+        """Kind of the thing that has the name, in Kaggle's word (`dataset`, `notebook`, `model`); None: unknown."""
 
     def may_be(self, kind: str) -> bool:
-        """Return whether a thing of this kind may have the name: then it may be the one that was to be made."""
+        """Return whether a thing of this kind may have the name; it may then be the very one that was to be created."""
         return self.by in (None, kind)
 
 
 class InvalidSourcesError(UserError):
-    """A kernel was started without some of its inputs, and runs: it must be deleted."""
+    """A kernel runs, but Kaggle started it without some of its inputs; it must be deleted."""
 
     def __init__(self, slug: str, version: int, sources: Sequence[str]) -> None:
         super().__init__(
             f"kernel {slug} version {version} was started without {', '.join(sources)}",
             expected="sources that exist, are processed, and may be read by this account",
-            remedy="delete the kernel, then look whether these sources are READY",
+            remedy="delete the kernel, then check whether these sources are READY",
         )
         self.slug = slug
         self.version = version
@@ -65,11 +65,11 @@ class InvalidSourcesError(UserError):
 
 
 class UploadsGoneError(TemporaryError):
-    """Kaggle does not have the uploaded bytes (any more) that a version should be made of."""
+    """Kaggle does not have, or no longer has, the uploaded bytes for a version."""
 
 
 class ProcessingFailedError(TemporaryError):
-    """Kaggle took a dataset's files, and then failed to process them."""
+    """Kaggle accepted a dataset's files, and then failed to process them."""
 
     def __init__(self, slug: str, version: int | None, *, remedy: str = "") -> None:
         which = f"version {version} of dataset {slug}" if version is not None else f"dataset {slug}"
@@ -79,7 +79,7 @@ class ProcessingFailedError(TemporaryError):
 
 
 class CorruptUploadError(DataError):
-    """A dataset version stands, and its files are not those that were uploaded."""
+    """A dataset version exists, but its files are not those that were uploaded."""
 
     def __init__(self, slug: str, version: int, what: str, *, expected: str = "", remedy: str = "") -> None:
         super().__init__(what, expected=expected, remedy=remedy)

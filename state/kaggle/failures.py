@@ -1,4 +1,4 @@
-"""What can go wrong with a request, in two words: refused, or lost. Addresses, which may be secrets, are in neither."""
+"""The two failures of a request, refused and lost; neither shows an address, which may be a secret."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class RefusedError(Exception):
         self.status = status
         self.reason = reason
         self.is_page = is_page
-        """It was a web page, which comes from something in front of Kaggle's API."""
+        """The answer was a web page: it came from a proxy or gateway, not from Kaggle's API."""
         self.retry_after_s = retry_after_s
 
     @property
     def says_missing(self) -> bool:
-        """Whether it says that a thing is not there; Kaggle answers 403 as well as 404 for that."""
+        """Whether it says that a thing is missing; Kaggle answers that with 403 as well as 404."""
         return self.status in (403, 404) and not self.is_page
 
     def __str__(self) -> str:
@@ -34,18 +34,18 @@ class RefusedError(Exception):
 
 
 class LostError(Exception):
-    """No answer came, or one that cannot be believed; internal to this package."""
+    """The answer is missing or invalid; internal to this package."""
 
 
 class SilentError(LostError):
-    """Nothing came within the time limit; internal to this package."""
+    """No byte arrived within the timeout; internal to this package."""
 
 
 def pieces(response: requests.Response, most_bytes: int) -> Iterator[bytes]:
-    """Read a body piece by piece.
+    """Yield a body piece by piece.
 
     Raises:
-        LostError: it broke off.
+        LostError: the connection broke.
     """
     while True:
         with translated():
@@ -56,10 +56,10 @@ def pieces(response: requests.Response, most_bytes: int) -> Iterator[bytes]:
 
 
 def lines(response: requests.Response) -> Iterator[str]:
-    """Read a body line by line, each as soon as it has come.
+    """Yield a body line by line, each as soon as it arrives.
 
     Raises:
-        LostError: it broke off, or nothing came within the time limit.
+        LostError: the connection broke, or no byte arrived within the timeout.
     """
     found = response.iter_lines()
     while True:
@@ -72,7 +72,7 @@ def lines(response: requests.Response) -> Iterator[str]:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn what requests, urllib3 and kagglesdk raise into the two errors of this package, without the addresses in them."""
+    """Translate the errors of requests, urllib3 and kagglesdk into those of this package, without their addresses."""
     import requests
     import urllib3
 
@@ -90,12 +90,12 @@ def translated() -> Iterator[None]:
         if any(isinstance(argument, urllib3.exceptions.ReadTimeoutError) for argument in error.args):  # while a body is read
             raise SilentError("no answer within the time limit") from None
         raise LostError(_reason_of(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError):  # what kagglesdk raises over a body that it cannot read
+    except (ValueError, KeyError, TypeError, AttributeError):  # kagglesdk raises these for a body that it cannot parse
         raise LostError("the answer cannot be read") from None
 
 
 def refused(response: requests.Response) -> RefusedError:
-    """Return the refusal that a response is."""
+    """Return the error for a refusing response."""
     code, reason = reason_in(response.text)
     status = response.status_code if response.status_code >= 400 else code or response.status_code
     kind = response.headers.get("Content-Type", "")
@@ -105,7 +105,7 @@ def refused(response: requests.Response) -> RefusedError:
 
 
 def _reason_of(error: BaseException) -> str:
-    """Return why a connection failed, without the address, which may be a secret of its own."""
+    """Return why a connection failed, without the address, which may be a secret."""
     import requests
 
     seen: BaseException | None = error

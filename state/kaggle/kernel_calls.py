@@ -26,11 +26,11 @@ class KernelCalls(Calls):
         """Save a kernel and start its session; return the version's number.
 
         Raises:
-            AmbiguousError: whether it runs is unknown.
-            InvalidSourcesError: it runs, without some of its inputs.
-            BusyError: the account has as many sessions as it may have.
+            AmbiguousError: it is unknown whether the session runs.
+            InvalidSourcesError: the session runs, but without some of its inputs.
+            BusyError: the account's limit of running sessions is reached.
             KaggleQuotaError: the week's accelerator hours are used up.
-            UserError: Kaggle refuses it.
+            UserError: Kaggle refuses the request.
         """
         what = f"starting kernel {push.slug}"
         answer = self._transport.write(
@@ -55,14 +55,14 @@ class KernelCalls(Calls):
         if not answer.version_number or answer.version_number < 0:
             raise AmbiguousError(
                 f"whether {what} happened is unknown: no error, and version {answer.version_number}",
-                remedy="look before doing it again",
+                remedy="look before trying again",
             )
         if answer.invalid_sources:
             raise InvalidSourcesError(push.slug, answer.version_number, answer.invalid_sources)
         return answer.version_number
 
     def kernel(self, slug: str, *, owner: str | None = None) -> KernelInfo | None:
-        """Return a kernel with its source; None when it is not there."""
+        """Return a kernel with its source, or None if it is missing."""
         what = f"looking at kernel {slug}"
         fields = {"user_name": owner or self.user, "kernel_slug": slug}
         answer = self._transport.read(what, answers.KernelAnswer, "kernels", "get_kernel", **fields)
@@ -73,7 +73,7 @@ class KernelCalls(Calls):
         return _kernel_info(answer.metadata, answer.blob.source if answer.blob is not None else None)
 
     def session_status(self, slug: str, version: int) -> SessionStatus | None:
-        """Return where the session of that version stands; None when it is not there."""
+        """Return the status of a version's session, or None if it is missing."""
         what = f"asking for the status of kernel {slug} version {version}"
         fields = {"user_name": self.user, "kernel_slug": slug, "version_label": f"v{version}"}
         answer = self._transport.read(what, answers.StatusAnswer, "kernels", "get_kernel_session_status", **fields)
@@ -84,7 +84,7 @@ class KernelCalls(Calls):
         return answers.session_status(answer.status)
 
     def session_outputs(self, slug: str, version: int) -> tuple[tuple[OutputFile, ...], str] | None:
-        """Return the files that a session left, and its log; None when it is not there."""
+        """Return a session's output files and its log, or None if the session is missing."""
         what = f"listing the outputs of kernel {slug} version {version}"
         fields = {"user_name": self.user, "kernel_slug": slug, "version_label": f"v{version}", "page_size": _FILES_A_PAGE}
         pages = self._pages(what, answers.OutputPage, "kernels", "list_kernel_session_output", fields)
@@ -94,12 +94,12 @@ class KernelCalls(Calls):
         return files, log_text(pages[0].log or "")
 
     def follow_log(self, slug: str, version: int, *, for_s: float) -> str:
-        """Return what a session has printed from its beginning, with what it prints meanwhile; nothing while it is queued.
+        """Return a session's log from its beginning, and what it prints within `for_s`; empty while the session is queued.
 
         Args:
-            slug: Of the kernel.
-            version: Of the kernel.
-            for_s: Seconds after which reading ends; a session that has ended is read at once.
+            slug: The kernel's slug.
+            version: The kernel's version.
+            for_s: Seconds after which to stop reading; the log of an ended session is returned at once.
 
         Raises:
             TemporaryError: the log could not be opened.
@@ -120,23 +120,23 @@ class KernelCalls(Calls):
                             found.append(_event_text(payload))
                         if self._clock.monotonic() >= ends_at:
                             break
-                except LostError:  # a session that prints nothing, and one whose stream broke: what came is what is known
+                except LostError:  # the session is silent, or the stream broke: return the lines so far
                     return "".join(found)
         except RefusedError as error:
             if error.says_missing:
                 return ""
             raise self._transport.failed_read(what, error) from None
-        except SilentError:  # Kaggle answers only when the session has something to say
+        except SilentError:  # Kaggle sends no answer at all until the session prints something
             return ""
         except LostError as error:
             raise TemporaryError(f"{what} failed: {error}") from None
         return "".join(found)
 
     def delete_kernel(self, slug: str) -> None:
-        """Delete a kernel with all its versions, and look until it is gone; one that is not there is gone.
+        """Delete a kernel with all its versions, and poll until it is gone; a missing kernel is no error.
 
         Raises:
-            TemporaryError: it still is there, or whether it is there is unknown.
+            TemporaryError: it still exists, or whether it exists is unknown.
             DeniedError: these credentials may not delete it.
         """
         fields = {"user_name": self.user, "kernel_slug": slug}
@@ -150,7 +150,7 @@ class KernelCalls(Calls):
         )
 
     def kernels(self, prefix: str) -> tuple[KernelInfo, ...]:
-        """Return the account's kernels whose slug starts so."""
+        """Return the account's kernels whose slug starts with the prefix."""
         fields = {
             "user": self.user,
             "group": Enumerated("KernelsListViewType", "PROFILE"),
@@ -159,34 +159,34 @@ class KernelCalls(Calls):
         }
         pages = self._pages("listing the kernels", answers.KernelsPage, "kernels", "list_kernels", fields)
         if pages is None:
-            raise TemporaryError("listing the kernels failed: Kaggle says that there is no list")
+            raise TemporaryError("listing the kernels failed: Kaggle says that the list is missing")
         found = [_kernel_info(kernel, None) for page in pages for kernel in page.kernels]
         return tuple(kernel for kernel in found if kernel.slug.startswith(prefix))
 
     def quota(self) -> AcceleratorQuota:
-        """Return what is left of the week's GPU hours.
+        """Return the week's GPU quota: used, reserved, allowed, and when it is refreshed.
 
         Raises:
-            TemporaryError: it is unknown.
+            TemporaryError: Kaggle did not answer.
         """
         what = "asking for the accelerator quota"
         answer = self._transport.read(what, answers.QuotaAnswer, "kernels", "get_accelerator_quota_statistics")
         if answer is None:
-            raise TemporaryError(f"{what} failed: Kaggle says that there is none")
+            raise TemporaryError(f"{what} failed: Kaggle says that the quota is missing")
         gpu = answer.gpu_quota or answers.GpuQuota()
         return AcceleratorQuota(answer.quota_refresh_time, gpu.time_used, gpu.time_reserved, gpu.total_time_allowed)
 
     def server_time(self) -> datetime | None:
-        """Return what time it is for Kaggle's servers, to the second; None when their answer does not say.
+        """Return the time of Kaggle's servers, to the second, or None if their answer has no valid Date header.
 
         Raises:
-            TemporaryError: there is no answer.
+            TemporaryError: Kaggle did not answer.
         """
-        self.quota()  # any answer will do
+        self.quota()  # any call would do: only its Date header counts
         return self._transport.answered_at()
 
     def _with_refresh(self, error: Exception) -> Exception:
-        """Add to a refusal for the quota's sake when the quota is refreshed, if Kaggle tells."""
+        """Add the moment of the quota's refresh to a KaggleQuotaError, if Kaggle answers; return other errors unchanged."""
         if not isinstance(error, KaggleQuotaError):
             return error
         try:
@@ -202,7 +202,7 @@ def _kernel_info(metadata: answers.KernelMetadata, source: str | None) -> Kernel
 
 
 def _event_text(payload: str) -> str:
-    """Return what a line of a log stream says: mostly JSON with the text under `data`."""
+    """Return the text of a line of a log stream, which usually is JSON with the text under `data`."""
     try:
         event = json.loads(payload)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The calls about models: a model has instances, one for each form of its weights, and each instance has versions of files."""
+"""The calls about models: a model has an instance for each form of its weights, and an instance has versions of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FILES_A_PAGE = 200
 
 @dataclass(frozen=True)
 class ModelTexts:
-    """What Kaggle shows of an instance beside its files."""
+    """The texts that Kaggle shows with an instance."""
 
     overview: str
     """One line."""
@@ -30,7 +30,7 @@ class ModelCalls(Calls):
     """See `KaggleApi`."""
 
     def has_model(self, slug: str) -> bool:
-        """Return whether the account has a model of this slug."""
+        """Return whether the account has a model with this slug."""
         what = f"looking at model {slug}"
         fields = {"owner_slug": self.user, "model_slug": slug}
         answer = self._transport.read(what, answers.ModelAnswer, "models", "get_model", **fields)
@@ -39,7 +39,7 @@ class ModelCalls(Calls):
         return answer is not None
 
     def model_version(self, form: ModelForm) -> int | None:
-        """Return the number of an instance's newest version, 0 while it has none that is ready; None: it is not there."""
+        """Return an instance's newest version, 0 if no version is ready, or None if the instance is missing."""
         what = f"looking at model {form}"
         answer = self._transport.read(what, answers.ModelInstanceAnswer, "models", "get_model_instance", **self._of(form))
         if answer is None:
@@ -49,19 +49,19 @@ class ModelCalls(Calls):
         return answer.version_number or 0
 
     def model_files(self, form: ModelForm, version: int) -> dict[str, int] | None:
-        """Return the bytes of each file of an instance's version, by name; None when the version is not there."""
+        """Return the size in bytes of each file of an instance's version, by name, or None if the version is missing."""
         what = f"listing the files of model {form} version {version}"
         fields = {**self._of(form), "version_number": version, "page_size": _FILES_A_PAGE}
         pages = self._pages(what, answers.ModelFilesPage, "models", "list_model_instance_version_files", fields)
         return None if pages is None else {file.name: file.size for page in pages for file in page.files}
 
     def create_model(self, slug: str, description: str) -> None:
-        """Make a private model without instances; its title is its slug.
+        """Create a private model without instances; its title is its slug.
 
         Raises:
-            AmbiguousError: whether it was made is unknown.
-            SlugTakenError: there is one already.
-            UserError: Kaggle refuses it.
+            AmbiguousError: it is unknown whether the model was created.
+            SlugTakenError: the name is taken.
+            UserError: Kaggle refuses the request.
         """
         self._create(
             f"making model {slug}",
@@ -74,12 +74,12 @@ class ModelCalls(Calls):
         )
 
     def create_model_instance(self, form: ModelForm, tokens: Sequence[str], texts: ModelTexts) -> None:
-        """Make an instance of a model; its first version is made of uploaded files.
+        """Create an instance of a model; its first version holds the uploaded files.
 
         Raises:
-            AmbiguousError: whether it was made is unknown.
-            SlugTakenError: there is one already.
-            UserError: Kaggle refuses it.
+            AmbiguousError: it is unknown whether the instance was created.
+            SlugTakenError: the name is taken.
+            UserError: Kaggle refuses the request.
         """
         body = {
             "instance_slug": form.slug,
@@ -99,12 +99,12 @@ class ModelCalls(Calls):
         )
 
     def create_model_version(self, form: ModelForm, tokens: Sequence[str], notes: str) -> None:
-        """Make the next version of an instance of uploaded files; files that are not named are not in it.
+        """Create the next version of an instance; it holds these uploaded files only.
 
         Raises:
-            AmbiguousError: whether it was made is unknown.
-            DeniedError: not now, or not at all.
-            UserError: Kaggle refuses it.
+            AmbiguousError: it is unknown whether the version was created.
+            DeniedError: not allowed, or not yet.
+            UserError: Kaggle refuses the request.
         """
         body = Nested("ApiCreateModelInstanceVersionRequestBody", {"version_notes": notes, "files": _new_files(tokens)})
         self._create(f"making a version of model {form}", "create_model_instance_version", **self._of(form), body=body)
@@ -114,9 +114,7 @@ class ModelCalls(Calls):
         if answer.error:
             raise refusal(what, answer.error)
         if not answer.ref:
-            raise AmbiguousError(
-                f"whether {what} happened is unknown: no error, and nothing is named", remedy="look before doing it again"
-            )
+            raise AmbiguousError(f"whether {what} happened is unknown: no error, and no ref", remedy="look before trying again")
 
     def _of(self, form: ModelForm) -> dict[str, object]:
         return {

@@ -1,8 +1,10 @@
-"""Every name on the account, in one place; each is equal to its slugified title, else Kaggle wedges what it names.
+"""All names on the account: of kernels, datasets, models and version notes.
 
-An account has one namespace: a kernel cannot have the slug of a dataset, and of a model the same is assumed. So every thing
-has a name that no other thing of any kind and of any run can have: its last words say what it is, and those before them are
-the run's name.
+A name equals its slugified title, because Kaggle cannot find a thing whose slug and title differ.
+
+An account has one namespace: a kernel cannot have the slug of a dataset, and we assume the same of models. So a run's names
+begin with the prefix and the run's name, and end with words that tell the kind. Two things of different kinds or runs never
+have the same name, for any names of runs.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ from state.layout import (
 LONGEST_SLUG = 50
 PREFIX = "gemma-orch"
 STOP_FLAG_NAME = "stop.json"
-"""File of the control dataset with the StopFlag."""
+"""The file of the control dataset that holds the StopFlag."""
 OUTPUT_FOLDER = "checkpoint"
-"""Folder of a kernel's output with the last checkpoint of a session that could not upload it."""
+"""The folder of a kernel's output that holds the last checkpoint of a session that could not upload it."""
 
 CANARY_SLUG = f"{PREFIX}-canary"
-"""The dataset that `doctor` writes to."""
+"""The probe: the dataset that `doctor` writes to."""
 FACTS_KERNEL = f"{PREFIX}-canary-facts"
-"""The kernel that says what a session is like."""
+"""The probe kernel that reports facts about a session."""
 LIMIT_KERNEL = f"{PREFIX}-canary-limit"
-"""The kernel that stays until its limit."""
+"""The probe kernel that runs until Kaggle ends it at its limit."""
 
 _LONGEST_ATTEMPT = len("-s999a99")
 _LONGEST_RUN = LONGEST_SLUG - len(PREFIX) - 1 - _LONGEST_ATTEMPT
@@ -48,15 +50,15 @@ _NOTE = re.compile(
 
 
 def slugify(title: str) -> str:
-    """Return the slug that Kaggle makes of a title."""
+    """Return the slug that Kaggle derives from a title."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def check_run_fits(run: str) -> None:
-    """Check that every name of a run fits into Kaggle's limit.
+    """Check that all names of a run are valid on Kaggle.
 
     Raises:
-        UserError: the run's name is too long, or its slug would be another one.
+        UserError: the run's name is too long, or Kaggle would derive another slug from it.
     """
     check_run_name(run)
     if len(run) > _LONGEST_RUN or slugify(run) != run:
@@ -68,14 +70,14 @@ def check_run_fits(run: str) -> None:
 
 
 def attempt_dataset_slug(run: str, session: int, attempt: int) -> str:
-    """Return the slug of the dataset of an attempt's checkpoints, such as `gemma-orch-my-run-s003a1`."""
+    """Return the slug of an attempt's dataset, such as `gemma-orch-my-run-s003a1`."""
     return f"{PREFIX}-{run}-{attempt_name(session, attempt)}"
 
 
 def attempt_kernel_slug(run: str, session: int, attempt: int) -> str:
     """Return the slug of an attempt's kernel, such as `gemma-orch-my-run-s003a1-k`.
 
-    Where the run's name leaves no room for that, it ends as `-k003a1`.
+    If the run's name is too long for that, the slug ends in `-k003a1`.
     """
     if len(run) <= _LONGEST_RUN_WITH_ENDING:
         return attempt_dataset_slug(run, session, attempt) + _KERNEL_ENDING
@@ -83,14 +85,14 @@ def attempt_kernel_slug(run: str, session: int, attempt: int) -> str:
 
 
 def parse_attempt_dataset_slug(run: str, slug: str) -> tuple[int, int] | None:
-    """Return (session, attempt) when the slug is that of the dataset of an attempt of the run, else None."""
+    """Return (session, attempt) if the slug names an attempt's dataset of the run, else None."""
     prefix = f"{PREFIX}-{run}-"
     numbers = parse_attempt_name(slug.removeprefix(prefix)) if slug.startswith(prefix) else None
     return numbers if numbers is not None and attempt_dataset_slug(run, *numbers) == slug else None
 
 
 def parse_attempt_kernel_slug(run: str, slug: str) -> tuple[int, int] | None:
-    """Return (session, attempt) when the slug is one that the kernel of an attempt of the run may have, else None."""
+    """Return (session, attempt) if the slug names an attempt's kernel of the run, now or in earlier versions, else None."""
     prefix = f"{PREFIX}-{run}-"
     name = re.sub(r"^k(?=\d)", "s", slug.removeprefix(prefix).removesuffix(_KERNEL_ENDING))
     numbers = parse_attempt_name(name) if slug.startswith(prefix) else None
@@ -98,7 +100,7 @@ def parse_attempt_kernel_slug(run: str, slug: str) -> tuple[int, int] | None:
 
 
 def _kernel_slugs(run: str, session: int, attempt: int) -> tuple[str, str]:
-    """Return the slug of an attempt's kernel, and the one that earlier versions gave it: that of its dataset."""
+    """Return the slug of an attempt's kernel, and the slug that earlier versions used: that of its dataset."""
     return attempt_kernel_slug(run, session, attempt), attempt_dataset_slug(run, session, attempt)
 
 
@@ -114,10 +116,10 @@ class PushedKernel:
 
 
 def pushed_kernels(run: str, session: int, attempt: int, handle: str | None) -> tuple[PushedKernel, ...]:
-    """Return what an attempt's kernel may be, the likeliest first: what its handle says, where there is one.
+    """Return the kernels that an attempt may have: the one that its handle names, else all candidates, the likeliest first.
 
-    Where the answer to a push was lost there is none. The kernel may then be one of an earlier gemma-orch's, under the name
-    that it had there.
+    The handle is missing when the answer to the push was lost. An earlier version may have pushed the kernel, under the slug
+    that it used.
     """
     said = _HANDLE.fullmatch(handle or "")
     if said is not None:
@@ -126,27 +128,27 @@ def pushed_kernels(run: str, session: int, attempt: int, handle: str | None) -> 
 
 
 def control_slug(run: str) -> str:
-    """Return the slug of the dataset through which a run is told to stop, and adopted."""
+    """Return the slug of a run's control dataset, which holds the stop flag and what `adopt` reads first."""
     return f"{PREFIX}-{run}-control"
 
 
 def weights_slug(run: str) -> str:
-    """Return the slug of the dataset that a run's weights are published in, unless the user names another one."""
+    """Return the default slug of the dataset for a run's published weights."""
     return f"{PREFIX}-{run}-weights"
 
 
 def model_slug(run: str) -> str:
-    """Return the slug of the Kaggle model that a run's weights are put into as well."""
+    """Return the slug of the Kaggle model for a run's published weights."""
     return f"{PREFIX}-{run}-model"
 
 
 def data_slug(data_sha256: str, part: int) -> str:
-    """Return the slug of the dataset of one part of prepared data; part 0 has the manifest and the tokenizer."""
+    """Return the slug of the dataset of one part of prepared data; part 0 holds the manifest and the tokenizer."""
     return f"{PREFIX}-data-{data_sha256[:16]}-p{part:02d}"
 
 
 class NameKind(StrEnum):
-    """What a name is the name of."""
+    """The kind of thing that a name belongs to."""
 
     ATTEMPT_DATASET = "the dataset of an attempt"
     ATTEMPT_KERNEL = "the kernel of an attempt"
@@ -166,18 +168,18 @@ _KINDS = (
     (NameKind.DATA, re.compile(r"data-[0-9a-f]{16}-p\d{2,}")),
     (NameKind.CANARY, re.compile(r"canary(?:-facts|-limit)?")),
 )
-"""What follows the prefix; a name is of one kind at most, whatever the run is called."""
+"""Pattern of the part after the prefix, by kind; a name matches at most one kind, for any name of a run."""
 
 
 def kind_of(slug: str) -> NameKind | None:
-    """Return what a slug names for gemma-orch, or None when it is none of its names."""
+    """Return the kind that a slug names, or None if it is not a name of gemma-orch."""
     prefix = f"{PREFIX}-"
     rest = slug.removeprefix(prefix) if slug.startswith(prefix) else ""
     return next((kind for kind, pattern in _KINDS if pattern.fullmatch(rest)), None)
 
 
 class VersionNote(Document):
-    """What the notes of a dataset version say, so that one look at a dataset tells what each version holds."""
+    """The notes of a dataset version that holds a checkpoint, so that one read of the dataset identifies each version."""
 
     session: int
     attempt: int
@@ -192,19 +194,19 @@ class VersionNote(Document):
 
     @classmethod
     def parse(cls, text: str) -> VersionNote | None:
-        """Return the note that a text is, or None when it is another text, or names a checkpoint that its attempt cannot save."""
+        """Return the note in a text, or None if it is not a note or names a checkpoint that its attempt cannot have saved."""
         note, named = _read(text) or (None, "")
         return note if note is not None and note.checkpoint == named else None
 
 
 def misnamed(text: str) -> tuple[VersionNote, str] | None:
-    """Return a note that names another checkpoint than its attempt saves at its step: as it should be, and what it names."""
+    """Return the corrected note and the named checkpoint if a note names a checkpoint that its attempt cannot have saved."""
     note, named = _read(text) or (None, "")
     return (note, named) if note is not None and note.checkpoint != named else None
 
 
 def _read(text: str) -> tuple[VersionNote, str] | None:
-    """Return the note that a text's numbers make, and the checkpoint that it names."""
+    """Return the note built from a text's numbers, and the checkpoint that the text names."""
     match = _NOTE.fullmatch(text.strip())
     numbers = parse_attempt_name(match["attempt"]) if match else None
     if match is None or numbers is None:
@@ -222,10 +224,10 @@ def _read(text: str) -> tuple[VersionNote, str] | None:
 
 
 def checkpoint_file_names(checkpoint_id: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Return, by a checkpoint's own file names, those that they have in a dataset: flat, and unique over all checkpoints.
+    """Return the dataset's name of each file of a checkpoint, by its own name; the names are unique over all checkpoints.
 
     Raises:
-        CorruptCheckpointError: it is no checkpoint's id.
+        CorruptCheckpointError: it is not a checkpoint's id.
     """
     check_checkpoint_id(checkpoint_id)
     return {name: f"{checkpoint_id}.{name}" for name in names}

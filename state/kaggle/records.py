@@ -1,4 +1,4 @@
-"""What Kaggle is asked and what it tells, as values of ours."""
+"""Our own values for the arguments and results of the calls."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import StrEnum
 from typing import Literal
 
 BlobType = Literal["DATASET", "MODEL"]
-"""What an upload becomes a file of, in the words of kagglesdk."""
+"""Kind of thing that an upload becomes part of, in kagglesdk's words."""
 
 
 class SessionStatus(StrEnum):
-    """Where a kernel's session stands."""
+    """Status of a kernel's session."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -20,7 +20,7 @@ class SessionStatus(StrEnum):
     ERROR = "error"
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
-    """Kaggle said a word that is not known here: neither alive nor dead."""
+    """Kaggle's word is not known here: the session counts neither as alive nor as dead."""
 
     @property
     def is_terminal(self) -> bool:
@@ -48,11 +48,11 @@ class KernelInfo:
 
     slug: str
     version: int
-    """The newest one's number."""
+    """The number of its newest version."""
     machine_shape: str | None
-    """The machine that the last session really had."""
+    """The machine that the last session got."""
     source: str | None
-    """None in listings."""
+    """None if the kernel comes from a listing."""
     last_run_at: datetime | None
 
 
@@ -80,7 +80,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ModelForm:
-    """One instance of a model of this account: its weights in the form that one framework reads."""
+    """One instance of a model of this account: the weights in the form for one framework."""
 
     model: str
     """Slug of the model."""
@@ -94,7 +94,7 @@ class ModelForm:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that a session left; the address opens it without credentials, so it is not shown."""
+    """An output file of a session; its address opens it without credentials, so `repr` hides the address."""
 
     name: str
     url: str
@@ -105,7 +105,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class AcceleratorQuota:
-    """The week's GPU seconds; None is what Kaggle did not tell."""
+    """The week's GPU seconds; None: unknown."""
 
     refresh_at: datetime | None
     gpu_used_s: float | None

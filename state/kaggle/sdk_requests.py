@@ -1,4 +1,4 @@
-"""Requests of kagglesdk, built by name, so that who describes one does not import kagglesdk."""
+"""Builds kagglesdk's requests from names, so that modules that describe a request need not import kagglesdk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Enumerated:
-    """A member of one of kagglesdk's enums, by name, so that naming it does not import kagglesdk."""
+    """A member of an enum of kagglesdk, by name."""
 
     name: str
     member: str
@@ -16,14 +16,14 @@ class Enumerated:
 
 @dataclass(frozen=True)
 class Nested:
-    """An object of kagglesdk's inside a request."""
+    """An object of kagglesdk inside a request, by class name and fields."""
 
     name: str
     fields: dict[str, Any]
 
 
 def build_request(service: str, method: str, fields: dict[str, Any]) -> Any:
-    """Return kagglesdk's request of a call; nested requests are (class name, fields), enums are (class name, member)."""
+    """Return kagglesdk's request for a call; replace each `Nested` and `Enumerated` in the fields by kagglesdk's object."""
     from kagglesdk.blobs.types import blob_api_service
     from kagglesdk.datasets.types import dataset_api_service, dataset_enums
     from kagglesdk.kernels.types import kernels_api_service, kernels_enums

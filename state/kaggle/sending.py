@@ -1,4 +1,4 @@
-"""Sending what must not be sent twice: once, with a durable mark, and again only after a look that no lag can deceive."""
+"""Sends requests that must not take effect twice: marks each durably, and looks before sending again after a lost answer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MOST_SENDS = 3
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 60.0
 _DENIED_PAUSE_S = 15.0
-_RATE_PAUSE_S = 60.0  # Kaggle does not say its limits; a minute was enough in what people report
+_RATE_PAUSE_S = 60.0  # Kaggle does not publish its limits; users report that a minute is enough
 
 _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file to publish, and what it is called there."""
+    """A file to publish, and its name on Kaggle."""
 
     path: Path
     name: str
@@ -37,7 +37,7 @@ class LocalFile:
 
 
 class _Sent(Document):
-    """That something was sent, or was about to be."""
+    """Mark of a request that was sent, or was about to be sent."""
 
     schema_version: Literal[1] = 1
     sent_at: datetime
@@ -45,33 +45,34 @@ class _Sent(Document):
 
 
 class SentMark:
-    """Remembers over the end of a process that a version was sent."""
+    """A durable mark that a version was sent; it outlives the process."""
 
     def __init__(self, folder: Path, slug: str, notes: str, clock: Clock) -> None:
-        # Always the same name, so that a later process finds it; it is written whole, and says the same whoever sends.
+        # The name depends on slug and notes only, so that a later process finds it. The file is written atomically, and its
+        # content does not depend on the process.
         self._path = folder / f"sent-{hashlib.sha256(f'{slug} {notes}'.encode()).hexdigest()[:32]}.json"
         self._clock = clock
 
     def write(self, *, is_accepted: bool) -> None:
-        """Remember it, before the request and after the answer."""
+        """Write the mark: before the request with `is_accepted=False`, after Kaggle's yes with True."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         durable.write_atomically(self._path, _Sent(sent_at=self._clock.now(), is_accepted=is_accepted).to_json())
 
     def remove(self) -> None:
-        """Forget it: it certainly had no effect, or another effect than was wanted."""
+        """Remove the mark: the request had no effect for certain, or a wrong one."""
         self._path.unlink(missing_ok=True)
 
     def left_s(self, limit_s: float) -> float:
-        """Return how much of the time since it was sent is left; at most 0 when it is over, or nothing was sent."""
+        """Return the seconds left until `limit_s` after sending; 0 or less if that has passed, or there is no mark."""
         sent = self._read()
         return 0.0 if sent is None else limit_s - (self._clock.now() - sent.sent_at).total_seconds()
 
     def is_written(self) -> bool:
-        """Return whether it was sent, as far as is remembered."""
+        """Return whether there is a readable mark."""
         return self._read() is not None
 
     def is_accepted(self) -> bool:
-        """Return whether Kaggle said yes."""
+        """Return whether Kaggle accepted the request."""
         sent = self._read()
         return sent is not None and sent.is_accepted
 
@@ -84,7 +85,7 @@ class SentMark:
 
 @dataclass(frozen=True)
 class Uploads:
-    """The files of a version on their way to Kaggle."""
+    """The uploads of a version's files."""
 
     api: KaggleApi
     files: Sequence[LocalFile]
@@ -95,7 +96,7 @@ class Uploads:
     blob_type: BlobType = "DATASET"
 
     def complete(self) -> list[str]:
-        """Upload what is missing; return the tokens, in order."""
+        """Upload what is missing; return the tokens in the order of the files."""
         return [
             upload_file(
                 self.api,
@@ -111,14 +112,14 @@ class Uploads:
         ]
 
     def forget(self) -> None:
-        """Let the next upload begin at the beginning."""
+        """Delete the uploads' state, so that the next upload sends every file from its beginning."""
         for file in self.files:
             forget_upload(file.path, file.name, self.resume_dir)
 
 
 @dataclass
 class Sending:
-    """Something made of uploads: sent once, and again only after it was looked for as long as reads may lag."""
+    """Sends a request that uses uploads; after a lost answer, looks for its effect as long as reads may lag, then sends again."""
 
     clock: Clock
     deadline_s: float
@@ -127,15 +128,15 @@ class Sending:
     send: Callable[[Sequence[str]], None]
     has_happened: Callable[[], bool]
     mark: SentMark | None = None
-    """Where it is remembered that it was sent; none: sending it twice has one effect anyway."""
+    """The durable mark of the request; none: sending it twice has the effect of sending it once."""
 
     def do(self) -> None:
-        """Send it until it has happened.
+        """Send the request until it has taken effect.
 
         Raises:
-            AmbiguousError: whether it has is unknown.
-            TemporaryError: it could not be sent until the deadline.
-            UserError: Kaggle refuses it.
+            AmbiguousError: it is unknown whether it has taken effect.
+            TemporaryError: it could not be sent before the deadline.
+            UserError: Kaggle refuses the request.
         """
         if self.mark is not None and (left_s := self.mark.left_s(self.settle_s)) > 0 and self._appears(left_s):
             return
@@ -157,14 +158,14 @@ class Sending:
                 if sends >= _MOST_SENDS or self._is_late():
                     raise
             except UploadsGoneError:
-                if is_ambiguous:  # they went into what was made when the answer was lost
+                if is_ambiguous:  # the request whose answer was lost has used the uploads, so it took effect
                     break
                 self._unmark()
                 self.uploads.forget()
                 if was_gone:
                     raise
                 was_gone, tokens = True, self.uploads.complete()
-            except DeniedError as error:  # perhaps because another version is still processed
+            except DeniedError as error:  # Kaggle may refuse only because another version is still processed: retry for a while
                 self._unmark(unless=is_ambiguous)
                 now = self.clock.monotonic()
                 refused_until = now + self.settle_s if refused_until is None else refused_until
@@ -175,7 +176,7 @@ class Sending:
                     break
             except UserError as error:
                 self._unmark(unless=is_ambiguous)
-                if not isinstance(error, CredentialsError):  # what Kaggle refuses to take must not be offered again
+                if not isinstance(error, CredentialsError):  # Kaggle refused these uploads: the next call must send new ones
                     self.uploads.forget()
                 raise
             else:
@@ -192,7 +193,7 @@ class Sending:
         return self.clock.monotonic() >= self.deadline_s
 
     def _appears(self, for_s: float) -> bool:
-        """Look for it until reads cannot lag any more; a look that fails says nothing."""
+        """Poll for the effect for that long; a failed poll proves nothing and extends the time."""
         ends_at = min(self.clock.monotonic() + for_s, self.deadline_s)
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -214,7 +215,7 @@ class Sending:
 
 
 def patiently(look: Callable[[], _Found], clock: Clock, deadline_s: float) -> _Found:
-    """Look, again and again until the deadline if looks fail."""
+    """Return the result of `look`; if it fails with TemporaryError, retry until the deadline."""
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
@@ -229,7 +230,11 @@ def patiently(look: Callable[[], _Found], clock: Clock, deadline_s: float) -> _F
 
 
 def wait_for(look: Callable[[], _Found | None], what: str, clock: Clock, limit_s: float) -> _Found:
-    """Look until there is something; looks that fail are forgiven until the limit."""
+    """Poll until `look` returns a value; tolerate TemporaryError until the limit.
+
+    Raises:
+        TemporaryError: no value within `limit_s`; the message begins with `what`.
+    """
     ends_at = clock.monotonic() + limit_s
     pause_s = _FIRST_PAUSE_S
     why = ""
@@ -246,6 +251,6 @@ def wait_for(look: Callable[[], _Found | None], what: str, clock: Clock, limit_s
             return found
         left_s = ends_at - clock.monotonic()
         if left_s <= 0:
-            raise TemporaryError(f"{what} after {limit_s:.0f} s{why}", remedy="look again later")
+            raise TemporaryError(f"{what} after {limit_s:.0f} s{why}", remedy="try again later")
         clock.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)

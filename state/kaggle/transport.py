@@ -1,4 +1,4 @@
-"""Calls over Kaggle's own client library, each with timeouts, sent once, and answered by a checked body or by an error."""
+"""Sends calls through Kaggle's own client library: each once, with timeouts; returns a validated body or raises."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ _CLIENTS = {
     "security": "oauth_client",
 }
 _TOKEN_MARGIN = timedelta(minutes=5)
-"""An OAuth token is renewed so long before it ends; kagglesdk does it 30 minutes after."""
+"""How long before its end an OAuth token is renewed; kagglesdk itself renews it only 30 minutes after the end."""
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a call waits to connect, and then for each piece of the answer."""
+    """Timeouts of a call: to connect, and for each piece of the answer."""
 
     connect_s: float
     read_s: float
 
     @property
     def pair(self) -> tuple[float, float]:
-        """As requests wants them."""
+        """Both timeouts, in the form that requests takes."""
         return (self.connect_s, self.read_s)
 
 
 class Transport:
-    """One account's calls; each thread has a client of its own."""
+    """Sends the calls of one account; each thread has its own client."""
 
     def __init__(self, credentials: Credentials, timeouts: Timeouts, clock: Clock) -> None:
         self.timeouts = timeouts
@@ -67,7 +67,7 @@ class Transport:
 
         Raises:
             CredentialsError: Kaggle does not know the token.
-            TemporaryError: it could not be asked.
+            TemporaryError: Kaggle did not answer.
         """
         credentials = self._choose()
         if credentials.user:
@@ -80,28 +80,28 @@ class Transport:
         return str(answer.username)
 
     def source(self) -> str:
-        """Return where the credentials that are sent were found.
+        """Return the place where the credentials in use were found.
 
         Raises:
-            TemporaryError: Kaggle could not be asked whether a token is one.
+            TemporaryError: Kaggle did not answer whether a token is valid.
         """
         return self._choose().source
 
     def read(self, what: str, model: type[_Answer], service: str, method: str, **fields: Any) -> _Answer | None:
-        """Ask for something in our own namespace.
+        """Send a call that reads something of the account.
 
         Args:
-            what: What is done, for messages, such as `looking at kernel a-b`.
-            model: What the body must be.
+            what: The act, for messages, such as `looking at kernel a-b`.
+            model: The model that validates the body.
             service: `kernels`, `datasets`, `blobs`, `models` or `security`.
             method: The call's name in kagglesdk, such as `get_kernel`.
-            fields: Of the request.
+            fields: The fields of the request.
 
         Returns:
-            The answer; None when Kaggle says that the thing is not there.
+            The answer, or None if Kaggle says that the thing is missing.
 
         Raises:
-            TemporaryError: whether it is there is unknown.
+            TemporaryError: it is unknown whether the thing exists.
             CredentialsError: Kaggle does not accept the credentials.
         """
         try:
@@ -114,24 +114,24 @@ class Transport:
             raise TemporaryError(f"{what} failed: {error}") from None
 
     def write(self, what: str, model: type[_Answer], service: str, method: str, **fields: Any) -> _Answer:
-        """Change something, sending the request once.
+        """Send a call that changes something, once.
 
         Raises:
-            AmbiguousError: the answer was lost, or is no proof.
-            RateLimitedError: too many calls; nothing happened.
-            CredentialsError: Kaggle does not accept the credentials; nothing happened.
-            DeniedError: they may not do this; nothing happened.
-            UserError: Kaggle refuses the request; nothing happened.
+            AmbiguousError: the answer was lost, or proves nothing.
+            RateLimitedError: too many calls; the call had no effect.
+            CredentialsError: Kaggle does not accept the credentials; the call had no effect.
+            DeniedError: these credentials may not do this; the call had no effect.
+            UserError: Kaggle refuses the request; the call had no effect.
         """
         try:
             return self._call(model, service, method, fields)
         except RefusedError as error:
             raise self.failed_write(what, error) from None
         except LostError as error:
-            raise AmbiguousError(f"whether {what} happened is unknown: {error}", remedy="look before doing it again") from None
+            raise AmbiguousError(f"whether {what} happened is unknown: {error}", remedy="look before trying again") from None
 
     def answered_at(self) -> datetime | None:
-        """Return the Date header of this thread's last answer."""
+        """Return the Date header of this thread's last answer, or None if it is missing or invalid."""
         answered: requests.Response | None = getattr(self._local, "answered", None)
         try:
             return None if answered is None else parsedate_to_datetime(answered.headers.get("Date", ""))
@@ -139,7 +139,7 @@ class Transport:
             return None
 
     def failed_read(self, what: str, error: RefusedError) -> GemmaOrchError:
-        """Return what a refused question means; never that the thing is missing."""
+        """Return the error for a refused read; it never means that the thing is missing."""
         if error.status == 401 and not error.is_page:
             return self._not_accepted(self._credentials, what)
         if error.status == 429:
@@ -147,11 +147,11 @@ class Transport:
         return TemporaryError(f"{what} failed: {error}")
 
     def failed_write(self, what: str, error: RefusedError) -> GemmaOrchError:
-        """Return what a refused change means."""
+        """Return the error for a refused write."""
         if error.status == 429:
             return _rate_limited(what, error)
         if error.is_page or error.status >= 500 or error.status == 408 or error.status < 400:
-            return AmbiguousError(f"whether {what} happened is unknown: {error}", remedy="look before doing it again")
+            return AmbiguousError(f"whether {what} happened is unknown: {error}", remedy="look before trying again")
         if error.status == 401:
             return self._not_accepted(self._credentials, what)
         meaning = refusal(what, str(error))
@@ -161,11 +161,11 @@ class Transport:
 
     @contextlib.contextmanager
     def stream(self, service: str, method: str, **fields: Any) -> Iterator[requests.Response]:
-        """Open a body that is read piece by piece, with `pieces`, from its beginning.
+        """Open a body at its beginning, to be read with `pieces`.
 
         Raises:
             RefusedError: Kaggle answered with an error.
-            LostError: no answer came.
+            LostError: no answer arrived.
         """
         self._authorize()
         with translated():
@@ -178,25 +178,25 @@ class Transport:
         """Open an address that needs no credentials, such as a signed one.
 
         Raises:
-            RefusedError: it answered with an error.
-            LostError: no answer came.
+            RefusedError: the server answered with an error.
+            LostError: no answer arrived.
         """
         with self.plain_session() as session:
             with translated():
                 response = session.get(url, stream=True, headers=headers, timeout=self.timeouts.pair)
             with response:
                 if response.status_code >= 400:
-                    said = refused(response)  # its words may repeat the address
+                    said = refused(response)  # drop its words: they may repeat the address, which is a secret
                     raise RefusedError(said.status, "", is_page=True, retry_after_s=said.retry_after_s)
                 yield response
 
     @contextlib.contextmanager
     def log_stream(self, owner: str, slug: str, label: str, read_s: float) -> Iterator[requests.Response]:
-        """Open what a session prints, as the official client does.
+        """Open the stream of a session's log, as the official client does.
 
         Raises:
             RefusedError: Kaggle answered with an error.
-            LostError: no answer came.
+            LostError: no answer arrived.
         """
         from kagglesdk.kaggle_env import KaggleEnv, get_endpoint, get_env
 
@@ -224,21 +224,21 @@ class Transport:
         """Send bytes to an upload's address; return the status and the headers of the answer.
 
         Raises:
-            LostError: no answer came.
+            LostError: no answer arrived.
         """
-        # While a body is sent, urllib3 applies the time limit for connecting to each of its pieces.
+        # While it sends a body, urllib3 applies the timeout for connecting to each piece.
         limits = (self.timeouts.read_s, self.timeouts.read_s)
         with translated():
             response = session.put(url, data=body, headers=headers, timeout=limits, allow_redirects=False)
             return response.status_code, response.headers
 
     def plain_session(self) -> requests.Session:
-        """Return a session without credentials, for storage; the caller closes it. It follows the proxies of the environment."""
+        """Return an HTTP session without credentials, for storage; it uses the environment's proxies. The caller closes it."""
         import requests
 
         session = requests.Session()
-        session.auth = _no_authorization  # else requests would look for a password in ~/.netrc
-        session.headers.update({"Accept-Encoding": "identity"})  # sizes and offsets must be those of the bytes themselves
+        session.auth = _no_authorization  # otherwise requests reads a password from ~/.netrc
+        session.headers.update({"Accept-Encoding": "identity"})  # compression would change sizes and offsets
         return session
 
     def _call(self, model: type[_Answer], service: str, method: str, fields: dict[str, Any]) -> _Answer:
@@ -246,7 +246,7 @@ class Transport:
         return self._send(model, service, method, fields)
 
     def _send(self, model: type[_Answer], service: str, method: str, fields: dict[str, Any]) -> _Answer:
-        """Send a call with whatever authorization this thread's session has now."""
+        """Send a call with the current authorization of this thread's session."""
         request = build_request(service, method, fields)
         function = self._function(service, method)
         self._local.answered = None
@@ -256,7 +256,7 @@ class Transport:
         except LostError:
             if self._local.answered is None:
                 raise
-            # The body is there, and kagglesdk could not read it, for example for a word that it does not know.
+            # The body has arrived, but kagglesdk could not parse it, for example because of an unknown enum member.
         return _believed(model, self._local.answered)
 
     def _function(self, service: str, method: str) -> Callable[[Any], Any]:
@@ -265,27 +265,27 @@ class Transport:
         return function
 
     def _authorize(self) -> None:
-        """Let this thread's session send the chosen credentials and nothing else."""
+        """Set this thread's session to send the chosen credentials and no others."""
         credentials = self._choose()
         token = self._token_of(credentials)
         self._open()
         self._local.session.auth = _Bearer(token) if token is not None else (credentials.user or "", credentials.key or "")
 
     def _open(self) -> None:
-        """Make this thread's client, unless it is there."""
+        """Create this thread's client if it does not exist."""
         if getattr(self._local, "client", None) is not None:
             return
         from kagglesdk.kaggle_client import KaggleClient
 
         from state.kaggle.adapter import TimedAdapter
 
-        # Told a token, kagglesdk does not look for others in the environment and in files; `_authorize` puts the right one in.
+        # With a token given, kagglesdk does not search the environment and files for others; `_authorize` sets the right one.
         client = KaggleClient(api_token="none", user_agent="gemma-orch", response_processor=self._note)  # noqa: S106
         client.__enter__()
         session = client.http_client()._session
         for scheme in ("https://", "http://"):
             session.mount(scheme, TimedAdapter(self.timeouts.pair))
-        # A connection that was kept and has died would make a write ambiguous for nothing.
+        # No keep-alive: a write over a dead connection would be ambiguous for no reason.
         session.headers.update({"Connection": "close", "Accept-Encoding": "identity"})
         session.auth = _no_authorization
         self._local.client, self._local.session = client, session
@@ -294,7 +294,7 @@ class Transport:
         self._local.answered = response
 
     def _choose(self) -> Credentials:
-        """Return the credentials; the first time, leave a token that Kaggle does not know for the key that lies beside it."""
+        """Return the credentials to use; on the first call, replace a token that Kaggle does not know by its fallback."""
         with self._choice:
             if not self._is_chosen:
                 credentials = self._credentials
@@ -305,7 +305,7 @@ class Transport:
             return self._credentials
 
     def _introspect(self, token: str) -> IntrospectAnswer | None:
-        """Return what Kaggle knows about a token; None when it is not one."""
+        """Return what Kaggle knows about a token, or None if the token is invalid."""
         what = "asking whose the token is"
         try:
             answer = self._without_credentials(IntrospectAnswer, "security", "introspect_token", {"token": token})
@@ -331,7 +331,7 @@ class Transport:
             return self._oauth[0]
 
     def _renewed(self, credentials: Credentials) -> tuple[str, datetime]:
-        """Return an access token of an OAuth login, and when it ends; it is kept in memory only."""
+        """Return a new access token of an OAuth login, and when it expires; it is kept in memory only."""
         from kagglesdk.kaggle_creds import KaggleCredentials
 
         what = f"renewing the token of {credentials.source}"
@@ -361,7 +361,7 @@ class Transport:
 
 
 class _Bearer:
-    """Sends a token, and does not show it."""
+    """Adds a token to a request; its `repr` does not show the token."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -376,28 +376,28 @@ def _no_authorization(request: requests.PreparedRequest) -> requests.PreparedReq
 
 
 def _believed(model: type[_Answer], response: requests.Response) -> _Answer:
-    """Return the body as what it should be.
+    """Return the validated body of an answer.
 
     Raises:
-        RefusedError: it is an error, in spite of its status.
-        LostError: it is something else, or nothing.
+        RefusedError: the body is an error, although the status is not.
+        LostError: the body is not an answer to the request.
     """
     try:
         body = json.loads(response.content)
     except ValueError:
-        raise LostError("the answer is no JSON") from None
+        raise LostError("the answer is not JSON") from None
     if not isinstance(body, dict):
-        raise LostError("the answer is no JSON object")
+        raise LostError("the answer is not a JSON object")
     code, reason = reason_in(response.text)
     if code is not None and code >= 400:
         raise RefusedError(code, reason)
     if not any(field.alias in body for field in model.model_fields.values()):
-        raise LostError("the answer holds nothing of what was asked for")
+        raise LostError("the answer holds none of the expected fields")
     try:
         return model.model_validate(body)
     except ValidationError as error:
         places = ", ".join(sorted({".".join(map(str, problem["loc"])) for problem in error.errors()}))
-        raise LostError(f"the answer is not as expected in {places}") from None
+        raise LostError(f"the answer has invalid fields: {places}") from None
 
 
 def _rate_limited(what: str, error: RefusedError) -> RateLimitedError:

@@ -114,7 +114,7 @@ def test_a_body_that_is_not_what_was_asked_for_is_no_answer(garbage: str) -> Non
             with pytest.raises(TemporaryError):
                 call(api)
         for call in WRITES.values():
-            with pytest.raises(AmbiguousError, match="look before doing it again"):
+            with pytest.raises(AmbiguousError, match="look before trying again"):
                 call(api)
 
 
@@ -367,7 +367,7 @@ def test_a_download_that_cannot_be_had_leaves_nothing(sdk: Sdk, api: KaggleApi, 
     with pytest.raises(TemporaryError, match="6 times in a row"):
         api.download("not-there", 1, "a.bin", tmp_path / "a.bin")
     sdk.create_dataset("too-short", {"a.bin": b"abc"})
-    with pytest.raises(TemporaryError, match="3 bytes, where 4 were listed"):
+    with pytest.raises(TemporaryError, match="3 bytes, but 4 are listed"):
         api.download("too-short", 1, "a.bin", tmp_path / "a.bin", size_bytes=4)
     assert list(tmp_path.iterdir()) == []
 

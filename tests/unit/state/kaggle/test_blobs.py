@@ -138,7 +138,7 @@ def test_an_upload_survives_a_storage_that_says_nothing(sdk: Sdk, no_faults: Non
 
 def test_an_address_that_has_run_out_is_replaced(uploads: Uploads, file: Path) -> None:
     uploads.sdk.emulator.faults.add(Fault("BlobPut", "drop_body", calls=(1,), after_bytes=600_000))
-    with pytest.raises(TemporaryError, match="not uploaded at the deadline"):
+    with pytest.raises(TemporaryError, match="not complete at the deadline"):
         uploads.upload(file, for_s=0.5)
     uploads.sdk.emulator.blobs.expire(file.name)
     assert uploads.arrived(uploads.upload(file)) == file.read_bytes()

@@ -122,7 +122,7 @@ def test_a_session_speaks_with_its_own_token(tmp_path: Path) -> None:
     )
     assert find_credentials(environment, tmp_path).token == "of-session"
     for nothing in ({}, {"KAGGLE_API_V1_TOKEN": str(tmp_path / "missing")}):
-        with pytest.raises(UserError, match="has no token"):
+        with pytest.raises(UserError, match="token is missing"):
             session_credentials(nothing)
 
 

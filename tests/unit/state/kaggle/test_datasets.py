@@ -114,7 +114,7 @@ def test_a_dataset_whose_name_is_taken_and_that_is_never_shown_is_waited_for_an_
     with pytest.raises(SlugTakenError, match="for an hour Kaggle has not shown that dataset") as refused:
         ensure_dataset(account.api, account.slug, files, **account.options())
     assert account.clock.monotonic() - began_s < 2 * 3600.0
-    assert "gemma-orch start takes that of the run's next attempt" in refused.value.remedy
+    assert "gemma-orch start uses the name of the run's next attempt" in refused.value.remedy
 
 
 def test_a_dataset_that_was_shown_in_the_end_is_not_held_against_one_of_its_name_later(account: Account) -> None:
@@ -234,7 +234,7 @@ def test_answers_that_are_lost_over_and_over_leave_it_unknown(account: Account) 
 def test_a_lie_is_found_out_after_the_time_for_processing(account: Account) -> None:
     files = account.files(a=b"abc")
     account.faults.add(Fault("CreateDatasetVersion", "lie", calls=(1,)))
-    with pytest.raises(TemporaryError, match="does not stand after 1000 s"):
+    with pytest.raises(TemporaryError, match="is not ready after 1000 s"):
         account.publish(files)
     assert account.publish(files) == 2
 

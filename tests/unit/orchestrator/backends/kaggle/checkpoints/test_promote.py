@@ -279,7 +279,7 @@ def test_an_answer_that_was_lost_makes_no_second_version(depot: Depot) -> None:
 def test_a_version_is_waited_for_until_it_is_processed(depot: Depot) -> None:
     made = depot.leave(10)
     depot.account.processing = True
-    with pytest.raises(TemporaryError, match=r"does not stand after 3600 s"):
+    with pytest.raises(TemporaryError, match=r"is not ready after 3600 s"):
         depot.promote()
     assert depot.place(made) == CheckpointPlace(kind="output", owner=OWNER, slug=SLUG, version=1)
     assert not depot.heard.is_open

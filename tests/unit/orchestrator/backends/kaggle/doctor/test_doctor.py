@@ -76,7 +76,7 @@ def test_without_credentials_or_with_wrong_ones_the_rest_is_left_out(user: Accou
     assert "dataset write" not in wrong
     (user.home / ".kaggle").mkdir()
     (user.home / ".kaggle" / "kaggle.json").write_text("{")
-    assert "it is no JSON" in examined(user, credentials="none")["kaggle credentials"].found
+    assert "it is not JSON" in examined(user, credentials="none")["kaggle credentials"].found
 
 
 class Late:
