@@ -287,7 +287,7 @@ def test_a_run_whose_disk_is_gone_waits_for_it_and_does_not_begin_again(simulate
     folder = run.home.run(RUN).checkpoints
     away = folder.rename(folder.with_name("unmounted"))
     for _ in range(3):
-        with pytest.raises(TemporaryError, match="that it is mounted"):
+        with pytest.raises(TemporaryError, match="is mounted"):
             run.tick()
     away.rename(folder)
     record = run.run_until_over().record
