@@ -46,7 +46,7 @@ def spec_of(**data: object) -> RunSpec:
     return run_spec(data={"sequence_length": 8, **data})
 
 
-WRITES = "from tests.unit.orchestrator.worker_process.test_prepare import made; from pathlib import Path; made(Path(out))"
+WRITES = "from tests.integration.orchestrator.worker_process.test_prepare import made; from pathlib import Path; made(Path(out))"
 
 
 def test_what_the_worker_prepares_is_recorded_with_its_shares(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.kaggle_clients import connected
 from tests.kaggle_emulator.faults import Fault
 from tests.kaggle_emulator.models import Model
 from tests.terminal import Terminal
-from tests.unit.orchestrator.backends.kaggle.publish.test_dataset import Shop
+from tests.integration.orchestrator.backends.kaggle.publish.test_dataset import Shop
 
 _MODEL = "gemma-orch-tamil-model"
 _HF = ModelForm(_MODEL, "MODEL_FRAMEWORK_TRANSFORMERS", "hf")
