@@ -5,19 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-unit lint bench clean
 
 help:
-	@echo "make demo    install, then train a small Gemma 3 through sessions that are killed on purpose, and prove the result"
-	@echo "make test    install what the tests need, and run them"
-	@echo "make lint    ruff, mypy strict, import-linter"
-	@echo "make bench   measure side by side with the peers (minutes; see docs/performance.md)"
+	@echo "make demo       install, then train a small Gemma 3 through sessions that are killed on purpose, and prove the result"
+	@echo "make test       install what the tests need, and run them"
+	@echo "make test-unit  run only those that start no process (under a minute)"
+	@echo "make lint       ruff, mypy strict, import-linter"
+	@echo "make bench      measure side by side with the peers (minutes; see docs/performance.md)"
 
 demo: $(VENV)/installed-train
 	@$(BIN)/gemma-orch demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not integration and not chain"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -28,7 +28,13 @@ def simulated(root: Path, mode: str) -> Backend:
     return SimulatedBackend(root / "world", store, ManualClock(), lambda _s, _a: courses[mode])
 
 
-@pytest.fixture(params=[local_backend, simulated, kaggle_backend], ids=["local", "simulated", "kaggle"])
+@pytest.fixture(
+    params=[
+        pytest.param(local_backend, id="local", marks=pytest.mark.integration),
+        pytest.param(simulated, id="simulated"),
+        pytest.param(kaggle_backend, id="kaggle"),
+    ]
+)
 def backend_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     opened: list[Backend] = []
 

@@ -196,32 +196,6 @@ def test_a_python_that_is_started_does_not_look_into_the_users_folder(name: str)
             assert any(isinstance(part, ast.Constant) and part.value == "-P" for part in ast.walk(node)), f"{name}:{node.lineno}"
 
 
-def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
-    """Import every module in an empty folder, with nothing in the environment, and look what has happened."""
-    modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in _SOURCES]
-    program = (
-        "import importlib, sys, threading\n"
-        "sys.dont_write_bytecode = True\n"
-        "opened = []\n"
-        "def watch(event, arguments):\n"
-        "    if event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+'):\n"
-        "        opened.append(arguments[0])\n"
-        "    if event in ('subprocess.Popen', 'os.mkdir', 'socket.connect', 'sqlite3.connect'):\n"
-        "        opened.append(event)\n"
-        "for heavy in ('torch', 'sentencepiece', 'safetensors', 'rich', 'typer'):\n"
-        "    importlib.import_module(heavy)\n"
-        "sys.addaudithook(watch)\n"
-        "before = threading.active_count()\n"
-        "for name in sys.argv[1:]:\n"
-        "    importlib.import_module(name)\n"
-        "assert opened == [], opened\n"
-        "assert threading.active_count() == before\n"
-    )
-    answer = _run(program, modules, tmp_path)
-    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_no_module_imports_the_clients_that_print_prompt_end_the_process_or_wait_for_ever() -> None:
     roots = {(name, module.partition(".")[0]) for name in _SOURCES for module in imports_of(tree_of(name))}
     assert [name for name, root in roots if root in ("kaggle", "kagglehub")] == []
@@ -237,18 +211,6 @@ def _run(program: str, modules: Sequence[str], folder: Path) -> subprocess.Compl
         text=True,
         check=False,
     )
-
-
-def test_what_does_not_call_kaggle_does_not_load_its_client(tmp_path: Path) -> None:
-    program = (
-        "import importlib, sys\n"
-        "for name in sys.argv[1:]:\n"
-        "    importlib.import_module(name)\n"
-        "print(sorted({'kagglesdk', 'requests', 'urllib3'} & set(sys.modules)))\n"
-    )
-    modules = ["orchestrator.cli", "orchestrator.wiring", "state.kaggle.api", "state.kaggle.datasets", "worker.session.runner"]
-    answer = _run(program, modules, tmp_path)
-    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")
 
 
 _BACKEND_NAMES = {"local", "kaggle", "simulated", "slurm"}

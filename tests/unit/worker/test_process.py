@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,24 +10,13 @@ from pathlib import Path
 import pytest
 
 from state.errors import UserError
-from tests.repository import ROOT
 from worker.process import (
     StopRequest,
-    belong_to_the_parent,
     deaf_to_interrupts,
     lower_priority,
     process_started_s,
     settle_threads,
 )
-
-
-def test_the_process_started_before_now_and_not_long_ago():
-    now_s = time.monotonic()
-    started_s = process_started_s()
-    assert started_s < now_s
-    code = "import time; time.sleep(0.3); from worker.process import process_started_s as s; print(time.monotonic() - s())"
-    age_s = float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
-    assert 0.3 <= age_s < 20.0
 
 
 @pytest.mark.parametrize("stat", [None, "1 (python) S"], ids=["no such file", "another format"])
@@ -86,31 +73,6 @@ def test_when_torch_is_loaded_already_it_is_too_late_to_override_it():
         settle_threads({"OMP_DYNAMIC": "TRUE"}, loaded={"torch"})
 
 
-_IS_DYNAMIC = """
-import ctypes, os, sys
-from worker.process import settle_threads
-if sys.argv[1] == "settled":
-    settle_threads(os.environ, sys.modules)
-import torch
-libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
-print(*(ctypes.CDLL(path).omp_get_dynamic() for path in libraries))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="where else the libraries of a process are listed is not known")
-@pytest.mark.parametrize(("how", "dynamic"), [("as it was", 1), ("settled", 0)])
-def test_openmp_itself_hears_of_the_setting(how: str, dynamic: int):
-    child = subprocess.run(
-        [sys.executable, "-c", _IS_DYNAMIC, how],
-        cwd=ROOT,
-        env={**os.environ, "OMP_DYNAMIC": "TRUE"},
-        capture_output=True,
-        check=True,
-    )
-    found = {int(answer) for answer in child.stdout.split()}
-    assert found in ({dynamic}, set())  # none: a torch that comes with another OpenMP
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have priorities of their own")
 def test_a_thread_lowers_its_own_priority_and_no_others():
     seen: list[int] = []
@@ -125,16 +87,6 @@ def test_a_thread_lowers_its_own_priority_and_no_others():
     thread.join()
     assert seen == [19]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
-
-
-def test_ctrl_c_does_not_reach_a_child_that_is_only_beginning() -> None:
-    child = multiprocessing.get_context("spawn").Process(target=belong_to_the_parent)
-    with deaf_to_interrupts():
-        child.start()
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGINT)
-    child.join()
-    assert child.exitcode == 0
 
 
 def test_ctrl_c_reaches_the_parent_again_afterwards() -> None:

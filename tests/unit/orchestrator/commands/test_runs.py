@@ -1,22 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from orchestrator.interpreter import command_of
 from state.errors import LeaseHeldError
 from state.layout import HomeLayout
 from state.spec import RunSpec, TrainingSpec
 from state.stores.run_store import SqliteRunStore
 from tests.factories import RIVAL
-from tests.repository import ROOT
-from tests.sessions import SmallRun, wait_until
 from tests.terminal import Terminal, fill_with_runs
 
 
@@ -157,26 +151,3 @@ def test_a_file_that_holds_no_session_is_a_mistake_that_says_where_sessions_are(
     assert error.exit_code == 2
     assert f"{path} {problem}" in str(error)
     assert str(terminal.home / "runs" / "RUN") in str(error)
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_session_by_hand_saves_when_it_is_asked_to_end(ram_path: Path, signal_number: signal.Signals) -> None:
-    run = SmallRun(ram_path)
-    spec = run.spec(total_steps=1_000_000)
-    folder = run.write(spec).rename(run.attempt(spec).root / "prepare").parent  # by a name that the worker has a verb of
-    by_hand = subprocess.Popen(
-        command_of("orchestrator", "session", "prepare"),
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    with by_hand:
-        wait_until(lambda: (beat := run.heartbeat(spec)) is not None and beat.step > beat.start_step, process=by_hand)
-        if signal_number is signal.SIGINT:
-            os.killpg(by_hand.pid, signal_number)  # as a terminal does
-        else:
-            by_hand.send_signal(signal_number)
-        _, said = by_hand.communicate(timeout=60)
-    assert (by_hand.returncode, b"Traceback" in said) == (0, False), said
-    assert (run.report(spec).outcome, run.report(spec).saved_step) != (None, 0)

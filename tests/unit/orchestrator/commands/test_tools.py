@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ def test_init_writes_a_config_that_start_reads_and_never_over_another_file(termi
     assert path.read_text() == "mine"
     assert terminal.type("init", str(path), "--force").exit_code == 0
     assert "does not exist" in str(terminal.fail("init", str(tmp_path / "nowhere" / "x.toml")))
-
-
-def test_doctor_says_what_was_found(terminal: Terminal) -> None:
-    findings = {finding["subject"]: finding for finding in json.loads(terminal.type("doctor", "--json").stdout)}
-    assert findings["torch"]["ok"]
-    assert str(terminal.home) in findings["home"]["found"]
-    assert "next:" in terminal.type("doctor").stdout
 
 
 def test_more_pieces_than_steps_cannot_be_proved(terminal: Terminal) -> None:

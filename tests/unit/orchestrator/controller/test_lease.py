@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +9,6 @@ from orchestrator.backends.simulated import SimulatedBackend
 from orchestrator.controller.lease import LEASE_S
 from state.errors import LeaseHeldError, LeaseLostError
 from state.manifest import Manifest
-from state.process import identify
 from state.session import RunState
 from state.spec import ExpectedCheckpoint, SessionSpec
 from state.stores.checkpoint_store import DirectoryCheckpointStore
@@ -38,18 +34,6 @@ def test_a_silent_controller_of_another_machine_is_replaced_when_its_lease_is_ov
     second = simulate(owner=RIVAL)
     second.clock.advance(LEASE_S + 1)
     assert second.run_until_over().record.header.state is RunState.FINISHED
-
-
-def test_a_dead_controller_of_this_machine_is_replaced_at_once(simulate: Simulate) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = identify(child.pid)
-    first = simulate(owner=identity).create()
-    first.tick()
-    second = simulate(owner=identify(os.getpid()))
-    with pytest.raises(LeaseHeldError):
-        second.tick()
-    child.communicate()
-    second.tick()
 
 
 def test_a_lease_is_prolonged_when_half_of_it_is_gone(simulate: Simulate) -> None:

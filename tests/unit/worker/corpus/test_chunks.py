@@ -4,9 +4,6 @@ import hashlib
 import json
 import pickle
 import random
-import subprocess
-import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -285,44 +282,6 @@ def test_a_file_that_is_gone_or_a_folder_by_now_says_so(tmp_path: Path, name: st
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=rf"{name} cannot be read"):
         chunks_of(source(tmp_path / name), SMALL)
-
-
-def test_a_line_far_too_long_takes_no_memory_to_pass_over(tmp_path: Path):
-    """Lines of 300 MB, read by a process that may take 24 MB more than it began with."""
-    line = b"x" * 1_000_000
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    with open(tmp_path / "a.jsonl.gz", "wb") as file:
-        file.write(packer.compress(b'{"text": "a"}\n'))
-        for _ in range(300):
-            file.write(packer.compress(line))
-        file.write(packer.compress(b'\n{"text": "b"}\n') + packer.flush())
-    with zstandard.open(tmp_path / "a.jsonl.zst", "wb") as packed:
-        packed.write(b'{"text": "a"}\n')
-        for _ in range(300):
-            packed.write(line)
-        packed.write(b'\n{"text": "b"}\n')
-    program = (
-        "import resource, sys\n"
-        "from pathlib import Path\n"
-        "from state.data_manifest import Recipe\n"
-        "from worker.corpus.chunks import ChunkReader\n"
-        "from worker.corpus.records import records\n"
-        "from worker.corpus.sources import find_sources\n"
-        "recipe = Recipe(max_document_bytes=10**6)\n"
-        "files = find_sources([Path(sys.argv[1])], recipe).files\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for file in files:\n"
-        "    for chunk in ChunkReader(file, recipe, chunk_bytes=10**6).chunks():\n"
-        "        for number, found, _ in records(chunk, recipe):\n"
-        "            print(file.name, number, found)\n"
-        "more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
-        "print(more * (1 if sys.platform == 'darwin' else 1024), file=sys.stderr)\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines() == [
-        f"{name} {record}" for name in ("a.jsonl.gz", "a.jsonl.zst") for record in ("1 a", "2 too long for a document", "3 b")
-    ]
-    assert int(answer.stderr) < 24 * 10**6
 
 
 def test_a_missing_column_names_those_that_are_there(tmp_path: Path):

@@ -1,20 +1,13 @@
-import os
-import pickle
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from state.data_manifest import Recipe
-from state.errors import TemporaryError
 from worker.corpus.chunks import Chunk, ChunkReader
 from worker.corpus.cleaning import Rule
-from worker.corpus.encoding import Encoder, EncoderSetup, Pack, encode_packs, pack_of
+from worker.corpus.encoding import Encoder, EncoderSetup, pack_of
 from worker.corpus.records import Reason
 from worker.corpus.shipped import sample_tokenizer_path
 from worker.corpus.sources import find_sources
-from worker.corpus.units import read_unit
 
 SETTINGS = b"settings"
 
@@ -68,33 +61,3 @@ def test_settings_that_change_no_unit_do_not_make_new_ones():
     assert setup(Recipe(shard_bytes=4096, max_part_bytes=10**6, deduplicate=False)).digest("a" * 64) == plain
     assert setup(Recipe(nfc=False)).digest("a" * 64) != plain
     assert setup().digest("b" * 64) != plain
-
-
-def test_processes_do_what_one_does(tmp_path: Path):
-    chunks = chunks_of(tmp_path, *[f'{{"text": "document {number}"}}' for number in range(40)])
-    packs = {}
-    for folder, num_workers in (("one", 1), ("two", 2)):
-        (tmp_path / folder).mkdir()
-        packs[folder] = [pack_of(chunks, number, tmp_path / folder, bytes([number])) for number in range(1, 8)]
-        done = list(encode_packs(iter(packs[folder]), setup(), num_workers))
-        assert sorted(each.pack_bytes for each in done) == list(range(1, 8))
-    for one, two in zip(packs["one"], packs["two"], strict=True):
-        assert one.unit.read_bytes() == two.unit.read_bytes()
-        assert read_unit(one.unit).header.num_documents == 40
-
-
-class _Deadly:
-    """Kills the process that unpickles it."""
-
-    def __reduce__(self) -> tuple[object, tuple[int, int]]:
-        return _kill_self, ()
-
-
-def _kill_self() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_process_that_is_killed_is_said_with_the_next_command(tmp_path: Path):
-    pack = Pack(tmp_path / "a.unit", pickle.dumps(_Deadly()), 1)
-    with pytest.raises(TemporaryError, match="a process that encodes was killed"):
-        list(encode_packs(iter([pack]), setup(), 2))

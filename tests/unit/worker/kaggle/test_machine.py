@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from state.errors import TemporaryError
-from worker.kaggle.machine import check_machine, gpus_of, list_gpus, torch_gpus
+from worker.kaggle.machine import check_machine, gpus_of, torch_gpus
 
 TWO = ("GPU 0: Tesla T4 (UUID: GPU-1)", "GPU 1: Tesla T4 (UUID: GPU-2)")
 
@@ -45,21 +45,6 @@ def test_gpus_that_torch_cannot_use_are_refused():
 
 def test_a_torch_without_cuda_is_told():
     assert "computes on the CPU" in check_machine("t4x2", lambda: TWO, lambda: None)
-
-
-def test_the_drivers_tool_lists_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    driver_tool(tmp_path, f"echo '{TWO[0]}'; echo '{TWO[1]}'; echo 'a warning'", monkeypatch)
-    assert list_gpus() == TWO
-
-
-def test_a_tool_that_fails_lists_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    driver_tool(tmp_path, f"echo '{TWO[0]}'; exit 9", monkeypatch)
-    assert list_gpus() == ()
-
-
-def test_without_the_tool_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert list_gpus() == ()
 
 
 def test_torch_says_which_gpus_it_can_use():

@@ -4,10 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,7 @@ from state.layout import MANIFEST_NAME
 from state.manifest import Manifest
 from state.report import Outcome, Phase
 from state.spec import ORDER_VERSION, ExpectedCheckpoint, SessionData, SessionSpec
-from tests.repository import ROOT
-from tests.sessions import CountingClock, SmallRun, asked_after, let_saver_finish, make_data, small_architecture, wait_until
+from tests.sessions import CountingClock, SmallRun, asked_after, let_saver_finish, make_data, small_architecture
 from worker.session.assembly import check_trajectory
 from worker.session.runner import Host, run_session
 
@@ -369,20 +364,6 @@ def test_a_disk_that_fills_up_later_leaves_the_last_good_checkpoint(run: SmallRu
     assert run.store.verify_tensors(start.id)
 
 
-def test_a_limit_on_file_sizes_leaves_the_last_good_checkpoint(run: SmallRun):
-    start = first_session(run)
-    spec = run.spec(2, start=start)
-    limit_bytes = state_file(run, start.id).stat().st_size // 2
-    with run.start(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))) as process:
-        said = process.communicate()[1].decode()
-    assert process.returncode == 2, said
-    assert "Traceback" not in said
-    report = run.report(spec)
-    assert report.error_class is ErrorClass.USER
-    assert "is full" in report.reason
-    assert [entry.name for entry in run.layout.checkpoints.iterdir()] == [start.id]
-
-
 class UnexpectedError(Exception):
     """Nobody has foreseen this."""
 
@@ -641,18 +622,6 @@ def test_a_session_whose_own_checkpoints_are_all_corrupt_begins_again_as_if_it_h
     assert newest(run).state_sha256 == newest(straight).state_sha256
 
 
-def test_each_file_of_the_start_checkpoint_is_read_once(run: SmallRun):
-    """A file that is looked at twice may be verified and then be another one when it is restored."""
-    start = first_session(run)
-    spec = run.spec(2, start=start)
-    watched = str(run.store.folder(start.id))
-    run.write(spec)
-    command = [sys.executable, "-m", "tests.open_files", watched, str(run.attempt(spec).spec)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    opened = [Path(line).name for line in result.stdout.splitlines()]
-    assert opened.count("state.safetensors") == 1
-
-
 def fail_after_saves(number: int) -> Any:
     """At every step boundary, let the checkpoint in flight be finished; fail at the n-th."""
     looked = iter(range(10_000))
@@ -671,20 +640,6 @@ def test_a_checkpoint_of_an_older_fence_is_not_ones_own(run: SmallRun):
     run.attempt(spec).report.unlink()
     assert run.run(spec) == 0
     assert run.report(spec).end_step == 3
-
-
-def test_two_processes_on_one_session_do_no_harm(run: SmallRun):
-    spec = run.spec(total_steps=100_000)
-    with run.start(spec) as first:
-        wait_until(lambda: (beat := run.heartbeat(spec)) is not None and beat.phase is Phase.TRAINING, process=first)
-        assert run.run(spec) == 3
-        assert f"this session is running already (process {first.pid} on " in run.said[-1]
-        first.send_signal(signal.SIGINT)
-        said = first.communicate()[1].decode()
-    assert first.returncode == 0, said
-    report = run.report(spec)
-    assert (report.outcome, report.reason) == (Outcome.STOPPED, "SIGINT asked for it")
-    assert report.head in run.store.ids()
 
 
 def test_a_spec_that_is_not_there_or_no_spec_is_told(tmp_path: Path):

@@ -19,11 +19,11 @@ from state.kaggle.records import ModelForm
 from state.ledger import Change, PutAttempt, PutCheckpoint, RunRecord, RunWishes
 from state.session import RunState
 from tests.factories import RUN, header, session_spec
+from tests.integration.orchestrator.backends.kaggle.publish.test_dataset import Shop
 from tests.kaggle_clients import connected
 from tests.kaggle_emulator.faults import Fault
 from tests.kaggle_emulator.models import Model
 from tests.terminal import Terminal
-from tests.integration.orchestrator.backends.kaggle.publish.test_dataset import Shop
 
 _MODEL = "gemma-orch-tamil-model"
 _HF = ModelForm(_MODEL, "MODEL_FRAMEWORK_TRANSFORMERS", "hf")
