@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ _RAM = Path("/dev/shm")
 os.environ["OMP_DYNAMIC"] = "FALSE"  # as in every worker
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy machine makes spinning threads, and with them the tests, slow
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers asks its hub on threads that outlive the test that began them
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; child processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _HERE = Path(__file__).parent
 _ROOMS_OF_PROCESSES = ("integration", "chain")

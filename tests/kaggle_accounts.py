@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
 from tests.kaggle_clients import USER, pointed_at
 from tests.kaggle_emulator import KaggleEmulator, Settings
+from tests.patience import PATIENCE_S
 
 
 class EmulatorTime:
@@ -35,11 +35,16 @@ class EmulatorTime:
         self._emulator.clock.advance(seconds)
 
 
-class RunningTime(EmulatorTime):
-    """The same where sessions run: they need the time that passes."""
+class PatientTime(EmulatorTime):
+    """The same where sessions run: before time passes, each whose turn has come gets all the time that it needs."""
+
+    def __init__(self, emulator: KaggleEmulator, *, endless: str = "") -> None:
+        super().__init__(emulator)
+        self._endless = endless
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(self._emulator.clock.real(seconds))
+        self._emulator.let_sessions_act(endless=self._endless)
+        super().sleep(seconds)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Account:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_S,
             stdin=stdin,
         )
 

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.monitoring.status import observe_run
@@ -16,6 +14,7 @@ from state.ledger import RunRecord
 from tests.kaggle_emulator.emulator import KaggleEmulator
 from tests.kaggle_emulator.leaks import Leak, find_leaks
 from tests.kaggle_emulator.session_model import Session
+from tests.patience import PATIENCE_S, wait_until
 
 RUN = "chain"
 
@@ -53,7 +52,7 @@ accelerator = "cpu"
 poll_every = "{poll_every}"
 stop_poll_every = "{poll_every}"
 settle = "{settle}"
-processing_limit = "60s"
+processing_limit = "600s"
 """
 
 
@@ -67,13 +66,12 @@ class KaggleRun:
         *,
         total_steps: int,
         session_steps: int,
-        limit: str = "60s",
+        limit: str = "2h",
         poll_every_s: float = 0.5,
-        settle: str = "1.5s",
+        settle: str = "5s",
     ) -> None:
         self.root = root
         self.emulator = emulator
-        self.poll_every_s = poll_every_s
         root.mkdir(exist_ok=True)
         self._said = root / "said.txt"
         user = root / "user"
@@ -84,7 +82,12 @@ class KaggleRun:
             "GEMMA_ORCH_HOME": str(root / "home"),
             "COLUMNS": "200",
         }
-        values = {"total_steps": total_steps, "limit": limit, "poll_every": f"{poll_every_s}s", "settle": settle}
+        self._values = {"limit": limit, "poll_every": f"{poll_every_s}s", "settle": settle}
+        self.plan(total_steps=total_steps, session_steps=session_steps)
+
+    def plan(self, *, total_steps: int, session_steps: int) -> None:
+        """Write the config of the run, and of one that is not interrupted."""
+        values = {"total_steps": total_steps, **self._values}
         self.config = self._write("kaggle.toml", name=RUN, backend="kaggle", session_steps=session_steps, **values)
         self.straight_config = self._write("straight.toml", name="straight", backend="local", session_steps=total_steps, **values)
 
@@ -96,10 +99,10 @@ class KaggleRun:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "orchestrator", *arguments]
 
-    def type(self, *arguments: str, expect: int = 0, timeout_s: float = 180.0) -> str:
+    def type(self, *arguments: str, expect: int = 0) -> str:
         """Type a command, check its exit code, and return all that it said."""
         result = subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=timeout_s
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
         said = result.stdout + result.stderr
         with self._said.open("a", encoding="utf-8") as log:
@@ -116,9 +119,11 @@ class KaggleRun:
     def begin(self) -> subprocess.Popen[bytes]:
         """Start a controller that goes on while the test does other things."""
         with self._said.open("ab") as log:
-            return subprocess.Popen(
+            controller = subprocess.Popen(
                 self.command("start", "--config", str(self.config)), env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
+        self.emulator.clients.append(controller)
+        return controller
 
     def said(self) -> str:
         """All that commands and controllers have printed on this machine."""
@@ -139,24 +144,13 @@ class KaggleRun:
         assert sha256 is not None
         return sha256
 
-    def session(self, slug: str, *, real_s: float = 60.0) -> Session:
+    def session(self, slug: str) -> Session:
         """Wait until a kernel's session runs, and return it."""
-        found: list[Session] = []
-
-        def is_running() -> bool:
-            found[:] = [one for one in self.emulator.sessions.all() if one.slug == slug and one.process_id is not None]
-            return bool(found)
-
-        wait_for(is_running, f"{slug} to run", real_s)
-        return found[-1]
-
-
-def wait_for(condition: Callable[[], object], what: str, real_s: float = 60.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + real_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {real_s} s: {what}"
-        time.sleep(0.02)
+        sessions = self.emulator.sessions
+        return wait_until(
+            lambda: next((one for one in reversed(sessions.all()) if one.slug == slug and one.process_id is not None), None),
+            f"{slug} to run",
+        )
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -37,6 +37,7 @@ from kagglesdk.kernels.types.kernels_api_service import (
 )
 
 from tests.kaggle_emulator import KaggleEmulator, Settings
+from tests.patience import PATIENCE_S
 
 USER = "tester"
 
@@ -61,7 +62,7 @@ class Sdk:
 
     def upload(self, name: str, data: bytes) -> str:
         token, url = self.start_upload(name, len(data))
-        requests.put(url, data=data, timeout=10).raise_for_status()
+        requests.put(url, data=data, timeout=PATIENCE_S).raise_for_status()
         return token
 
     def create_dataset(self, slug: str, files: Mapping[str, bytes], *, ready: bool = True) -> ApiCreateDatasetResponse:
@@ -153,7 +154,7 @@ def sdk(emulator: KaggleEmulator, home: Path, **credentials: str) -> Iterator[Sd
 
 
 def run_client(
-    emulator: KaggleEmulator, home: Path, code: str, *, credentials: str = "key", timeout_s: float = 30.0
+    emulator: KaggleEmulator, home: Path, code: str, *, credentials: str = "key", timeout_s: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a child process that has the official client as `api`, authenticated."""
     prologue = "from kaggle.api.kaggle_api_extended import KaggleApi\napi = KaggleApi()\napi.authenticate()\n"
@@ -161,7 +162,7 @@ def run_client(
 
 
 def run_command(
-    emulator: KaggleEmulator, home: Path, *arguments: str, credentials: str = "key", timeout_s: float = 30.0
+    emulator: KaggleEmulator, home: Path, *arguments: str, credentials: str = "key", timeout_s: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """Run the `kaggle` command."""
     return _run(emulator, home, ["-m", "kaggle", *arguments], credentials, timeout_s)
@@ -169,7 +170,7 @@ def run_command(
 
 def run_python(emulator: KaggleEmulator, home: Path, code: str, *, credentials: str = "key") -> subprocess.CompletedProcess[str]:
     """Run code that may use kagglehub or requests."""
-    return _run(emulator, home, ["-c", textwrap.dedent(code)], credentials, 30.0)
+    return _run(emulator, home, ["-c", textwrap.dedent(code)], credentials, PATIENCE_S)
 
 
 def _run(

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -189,17 +188,6 @@ def asked_after(steps: int) -> Callable[[], str | None]:
     """A signal that comes once so many step boundaries have been passed."""
     looked = iter(range(1_000_000))
     return lambda: "SIGTERM" if next(looked) >= steps else None
-
-
-def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen[bytes], limit_s: float = 60.0) -> None:
-    """Wait for something that a live process is about to do."""
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"the process ended with {process.returncode} before it happened")
-        if time.monotonic() > deadline_s:
-            raise AssertionError("it did not happen in time")
-        time.sleep(0.005)
 
 
 def let_saver_finish() -> None:

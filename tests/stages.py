@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.backends.local import LocalBackend
 from orchestrator.ports import AttemptRef, Backend, Sighting
 from state.layout import HomeLayout
 from tests.factories import RUN
+from tests.patience import wait_until
 
 _STAND_IN = Path(__file__).with_name("stand_in_worker.py")
-_LOOK_S = 0.005
-_PATIENCE_S = 20.0
 
 
 def stand_in(mode: str) -> list[str]:
@@ -29,14 +26,6 @@ def local_backend(root: Path, mode: str) -> LocalBackend:
 
 def ref(session: int = 1, attempt: int = 1) -> AttemptRef:
     return AttemptRef(RUN, session, attempt)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for another process; nobody's clock can be turned by hand here."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(_LOOK_S)
 
 
 def wait_until_over(backend: Backend, which: AttemptRef | None = None) -> None:

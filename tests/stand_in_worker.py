@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 _LOOK_S = 0.005
-_LONGEST_S = 60.0
+_LONGEST_S = 600.0
 
 
 def main(mode: str, spec_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from state.layout import MANIFEST_NAME
 from state.report import Outcome, Phase
 from state.spec import SessionSpec
-from tests.sessions import CountingClock, SmallRun, asked_after, wait_until
+from tests.patience import wait_until
+from tests.sessions import CountingClock, SmallRun, asked_after
 
 STEPS = 40
 

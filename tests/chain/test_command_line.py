@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from orchestrator.monitoring.status import observe_run
 from orchestrator.wiring import wire
+from tests.patience import PATIENCE_S, wait_until
 from tests.repository import ROOT
 
 CONFIG = """
@@ -64,7 +64,7 @@ class Home:
     def type(self, *arguments: str, expect: int = 0) -> str:
         """Type a command, check its exit code, and return all that it said."""
         result = subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=120
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
         assert result.returncode == expect, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
         assert "Traceback" not in result.stderr
@@ -80,14 +80,15 @@ class Home:
     def checkpoints(self) -> list[dict[str, Any]]:
         return list(json.loads(self.type("checkpoints", "--json")))
 
-    def wait_until(self, holds: Callable[[dict[str, Any]], Any], timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_until(self, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """Look at the status until something holds of it."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if "small" in self.ports.runs.names() and holds(view := self.status()):
-                return view
-            time.sleep(0.05)
-        raise AssertionError("it never came")
+
+        def look() -> dict[str, Any] | None:
+            return view if "small" in self.ports.runs.names() and holds(view := self.status()) else None
+
+        view = wait_until(look)
+        assert view is not None
+        return view
 
     def spec_of(self, session: str) -> Path:
         return self.root / "home" / "runs" / "small" / "sessions" / session / "session.json"
@@ -196,7 +197,7 @@ def test_a_session_runs_by_hand_without_a_controller_and_twice_without_harm(tmp_
 def test_ticks_alone_bring_a_run_to_its_end_after_its_controller_was_killed(tmp_path: Path, straight: dict[int, str]) -> None:
     home = Home(tmp_path / "ticked")
     controller = subprocess.Popen(home.command("start", "--config", str(home.config), "--total-steps", "9"), env=home.environment)
-    home.wait_until(lambda view: view["live"])
+    home.wait_until(lambda view: view["live"] or view["sessions"])
     controller.kill()
     controller.wait()
     while home.status()["state"] == "active":

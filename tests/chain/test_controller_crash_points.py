@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 
 
@@ -23,7 +24,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Any:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=PATIENCE_S,
         )
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)

@@ -11,6 +11,7 @@ import pytest
 
 from state.report import ErrorClass, Outcome
 from state.spec import SessionData, SessionSpec
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 from tests.sessions import SmallRun, asked_after, make_data
 
@@ -102,7 +103,7 @@ def test_adding_data_killed_after_any_side_effect_and_done_again_ends_the_same(r
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert answer.returncode == 0, answer.stderr
     played = json.loads(answer.stdout)

@@ -20,6 +20,7 @@ from state.layout import MANIFEST_NAME, HomeLayout, RunLayout
 from state.manifest import Manifest
 from state.spec import SessionSpec
 from state.tensor_files import tensor_entries
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 from worker.device import environment, pick_device
 
@@ -44,7 +45,7 @@ class OldHome:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         assert result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
         return result.stdout

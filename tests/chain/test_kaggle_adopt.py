@@ -18,15 +18,16 @@ from tests.kaggle_chain import RUN, KaggleRun, kill
 from tests.kaggle_clients import USER
 from tests.kaggle_emulator.emulator import KaggleEmulator
 from tests.kaggle_emulator.settings import Settings
+from tests.patience import PATIENCE_S
 
 _STEPS, _STEPS_A_SESSION = 300, 100
-_MOST_JOBS = 20
+_MOST_JOBS = 100
 _TICKS_A_JOB = 6
 
 
 @pytest.fixture
 def emulator(tmp_path: Path) -> Iterator[KaggleEmulator]:
-    settings = Settings(start_at=datetime.now(UTC), processing_s=0.5, queue_s=0.2)
+    settings = Settings(timescale=1.0, start_at=datetime.now(UTC), processing_s=0.5, queue_s=0.2)
     with KaggleEmulator(tmp_path, settings) as emulator:
         yield emulator
         assert emulator.errors == []
@@ -39,12 +40,17 @@ def machine(root: Path, emulator: KaggleEmulator) -> KaggleRun:
     return KaggleRun(root, emulator, total_steps=_STEPS, session_steps=_STEPS_A_SESSION)
 
 
+def is_pushed(emulator: KaggleEmulator, session: int) -> bool:
+    return any(known.slug == attempt_kernel_slug(RUN, session, 1) for known in emulator.sessions.all())
+
+
 def job(root: Path, emulator: KaggleEmulator) -> RunRecord:
-    """What the scheduled job does, in a home that is empty before; return what its ledger says at the end."""
+    """What the scheduled job does until session 2 is pushed, in a home that is empty before; return what its ledger says then."""
     empty = machine(root, emulator)
     empty.type("adopt", f"{USER}/{RUN}")
     for _ in range(_TICKS_A_JOB):
-        empty.type("tick")
+        if not is_pushed(emulator, 2):
+            empty.type("tick")
     return empty.record()
 
 
@@ -54,13 +60,14 @@ def test_a_chain_that_changes_hands_equals_one_uninterrupted_local_run(tmp_path:
     first.type("start", "--config", str(first.straight_config))
     straight = first.digest("straight")
     controller = first.begin()
-    first.session(attempt_kernel_slug(RUN, 1, 1))
+    session = first.session(attempt_kernel_slug(RUN, 1, 1))
     kill(controller)
+    assert session.done.wait(PATIENCE_S)
     (tmp_path / "first").rename(tmp_path / "lost")  # with its ledger, its data and its config: the account is all there is
 
     for number in range(_MOST_JOBS):
         record = job(tmp_path / f"job-{number}", emulator)
-        if any(session.slug == attempt_kernel_slug(RUN, 2, 1) for session in emulator.sessions.all()):
+        if is_pushed(emulator, 2):
             break
     assert [(attempt.session, attempt.attempt) for attempt in record.attempts] == [(1, 1), (2, 1)]
     assert record.attempts[0].state is AttemptState.DONE

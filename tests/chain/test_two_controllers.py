@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from state.session import RunState
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 from tests.simulation import Simulation
 
@@ -26,7 +27,7 @@ def start(folder: Path, mode: str) -> subprocess.Popen[str]:
 
 def lines_of(controller: subprocess.Popen[str]) -> list[str]:
     """Wait for a controller, and return what its user has seen."""
-    out, err = controller.communicate(timeout=60)
+    out, err = controller.communicate(timeout=PATIENCE_S)
     assert (controller.returncode, err) == (0, "")
     return out.splitlines()
 

@@ -16,7 +16,8 @@ from state.report import Outcome
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import START, session_spec
 from tests.kaggle_stage import kaggle_backend
-from tests.stages import local_backend, ref, wait_until, wait_until_over
+from tests.patience import wait_until
+from tests.stages import local_backend, ref, wait_until_over
 
 Open = Callable[[str], Backend]
 """Opens the adapter over one world, as each new controller does. Its sessions `finish`, `wait` to be stopped, or `vanish`."""

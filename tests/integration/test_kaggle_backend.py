@@ -14,7 +14,6 @@ from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_run
 from orchestrator.ports import AttemptRef, Observation, Sighting
 from state.backend_settings import KaggleSettings
-from state.clock import SystemClock
 from state.errors import AmbiguousError, NotLaunchedError
 from state.kaggle.api import KaggleApi
 from state.kaggle.credentials import Credentials
@@ -25,12 +24,13 @@ from state.layout import HomeLayout
 from state.spec import SessionData
 from tests.factories import RUN, run_record, run_spec, session_spec
 from tests.fake_kaggle import source_root
+from tests.kaggle_accounts import EmulatorTime
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault, refused_reads
 from tests.kaggle_stage import ReadySources
-from tests.stages import wait_until
+from tests.patience import wait_until
 
-SETTINGS = KaggleSettings(accelerator="cpu", poll_every_s=0.1, settle_s=1.0, processing_limit_s=20.0)
+SETTINGS = KaggleSettings(accelerator="cpu", poll_every_s=1.0, settle_s=10.0, processing_limit_s=200.0)
 SLUG = attempt_kernel_slug(RUN, 1, 1)
 
 
@@ -47,8 +47,8 @@ class World:
     def __init__(self, root: Path, sdk: Sdk) -> None:
         self.root = root
         self.emulator = sdk.emulator
-        self.clock = SystemClock()
-        self.api = KaggleApi(Credentials("a test", user=USER, key=sdk.emulator.settings.key))
+        self.clock = EmulatorTime(sdk.emulator)
+        self.api = KaggleApi(Credentials("a test", user=USER, key=sdk.emulator.settings.key), clock=self.clock)
         self.code = source_root(root / "code")
         self.run = self.open()
 
@@ -65,9 +65,18 @@ class World:
         )
 
     def launch(self) -> AttemptRef:
-        wait_until(lambda: self.run.backend.make_ready(session_spec()) is None)
+        self.poll(lambda: self.run.backend.make_ready(session_spec()) is None)
         launched_at = self.clock.now()
         return AttemptRef(RUN, 1, 1, self.run.backend.launch(session_spec()), launched_at)
+
+    def poll(self, look: Callable[[], bool]) -> None:
+        """Look once a poll interval, as a controller does, until something is so."""
+
+        def is_so() -> bool:
+            self.clock.sleep(SETTINGS.poll_every_s)
+            return look()
+
+        wait_until(is_so)
 
     def until(self, sighting: Sighting, ref: AttemptRef) -> Observation:
         seen: list[Observation] = []
@@ -76,7 +85,7 @@ class World:
             seen.append(self.run.backend.observe(ref))
             return seen[-1].sighting is sighting
 
-        wait_until(is_so)
+        self.poll(is_so)
         return seen[-1]
 
 
@@ -86,7 +95,7 @@ def world_of(tmp_path: Path) -> Iterator[Callable[..., World]]:
         worlds: list[World] = []
 
         def make(**settings: Any) -> World:
-            sdk = stack.enter_context(connected(tmp_path, **{"processing_s": 0.2, "queue_s": 0.2, **settings}))
+            sdk = stack.enter_context(connected(tmp_path, **{"processing_s": 2.0, "queue_s": 2.0, **settings}))
             worlds.append(World(tmp_path, sdk))
             return worlds[-1]
 
@@ -97,12 +106,14 @@ def world_of(tmp_path: Path) -> Iterator[Callable[..., World]]:
 
 
 def test_a_session_is_queued_runs_and_ends_and_leaves_its_log(world_of: Callable[..., World]) -> None:
-    world = world_of(queue_s=1.5)
-    world.script("print('hello from a kernel', flush=True); time.sleep(2.0)")
+    world = world_of(queue_s=15.0)
+    go = world.root / "go"
+    world.script(f"print('hello from a kernel', flush=True)\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")
     ref = world.launch()
     world.until(Sighting.QUEUED, ref)
     world.until(Sighting.RUNNING, ref)
-    wait_until(lambda: "hello from a kernel" in world.run.backend.read_log(ref, 0)[0])
+    world.poll(lambda: "hello from a kernel" in world.run.backend.read_log(ref, 0)[0])
+    go.touch()
     over = world.until(Sighting.ENDED, ref)
     assert "left no report" in over.detail
     assert "hello from a kernel" in world.run.backend.read_log(ref, 0)[0]
@@ -117,14 +128,17 @@ def test_a_script_that_fails_has_its_decision(world_of: Callable[..., World]) ->
 
 
 def test_a_session_that_kaggle_ends_at_its_limit_has_its_decision(world_of: Callable[..., World]) -> None:
-    world = world_of(timescale=200.0)
-    world.script("time.sleep(60)")
-    assert "at its limit" in world.until(Sighting.ENDED, world.launch()).detail
+    world = world_of()
+    world.script("time.sleep(600)")
+    ref = world.launch()
+    world.until(Sighting.RUNNING, ref)
+    world.clock.sleep(world.emulator.settings.session_limit_s)
+    assert "at its limit" in world.until(Sighting.ENDED, ref).detail
 
 
 def test_a_session_is_found_by_its_name_when_the_answer_to_its_push_was_lost(world_of: Callable[..., World]) -> None:
     world = world_of()
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     world.emulator.faults.add(Fault("SaveKernel", "drop_after", calls=[1]))
     with pytest.raises(AmbiguousError):
         world.launch()
@@ -134,7 +148,7 @@ def test_a_session_is_found_by_its_name_when_the_answer_to_its_push_was_lost(wor
 
 def test_a_push_that_never_arrived_is_missing_after_a_while_and_is_pushed_again(world_of: Callable[..., World]) -> None:
     world = world_of()
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     world.emulator.faults.add(Fault("SaveKernel", "drop_before", calls=[1]))
     with pytest.raises(AmbiguousError):
         world.launch()
@@ -150,7 +164,7 @@ def test_a_session_that_lives_is_not_over_while_reads_of_it_are_refused(
     world_of: Callable[..., World], status: int, *, is_known: bool
 ) -> None:
     world = world_of()
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     ref = world.launch()
     ref = ref if is_known else replace(ref, handle=None)
     if is_known:
@@ -164,7 +178,7 @@ def test_a_session_that_lives_is_not_over_while_reads_of_it_are_refused(
         seen.append(world.run.backend.observe(ref))
         return world.clock.monotonic() >= ends_s
 
-    wait_until(is_long_enough)
+    world.poll(is_long_enough)
     assert {one.sighting for one in seen} <= {Sighting.RUNNING, Sighting.UNKNOWN}
     assert "Kaggle refuses to show the kernel" in seen[-1].detail
     assert len(world.emulator.journal.of("ListKernels")) >= 3
@@ -177,7 +191,7 @@ def test_a_kernel_that_was_deleted_on_kaggle_is_over_when_lists_do_not_show_it(
     world_of: Callable[..., World], status: int
 ) -> None:
     world = world_of(unknown_kernel_status=status)
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     ref = world.launch()
     world.until(Sighting.RUNNING, ref)
     world.api.delete_kernel(SLUG)
@@ -186,7 +200,7 @@ def test_a_kernel_that_was_deleted_on_kaggle_is_over_when_lists_do_not_show_it(
 
 def test_a_kernel_that_refuses_everything_is_not_called_deleted(world_of: Callable[..., World]) -> None:
     world = world_of()
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     ref = world.launch()
     world.until(Sighting.RUNNING, ref)
     faults = refused_reads(SLUG, deletes=True)
@@ -213,7 +227,7 @@ def test_a_full_account_takes_it_later(world_of: Callable[..., World]) -> None:
 
 def test_a_session_is_asked_to_stop_and_then_deleted(world_of: Callable[..., World]) -> None:
     world = world_of()
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     ref = world.launch()
     world.until(Sighting.RUNNING, ref)
 
@@ -226,7 +240,7 @@ def test_a_session_is_asked_to_stop_and_then_deleted(world_of: Callable[..., Wor
         world.api.download(control_slug(RUN), info.current_version or 1, "stop.json", path)
         return StopFlag.from_json(path.read_bytes(), "the flag")
 
-    wait_until(lambda: flag() == StopFlag(session=1, attempt=1))
+    world.poll(lambda: flag() == StopFlag(session=1, attempt=1))
     world.run.backend.kill(ref)
     assert world.api.kernel(SLUG) is None
     assert world.run.backend.observe(ref).sighting is Sighting.ENDED
@@ -235,7 +249,7 @@ def test_a_session_is_asked_to_stop_and_then_deleted(world_of: Callable[..., Wor
 
 def test_an_outage_of_the_status_is_unknown(world_of: Callable[..., World]) -> None:
     world = world_of()
-    world.script("time.sleep(60)")
+    world.script("time.sleep(600)")
     ref = world.launch()
     world.until(Sighting.RUNNING, ref)
     fault = Fault("GetKernelSessionStatus", "status", status=500)

@@ -34,6 +34,7 @@ def main() -> None:
             parser.add_argument(option, type=_TYPES.get(kind, str))
     options = vars(parser.parse_args())
     port, state = options.pop("port"), options.pop("state")
+    options["timescale"] = 1.0 if options["timescale"] is None else options["timescale"]
     options["start_at"] = options["start_at"] or datetime.now(UTC)
     settings = Settings(**{name: value for name, value in options.items() if value is not None})
     stop = threading.Event()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import shutil
+import subprocess
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +31,7 @@ from tests.kaggle_emulator.session_model import Session
 from tests.kaggle_emulator.sessions import Sessions
 from tests.kaggle_emulator.settings import Settings
 from tests.kaggle_emulator.storage import Storage
+from tests.patience import wait_until
 
 
 class KaggleEmulator:
@@ -47,6 +48,8 @@ class KaggleEmulator:
         self.lock = threading.RLock()
         self.errors: list[str] = []
         """Tracebacks of bugs of the emulator itself; tests should find none."""
+        self.clients: list[subprocess.Popen[bytes]] = []
+        """Processes that end with it, when they have not before."""
         self.faults = FaultPlan(self.clock.now)
         self.journal = Journal(self.folder / "requests.jsonl")
         self.accounts = Accounts(self.settings, self.clock.now)
@@ -84,7 +87,10 @@ class KaggleEmulator:
         self._thread.start()
 
     def close(self) -> None:
-        """Let go of every call that hangs, kill every session, and remove the folder unless it is to be kept."""
+        """Kill clients and sessions, let go of every call that hangs, and remove the folder unless it is to be kept."""
+        for client in self.clients:
+            client.kill()
+            client.wait()
         self.faults.remove()
         self.sessions.close()
         self._server.stop()
@@ -121,23 +127,35 @@ class KaggleEmulator:
             **known,
         }
 
-    def wait(self, condition: Callable[[], Any], *, real_s: float = 10.0) -> None:
-        """Wait until the condition holds.
+    def wait(self, condition: Callable[[], Any]) -> None:
+        """Wait until the condition holds; meanwhile each queued session gets its turn, and all that run the time they need."""
 
-        Raises:
-            TimeoutError: It does not, for so long.
-        """
-        deadline = time.monotonic() + real_s
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {real_s} s")
-            time.sleep(0.005)
+        def look() -> Any:
+            self.clock.skip_to_next()
+            return condition()
 
-    def wait_for_session(self, slug: str, version: int | None = None, *, real_s: float = 20.0) -> Session:
+        wait_until(look)
+
+    def wait_for_session(self, slug: str, version: int | None = None) -> Session:
         """Wait until a session of the kernel has ended, the newest if no version is named, and give it."""
         session = next(s for s in reversed(self.sessions.all()) if s.slug == slug and version in (None, s.version))
-        self.wait(session.done.is_set, real_s=real_s)
+        self.wait(session.done.is_set)
         return session
+
+    def let_sessions_act(self, *, endless: str = "") -> None:
+        """Wait until each session whose turn has come has ended.
+
+        Args:
+            endless: The slug of a kernel that only its limit ends. It is waited for until it has said something, and something
+                more after each signal.
+        """
+        now = self.clock.now()
+
+        def has_acted(session: Session) -> bool:
+            is_waiting = session.slug == endless and session.looked_at >= now and len(session.log) > session.num_signals
+            return session.turn_at > now or is_waiting or session.done.is_set()
+
+        wait_until(lambda: all(has_acted(session) for session in self.sessions.all()), "the sessions to act")
 
     def leaks(self) -> list[Leak]:
         """Give every place in sources, logs, outputs, datasets and requests where a credential can be read."""

@@ -36,6 +36,8 @@ class Session:
     sources: dict[str, list[str]]
     folder: Path
     pushed_at: float
+    turn_at: float = NEVER
+    """When it has been queued for long enough."""
     started_at: float = NEVER
     ended_at: float = NEVER
     outcome: str = ""
@@ -51,6 +53,10 @@ class Session:
     outputs: list[OutputFile] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the session has to end before its time: its kernel was deleted, or the emulator stops."""
+    looked_at: float = 0.0
+    """When it was last looked whether its time is up."""
+    num_signals: int = 0
+    """Those that it was sent."""
     done: threading.Event = field(default_factory=threading.Event)
     """Set when nothing of it runs any more."""
 

@@ -75,9 +75,12 @@ class Sessions:
 
     def start(self, session: Session, source: str) -> None:
         """Queue a session; its own thread does the rest."""
+        struck = [fault for fault, _ in self._faults.strike(_world_call("SessionStart", session))]
+        queue_s = next((fault.seconds or NEVER for fault in struck if fault.kind == "queue"), self._settings.queue_s)
+        session.turn_at = session.pushed_at + queue_s
         with self._lock:
             self._all.append(session)
-        threading.Thread(target=self._live, args=(session, source), name=f"session-{session.id}", daemon=True).start()
+        threading.Thread(target=self._live, args=(session, source, struck), name=f"session-{session.id}", daemon=True).start()
 
     def close(self) -> None:
         """Kill every session and wait until nothing of it runs."""
@@ -90,7 +93,12 @@ class Sessions:
     def send_signal(self, session: Session, number: int = signal.SIGTERM) -> None:
         """Send a signal to the script's process group."""
         assert session.process_id is not None, "the session has no process"
+        session.num_signals += 1
         os.killpg(session.process_id, number)
+
+    def cut_off(self, session: Session) -> None:
+        """End a session as its limit does, now."""
+        session.limit_s = 0.0
 
     def max_live(self, prefix: str = "") -> int:
         """Give the most sessions of kernels whose slug begins so that were queued or running at one instant."""
@@ -103,11 +111,9 @@ class Sessions:
 
     # One session's life, in its own thread.
 
-    def _live(self, session: Session, source: str) -> None:
+    def _live(self, session: Session, source: str, struck: Sequence[Fault]) -> None:
         try:
-            struck = [fault for fault, _ in self._faults.strike(_world_call("SessionStart", session))]
-            wait = next((fault.seconds or NEVER for fault in struck if fault.kind == "queue"), self._settings.queue_s)
-            if self._clock.wait_until(session.pushed_at + wait, session.stop):
+            if self._clock.wait_until(session.turn_at, session.stop):
                 self._run(session, source, struck)
             else:
                 self._end(session, "CANCEL_ACKNOWLEDGED")
@@ -153,15 +159,16 @@ class Sessions:
     def _wait(self, session: Session, process: subprocess.Popen[bytes], *, ends: bool) -> bool:
         """Wait for the process; False at the limit. A session that must never end is RUNNING long after its process is gone."""
         grace_s = self._settings.sigterm_grace_s
-        deadline = session.started_at + session.limit_s if ends else NEVER
         warned = False
         while not session.stop.is_set():
             now = self._clock.now()
+            deadline = session.started_at + session.limit_s if ends else NEVER
             if now >= deadline:
                 return False
             if grace_s is not None and not warned and now >= deadline - grace_s:
                 warned = True
                 self.send_signal(session)
+            session.looked_at = now
             pause_s = min(max(self._clock.real(deadline - now), 0.001), _POLL_REAL_S)
             try:
                 if ends:

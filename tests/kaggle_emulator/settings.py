@@ -27,7 +27,8 @@ class Settings:
     api_version: str = ""
     """Sent as X-Kaggle-APIVersion; a newer one than the client's makes it print a warning."""
 
-    timescale: float = 1.0
+    timescale: float = 0.0
+    """How many seconds pass in a real one; 0: the clock is turned by hand, see `EmulatorClock`."""
     start_at: datetime = datetime(2026, 11, 23, tzinfo=UTC)
 
     one_namespace: bool = True

@@ -14,6 +14,7 @@ import requests
 from tests.kaggle_clients import Sdk, connected
 from tests.kaggle_emulator import Fault
 from tests.kaggle_emulator.blobs import GRANULE_BYTES
+from tests.patience import PATIENCE_S
 
 DATA = bytes(range(256)) * 3000  # 768000 bytes: two granules and a rest
 
@@ -26,7 +27,7 @@ def kaggle(ram_path: Path) -> Iterator[Sdk]:
 
 def put(url: str, data: bytes = b"", content_range: str | None = None) -> requests.Response:
     headers = {"Content-Range": content_range} if content_range is not None else {}
-    return requests.put(url, data=data or None, headers={**headers, "Content-Length": str(len(data))}, timeout=10)
+    return requests.put(url, data=data or None, headers={**headers, "Content-Length": str(len(data))}, timeout=PATIENCE_S)
 
 
 def asked(url: str) -> tuple[int, str | None]:
@@ -51,14 +52,14 @@ def test_a_file_arrives_with_one_put_with_and_without_a_range(kaggle: Sdk) -> No
 def test_empty_files_arrive_with_no_length_and_in_no_chunks(kaggle: Sdk) -> None:
     for data in (None, iter(())):
         token, url = kaggle.start_upload("empty.bin", 0)
-        assert requests.put(url, data=data, timeout=5).status_code == 200
+        assert requests.put(url, data=data, timeout=PATIENCE_S).status_code == 200
         assert stored(kaggle, token) == b""
 
 
 def test_a_chunked_body_arrives_whole(kaggle: Sdk) -> None:
     token, url = kaggle.start_upload("a.bin", len(DATA))
     pieces = (DATA[start : start + 100_000] for start in range(0, len(DATA), 100_000))
-    assert requests.put(url, data=pieces, timeout=5).status_code == 200
+    assert requests.put(url, data=pieces, timeout=PATIENCE_S).status_code == 200
     assert stored(kaggle, token) == DATA
 
 
@@ -111,7 +112,7 @@ def test_a_large_upload_lies_on_disk_and_never_in_memory(kaggle: Sdk) -> None:
     size = 64 * 1024**2
     token, url = kaggle.start_upload("large.bin", size)
     piece = bytes(1024**2)
-    assert requests.put(url, data=(piece for _ in range(64)), timeout=20).status_code == 200
+    assert requests.put(url, data=(piece for _ in range(64)), timeout=PATIENCE_S).status_code == 200
     blob = kaggle.emulator.blobs.find(token)
     assert blob is not None
     assert blob.path.stat().st_size == size

@@ -14,16 +14,18 @@ import requests
 
 from tests.kaggle_clients import USER, Sdk, connected, run_client, run_command, run_python, sdk
 from tests.kaggle_emulator import Fault
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 
-SCALE = 1000.0
+RUNNING = {"timescale": 1.0, "processing_s": 0.05, "queue_s": 0.05}
+"""The client is another process, and waits in real time."""
 IMPATIENT = "import time; time.sleep = lambda seconds: None\n"
 """Put before the client's code, it retries without its pauses."""
 
 
 @pytest.fixture
 def kaggle(ram_path: Path) -> Iterator[Sdk]:
-    with connected(ram_path, timescale=SCALE) as connection:
+    with connected(ram_path, **RUNNING) as connection:
         yield connection
 
 
@@ -99,7 +101,7 @@ def test_the_official_client_pushes_a_kernel_and_fetches_what_it_left(kaggle: Sd
     """
     version, statuses, out, log, used, listed = last(run_client(kaggle.emulator, home, code))
     assert (version, out, log, used, listed) == (1, "weights", ["hello\n"], True, [f"{USER}/my-kernel"])
-    assert set(statuses) >= {"QUEUED", "COMPLETE"}
+    assert set(statuses) <= {"QUEUED", "RUNNING", "COMPLETE"}
     (session,) = kaggle.emulator.sessions.all()
     assert (session.limit_s, session.shape) == (600, "NvidiaTeslaT4")
 
@@ -155,7 +157,7 @@ def test_a_download_that_breaks_off_is_resumed_by_the_official_client(kaggle: Sd
 def test_a_refresh_token_buys_an_access_token_that_ends(kaggle: Sdk, ram_path: Path) -> None:
     refresh = kaggle.emulator.accounts.issue_refresh_token(USER)
     url = "http://localhost/api/v1/users.AccountService/GenerateAccessToken"
-    bought = requests.post(url, json={"refreshToken": refresh, "expirationDuration": "3600s"}, timeout=5).json()
+    bought = requests.post(url, json={"refreshToken": refresh, "expirationDuration": "3600s"}, timeout=PATIENCE_S).json()
     assert (bought["expiresIn"], bought["userName"]) == (3600, USER)
     kaggle.create_dataset("my-data-set", {"a": b"1"})
     with sdk(kaggle.emulator, ram_path, api_token=bought["token"]) as by_token:
@@ -175,7 +177,7 @@ def test_bad_and_missing_credentials_are_refused(kaggle: Sdk, ram_path: Path, cr
 
 def test_an_unknown_token_is_not_introspected(kaggle: Sdk) -> None:
     url = "http://localhost/api/v1/security.OAuthService/IntrospectToken"
-    assert requests.post(url, json={"token": "KGAT_wrong"}, timeout=5).status_code == 403
+    assert requests.post(url, json={"token": "KGAT_wrong"}, timeout=PATIENCE_S).status_code == 403
 
 
 def test_inside_a_session_the_clients_use_its_token_and_a_version_can_be_made(kaggle: Sdk) -> None:
@@ -200,7 +202,7 @@ def test_inside_a_session_the_clients_use_its_token_and_a_version_can_be_made(ka
 
 
 def test_the_token_of_a_session_may_be_one_that_cannot_write(ram_path: Path) -> None:
-    with connected(ram_path, timescale=SCALE, session_token_can_write=False) as kaggle:
+    with connected(ram_path, **RUNNING, session_token_can_write=False) as kaggle:
         code = """
             import os, urllib.error, urllib.request
             headers = {"Authorization": "Bearer " + open(os.environ["KAGGLE_API_V1_TOKEN"]).read()}
@@ -262,7 +264,7 @@ def test_the_emulator_starts_by_hand_and_says_how_to_reach_it(ram_path: Path) ->
         while not lines or lines[-1].startswith("export "):
             lines.append(process.stdout.readline())
         said = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines[:-1])
-        clock = requests.get(f"{said['http_proxy']}/__emulator__/clock", timeout=5).json()
+        clock = requests.get(f"{said['http_proxy']}/__emulator__/clock", timeout=PATIENCE_S).json()
         process.terminate()
         assert process.wait(10) == 0
     assert clock["timescale"] == 3600
@@ -275,14 +277,14 @@ def test_the_api_is_found_without_a_proxy_too_and_by_its_production_path(kaggle:
         direct.trust_env = False
         for path in ("/v1", "/api/v1"):
             url = f"{kaggle.emulator.url}{path}/api.v1.DiagnosticsService/Hello"
-            assert direct.post(url, auth=(USER, kaggle.emulator.settings.key), timeout=5).json() == {"userName": USER}
+            assert direct.post(url, auth=(USER, kaggle.emulator.settings.key), timeout=PATIENCE_S).json() == {"userName": USER}
         unknown = direct.post(
-            f"{kaggle.emulator.url}/v1/some.Service/Nonsense", auth=(USER, kaggle.emulator.settings.key), timeout=5
+            f"{kaggle.emulator.url}/v1/some.Service/Nonsense", auth=(USER, kaggle.emulator.settings.key), timeout=PATIENCE_S
         )
         assert unknown.status_code == 404
 
 
 def test_the_date_and_the_newest_client_are_told(ram_path: Path) -> None:
     with connected(ram_path, api_version="99.0.0") as kaggle:
-        answer = requests.post("http://localhost/api/v1/x.Y/Hello", auth=(USER, kaggle.emulator.settings.key), timeout=5)
+        answer = requests.post("http://localhost/api/v1/x.Y/Hello", auth=(USER, kaggle.emulator.settings.key), timeout=PATIENCE_S)
         assert (answer.headers["Date"][:16], answer.headers["X-Kaggle-APIVersion"]) == ("Mon, 23 Nov 2026", "99.0.0")

@@ -26,6 +26,7 @@ from kagglesdk.datasets.types.dataset_types import DatasetSettings
 
 from tests.kaggle_clients import USER, Sdk, connected, sdk
 from tests.kaggle_emulator import Fault
+from tests.patience import PATIENCE_S
 
 SLUG = "checkpoints"
 
@@ -217,13 +218,13 @@ def test_a_download_is_a_redirect_to_another_authority_with_everything_to_verify
     assert whole.headers["Accept-Ranges"] == "bytes"
     assert whole.headers["Last-Modified"].endswith("GMT")
     assert whole.headers["x-goog-hash"].startswith("md5=")
-    part = requests.get(whole.url, headers={"Range": "bytes=100-199", "If-Range": whole.headers["ETag"]}, timeout=5)
+    part = requests.get(whole.url, headers={"Range": "bytes=100-199", "If-Range": whole.headers["ETag"]}, timeout=PATIENCE_S)
     assert (part.status_code, part.content) == (206, data[100:200])
     assert part.headers["Content-Range"] == "bytes 100-199/2560"
-    assert requests.get(whole.url, headers={"Range": "bytes=-10"}, timeout=5).content == data[-10:]
-    changed = requests.get(whole.url, headers={"Range": "bytes=100-", "If-Range": '"another"'}, timeout=5)
+    assert requests.get(whole.url, headers={"Range": "bytes=-10"}, timeout=PATIENCE_S).content == data[-10:]
+    changed = requests.get(whole.url, headers={"Range": "bytes=100-", "If-Range": '"another"'}, timeout=PATIENCE_S)
     assert (changed.status_code, changed.content) == (200, data)
-    beyond = requests.get(whole.url, headers={"Range": "bytes=2560-"}, timeout=5)
+    beyond = requests.get(whole.url, headers={"Range": "bytes=2560-"}, timeout=PATIENCE_S)
     assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, "bytes */2560")
 
 

@@ -14,6 +14,7 @@ from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest
 
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
+from tests.patience import PATIENCE_S
 
 SLUG = "train-s1"
 
@@ -183,23 +184,23 @@ def test_a_download_can_break_off_and_be_resumed(kaggle: Sdk) -> None:
     url = kaggle.download("my-data", "a.bin").url
     kaggle.emulator.faults.add(Fault("Download", "truncate", calls={1}), Fault("Download", "status", calls={3}, status=503))
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        requests.get(url, timeout=5)
-    rest = requests.get(url, headers={"Range": f"bytes={len(data) // 2}-"}, timeout=5)
+        requests.get(url, timeout=PATIENCE_S)
+    rest = requests.get(url, headers={"Range": f"bytes={len(data) // 2}-"}, timeout=PATIENCE_S)
     assert rest.content == data[len(data) // 2 :]
-    assert requests.get(url, timeout=5).status_code == 503
+    assert requests.get(url, timeout=PATIENCE_S).status_code == 503
 
 
 def test_an_upload_can_be_refused_in_the_middle_of_its_body_and_the_sender_hears_why(kaggle: Sdk) -> None:
     _, url = kaggle.start_upload("a.bin", 8 * 1024**2)
     kaggle.emulator.faults.add(Fault("BlobPut", "status", calls={1}, status=503))
-    assert requests.put(url, data=bytes(8 * 1024**2), timeout=5).status_code == 503
-    assert requests.put(url, data=bytes(8 * 1024**2), timeout=5).status_code == 200
+    assert requests.put(url, data=bytes(8 * 1024**2), timeout=PATIENCE_S).status_code == 503
+    assert requests.put(url, data=bytes(8 * 1024**2), timeout=PATIENCE_S).status_code == 200
 
 
 def test_what_would_leave_the_emulator_is_stopped_and_noted(kaggle: Sdk) -> None:
     with pytest.raises(requests.exceptions.ProxyError):
-        requests.get("https://api.kaggle.com/v1/x", timeout=5)
-    assert requests.get("http://example.com/", timeout=5).status_code == 502
+        requests.get("https://api.kaggle.com/v1/x", timeout=PATIENCE_S)
+    assert requests.get("http://example.com/", timeout=PATIENCE_S).status_code == 502
     escapes = kaggle.emulator.journal.escapes
     assert [entry.target for entry in escapes] == ["api.kaggle.com:443", "http://example.com/"]
     kaggle.emulator.journal.entries.clear()
@@ -225,7 +226,7 @@ def test_the_journal_knows_every_call_and_no_secret(kaggle: Sdk) -> None:
 def test_a_credential_that_is_sent_to_the_storage_host_is_noted(kaggle: Sdk) -> None:
     kaggle.create_dataset("my-data", {"a.bin": b"123"})
     url = kaggle.download("my-data", "a.bin").url
-    requests.get(url, auth=(USER, "key"), timeout=5)
+    requests.get(url, auth=(USER, "key"), timeout=PATIENCE_S)
     assert [entry.leaked_authorization for entry in kaggle.emulator.journal.of("Download")] == [False, True]
 
 
@@ -249,19 +250,23 @@ def test_a_backlog_of_clients_is_no_trouble(kaggle: Sdk) -> None:
 def test_the_plan_can_be_changed_by_hand_over_the_admin_routes(kaggle: Sdk) -> None:
     admin = f"{kaggle.emulator.url}/__emulator__"
     rule = {"route": "SaveKernel", "kind": "status", "status": 500, "calls": [1]}
-    assert requests.post(f"{admin}/faults", json=rule, timeout=5).json()[0]["kind"] == "status"
+    assert requests.post(f"{admin}/faults", json=rule, timeout=PATIENCE_S).json()[0]["kind"] == "status"
     with pytest.raises(requests.HTTPError):
         kaggle.push(SLUG)
-    assert requests.get(f"{admin}/faults", timeout=5).json()[0]["hit"] == 1
-    assert requests.delete(f"{admin}/faults", timeout=5).json() == []
+    assert requests.get(f"{admin}/faults", timeout=PATIENCE_S).json()[0]["hit"] == 1
+    assert requests.delete(f"{admin}/faults", timeout=PATIENCE_S).json() == []
     kaggle.push(SLUG)
-    assert requests.get(f"{admin}/sessions", timeout=5).json()[0]["status"] == "QUEUED"
+    assert requests.get(f"{admin}/sessions", timeout=PATIENCE_S).json()[0]["status"] == "QUEUED"
     before = kaggle.emulator.clock.now()
-    requests.post(f"{admin}/clock", json={"advance_s": 3600}, timeout=5)
-    requests.post(f"{admin}/quota", json={"used_s": 108_000}, timeout=5)
+    requests.post(f"{admin}/clock", json={"advance_s": 3600}, timeout=PATIENCE_S)
+    requests.post(f"{admin}/quota", json={"used_s": 108_000}, timeout=PATIENCE_S)
     assert kaggle.emulator.clock.now() >= before + 3600
     assert "quota" in kaggle.push("other-one", machine_shape="NvidiaTeslaT4").error
-    assert requests.get(f"{admin}/escapes", timeout=5).json() == requests.get(f"{admin}/leaks", timeout=5).json() == []
-    wrong = requests.post(f"{admin}/faults", json={"route": "*", "kind": "earthquake"}, timeout=5)
+    assert (
+        requests.get(f"{admin}/escapes", timeout=PATIENCE_S).json()
+        == requests.get(f"{admin}/leaks", timeout=PATIENCE_S).json()
+        == []
+    )
+    wrong = requests.post(f"{admin}/faults", json={"route": "*", "kind": "earthquake"}, timeout=PATIENCE_S)
     assert (wrong.status_code, "no fault is called" in wrong.json()["error"]) == (400, True)
-    assert requests.get(f"{admin}/weather", timeout=5).status_code == 404
+    assert requests.get(f"{admin}/weather", timeout=PATIENCE_S).status_code == 404

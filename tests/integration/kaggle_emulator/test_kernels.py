@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from kagglesdk.models.types.model_api_service import ApiCreateModelRequest
 from tests.kaggle_clients import USER, Sdk, connected, run_command, sdk
 from tests.kaggle_emulator import Fault
 
-NEVER_S = 1e12
+NEVER_S = math.inf
 T4 = "NvidiaTeslaT4"
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.signals import TO_THE_GROUP, _send, signal_group
 from state.process import certainly_dead, identify
+from tests.patience import wait_until
 from tests.repository import ROOT
-from tests.stages import wait_until
 
 UNKNOWN_TO_ANY_KERNEL = 1 << 30
 _LEADER = (

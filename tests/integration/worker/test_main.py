@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from state.installation import install_command
+from tests.patience import PATIENCE_S, wait_until
 from tests.repository import ROOT
-from tests.sessions import SmallRun, another_torch, wait_until
+from tests.sessions import SmallRun, another_torch
 from worker.__main__ import main
 
 
@@ -64,7 +65,7 @@ def test_ctrl_c_ends_a_verb_and_its_sessions_without_a_stack_trace(ram_path: Pat
     child = subprocess.Popen(proof, stderr=subprocess.PIPE, start_new_session=True)
     wait_until(lambda: any(work.rglob("heartbeat.json")), process=child)
     os.killpg(child.pid, signal.SIGINT)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=PATIENCE_S)
     assert (child.returncode, b"Traceback" in said) == (130, False)
 
 

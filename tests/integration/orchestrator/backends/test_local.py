@@ -19,8 +19,9 @@ from state.process import ProcessIdentity, identify
 from state.report import Heartbeat, Phase
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import RUN, START, commit_checkpoint, session_spec
+from tests.patience import wait_until
 from tests.repository import ROOT
-from tests.stages import local_backend, ref, stand_in, wait_until, wait_until_over
+from tests.stages import local_backend, ref, stand_in, wait_until_over
 
 
 @pytest.fixture

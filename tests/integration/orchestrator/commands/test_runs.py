@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.interpreter import command_of
+from tests.patience import PATIENCE_S, wait_until
 from tests.repository import ROOT
-from tests.sessions import SmallRun, wait_until
+from tests.sessions import SmallRun
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -30,6 +31,6 @@ def test_a_session_by_hand_saves_when_it_is_asked_to_end(ram_path: Path, signal_
             os.killpg(by_hand.pid, signal_number)  # as a terminal does
         else:
             by_hand.send_signal(signal_number)
-        _, said = by_hand.communicate(timeout=60)
+        _, said = by_hand.communicate(timeout=PATIENCE_S)
     assert (by_hand.returncode, b"Traceback" in said) == (0, False), said
     assert (run.report(spec).outcome, run.report(spec).saved_step) != (None, 0)

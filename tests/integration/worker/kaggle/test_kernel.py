@@ -16,6 +16,7 @@ from state.report import Outcome, SessionReport
 from tests.kaggle_clients import USER, connected
 from tests.kaggle_jobs import job_of, mount_checkpoint
 from tests.kernel_bench import Bench
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 from tests.sessions import SmallRun
 
@@ -62,9 +63,9 @@ def test_a_kernel_keeps_its_threads_or_says_that_it_is_too_late(before: str, cod
 
 def test_a_pushed_kernel_trains_uploads_and_ends_well_when_it_is_asked_to(tmp_path: Path, ram_path: Path):
     run = SmallRun(ram_path)
-    spec = run.spec(total_steps=1_000_000, limit_s=300.0, checkpoint_every_s=0.2)
+    spec = run.spec(total_steps=1_000_000, limit_s=36_000.0, checkpoint_every_s=0.2)
     job = job_of(spec, upload_every_s=0.5, settle_s=0.5)
-    with connected(tmp_path, queue_s=0.0, processing_s=0.1) as kaggle:
+    with connected(tmp_path, timescale=1.0, queue_s=0.0, processing_s=0.1) as kaggle:
         data = {path.name: path.read_bytes() for path in run.layout.data.iterdir()}
         kaggle.create_dataset("some-data", data)
         kaggle.create_dataset(job.dataset, {"session.json": b"{}"})
@@ -72,10 +73,10 @@ def test_a_pushed_kernel_trains_uploads_and_ends_well_when_it_is_asked_to(tmp_pa
         pushed = kaggle.push(kernel, bundle(job, ROOT), machine_shape="None", dataset_data_sources=sources)
         assert pushed.version_number == 1
         emulator = kaggle.emulator
-        emulator.wait(lambda: emulator.journal.of("CreateDatasetVersion"), real_s=60.0)
+        emulator.wait(lambda: emulator.journal.of("CreateDatasetVersion"))
         session = emulator.sessions.all()[0]
         emulator.sessions.send_signal(session, signal.SIGTERM)
-        assert session.done.wait(60.0)
+        assert session.done.wait(PATIENCE_S)
         log = "".join(str(line["data"]) for line in session.log)
         assert session.outcome == "COMPLETE", log
         emulator.wait(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 
 TRAIN_AND_PRINT_DIGEST = """
@@ -34,7 +35,7 @@ print(digest.hexdigest())
 
 def digest_of_a_process_that_trains(mode: str) -> str:
     command = [sys.executable, "-c", TRAIN_AND_PRINT_DIGEST, mode]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

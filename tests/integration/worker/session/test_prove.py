@@ -13,8 +13,9 @@ import pytest
 from state.errors import DataError, TemporaryError, UserError
 from state.layout import AttemptLayout, RunLayout
 from state.report import Heartbeat, Outcome, Phase, SessionReport
+from tests.patience import PATIENCE_S, wait_until
 from tests.repository import ROOT
-from tests.sessions import SmallRun, wait_until
+from tests.sessions import SmallRun
 from worker.__main__ import main
 from worker.session.prove import Certificate, Piece, prove
 
@@ -72,7 +73,7 @@ def test_an_interrupted_proof_leaves_no_session_running_and_no_traceback(run: Sm
     ) as process:
         wait_until(lambda: is_training(straight), process=process)
         interrupt(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=60)[0].decode()
+        said = process.communicate(timeout=PATIENCE_S)[0].decode()
     assert (process.returncode, said) == (130, "")
     assert SessionReport.from_json(straight.report.read_bytes(), "report").outcome is Outcome.STOPPED
     with pytest.raises(ProcessLookupError):

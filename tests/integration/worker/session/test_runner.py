@@ -11,8 +11,9 @@ import pytest
 from state.errors import ErrorClass
 from state.report import Outcome, Phase
 from state.spec import ExpectedCheckpoint
+from tests.patience import wait_until
 from tests.repository import ROOT
-from tests.sessions import SmallRun, wait_until
+from tests.sessions import SmallRun
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ class Account:
 
 @pytest.fixture
 def account(tmp_path: Path) -> Iterator[Account]:
-    with connected(tmp_path, queue_s=0.0, timescale=50.0) as sdk:
+    with connected(tmp_path, queue_s=0.0) as sdk:
         made = Account(sdk, tmp_path)
         yield made
         made.close()
@@ -157,7 +157,7 @@ def test_a_run_is_adopted_once_and_is_then_what_it_was(account: Account) -> None
 
 
 def test_a_run_that_an_earlier_version_began_is_adopted_with_its_kernels_under_the_names_that_they_have(tmp_path: Path) -> None:
-    with connected(tmp_path, queue_s=0.0, timescale=50.0, one_namespace=False) as sdk:
+    with connected(tmp_path, queue_s=0.0, one_namespace=False) as sdk:
         account = Account(sdk, tmp_path, kernel_slug=attempt_dataset_slug)
         account.fill()
         record = account.adopt(account.home()).record
@@ -167,7 +167,7 @@ def test_a_run_that_an_earlier_version_began_is_adopted_with_its_kernels_under_t
 
 
 def test_a_kernel_that_no_list_shows_yet_is_looked_for_under_both_names(tmp_path: Path) -> None:
-    with connected(tmp_path, queue_s=0.0, timescale=50.0, one_namespace=False) as sdk:
+    with connected(tmp_path, queue_s=0.0, one_namespace=False) as sdk:
         account = Account(sdk, tmp_path, kernel_slug=attempt_dataset_slug)
         account.fill()
         sdk.emulator.faults.add(Fault("ListKernels", "rewrite", body={"kernels": []}))

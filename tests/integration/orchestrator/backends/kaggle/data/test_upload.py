@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from state.errors import DataError, TemporaryError, UserError
 from state.kaggle.names import data_slug
 from tests.kaggle_accounts import Account, account
 from tests.kaggle_emulator.faults import Fault
+from tests.patience import wait_until
 from tests.terminal import Terminal, fill_with_runs
 from tests.token_data import write_data
 
@@ -404,12 +404,9 @@ def test_an_upload_that_is_killed_goes_on_where_it_was(tmp_path: Path, how: sign
             **user.emulator.client_environment(user.home),
             "GEMMA_ORCH_HOME": str(user.home / "gemma-orch"),
         }
-        ours = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # the tests' may be ignored
-        command = [sys.executable, "-c", f"{ours}; from orchestrator.cli import main; main()", "upload", str(tmp_path / "data")]
+        command = [sys.executable, "-m", "orchestrator", "upload", str(tmp_path / "data")]
         child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 20
-        while user.emulator.faults.hits(hang) == 0 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: user.emulator.faults.hits(hang), "the upload to hang", process=child)
         child.send_signal(how)
         said = child.communicate()[1]
         assert ("the same command goes on where it was" in said, "Traceback" in said) == (how is signal.SIGINT, False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +21,9 @@ from orchestrator.ports import Finding
 from state.kaggle.names import CANARY_SLUG, FACTS_KERNEL, LIMIT_KERNEL
 from state.kaggle.records import DatasetInfo, KernelInfo
 from state.layout import HomeLayout
-from tests.kaggle_accounts import Account, RunningTime, account
+from tests.kaggle_accounts import Account, PatientTime, account
 from tests.kaggle_emulator.faults import Fault
+from tests.patience import wait_until
 
 OLD, NEW = WrittenCanary("old", 3, 60.0), WrittenCanary("new", 4, 90.0)
 SESSION: dict[str, Any] = {
@@ -115,12 +117,12 @@ def test_the_pushed_script_is_small_and_has_no_secret(tmp_path: Path) -> None:
 
 def live(tmp_path: Path, user: Account) -> dict[str, Finding]:
     environment = user.emulator.client_environment(user.home)
-    clock = RunningTime(user.emulator)
+    clock = PatientTime(user.emulator, endless=LIMIT_KERNEL)
     findings = examine_kaggle(environment, HomeLayout(tmp_path / "home"), print, live_check=True, clock=clock)
     return {finding.subject.rpartition(": ")[2]: finding for finding in findings}
 
 
-QUICK = {"processing_s": 20.0, "queue_s": 5.0, "timescale": 100.0}
+QUICK = {"processing_s": 20.0, "queue_s": 5.0}
 
 
 def test_every_fact_is_measured_on_an_account_and_nothing_leaks(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_another_kaggle_is_measured_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_phone_that_is_not_verified_is_found_out(tmp_path: Path) -> None:
-    with account(tmp_path, timescale=1000.0, phone_verified=False) as user:
+    with account(tmp_path, phone_verified=False) as user:
         found = live(tmp_path, user)
         assert not found["phone verified"].ok
         assert "https://www.kaggle.com/settings" in (found["phone verified"].remedy or "")
@@ -170,7 +172,7 @@ def test_a_source_with_a_version_that_is_refused_is_named_without_it(tmp_path: P
             Fault("SaveKernel", "rewrite", calls={1}, body={"invalidDatasetSources": ["tester/gemma-orch-canary/1"]})
         )
         canaries = tuple(write_canary(user.api, user.clock, tmp_path / "resume", limit_s=300) for _ in range(2))
-        evidence = measure(user.api, RunningTime(user.emulator), print, canaries)
+        evidence = measure(user.api, PatientTime(user.emulator, endless=LIMIT_KERNEL), print, canaries)
         assert "gemma-orch-canary/1" in evidence.pin_refused
         assert evidence.session is not None
         assert evidence.session["mounted"][0]["nonce"] == canaries[1].nonce
@@ -185,8 +187,13 @@ def test_a_session_that_stays_queued_is_given_up(tmp_path: Path) -> None:
 
 
 def test_the_command_measures_live(tmp_path: Path) -> None:
-    with account(tmp_path, processing_s=1.0, queue_s=1.0, timescale=60.0, start_at=datetime.now(UTC)) as user:
-        typed = user.type("doctor", "--backend", "kaggle", "--live-check", "--json")
-        found = {finding["subject"]: finding for finding in json.loads(typed.stdout)}
+    running = {"processing_s": 0.1, "queue_s": 0.1, "timescale": 1.0, "start_at": datetime.now(UTC)}
+    with account(tmp_path, **running) as user, ThreadPoolExecutor() as pool:
+        typed = pool.submit(user.type, "doctor", "--backend", "kaggle", "--live-check", "--json")
+        emulator = user.emulator
+        wait_until(lambda: {FACTS_KERNEL, LIMIT_KERNEL} <= {session.slug for session in emulator.sessions.all() if session.log})
+        emulator.let_sessions_act(endless=LIMIT_KERNEL)
+        emulator.clock.advance(emulator.sessions.all()[-1].limit_s)
+        found = {finding["subject"]: finding for finding in json.loads(typed.result().stdout)}
         assert len([subject for subject in found if subject.startswith("fact ")]) == 11
         assert "it does not pin" in found["fact 5: owner/slug/N as a source"]["found"]

@@ -25,6 +25,7 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import session_spec
 from tests.kaggle_emulator.machines import nvidia_smi
 from tests.kaggle_jobs import job_of, mount_data
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 from tests.sessions import SmallRun, another_torch
 from worker.device import code_sha256
@@ -56,7 +57,13 @@ def run_script(script: str, folder: Path, python: str = sys.executable, **enviro
         **environment,
     }
     return subprocess.run(
-        [python, str(path)], cwd=folder / "working", env=variables, capture_output=True, text=True, timeout=120, check=False
+        [python, str(path)],
+        cwd=folder / "working",
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
