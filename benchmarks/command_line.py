@@ -1,20 +1,24 @@
 """Seconds and memory of the command line: `--help`, `status` with 1 000 sessions in the ledger, and watching a run.
 
-Each command is a whole process; bare `python -c pass` takes turns with them, to show what the machine costs today.
-Run: python -m benchmarks.command_line
+Each command is a whole process. Two peers take turns with them: `python -c pass`, and `python -c "import typer, pydantic"`, the
+libraries that such a command line is made of. With another checkout, its commands take turns as well, on the same ledger.
+Run: python -m benchmarks.command_line [--before CHECKOUT] [--cores]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import take_turns, verdict
+from benchmarks.measure import cores_of_children, take_turns, verdict
 from state.architecture import resolve_architecture
 from state.layout import HomeLayout
 from state.ledger import AttemptRecord, DataRecord, PutAttempt, RunHeader, RunWishes, SetHeader
@@ -25,8 +29,16 @@ from state.spec import RunSpec, SessionData, SessionSpec
 from state.stores.run_store import SqliteRunStore
 
 NUM_SESSIONS = 1_000
-NUM_ROUNDS = 15
+NUM_ROUNDS = 25
+HERE = Path(__file__).resolve().parent.parent
+COMMANDS = {
+    "gemma-orch --help": ["--help"],
+    f"gemma-orch status, {NUM_SESSIONS} sessions": ["status", "long"],
+    f"gemma-orch status --json, {NUM_SESSIONS} sessions": ["status", "long", "--json"],
+}
+BARE, LIBRARIES = 'python -c "pass"', 'python -c "import typer, pydantic"'
 WATCH_S = 12.0
+NOISE = 1.02  # medians of the same code differ by as much
 
 
 def fill_ledger(home: HomeLayout) -> None:
@@ -100,31 +112,46 @@ def resident_mib_while_watching(environment: dict[str, str]) -> float:
     return int(fields["VmHWM"].split()[0]) / 1024
 
 
+def seconds_by_command(home: Path, checkouts: Mapping[str, Path], clock: Callable[[], float]) -> dict[str, float]:
+    """Return the median seconds of the peers, and of each command of each checkout, under its name and the command's.
+
+    A checkout's code comes first on the path, wherever gemma-orch is installed.
+    """
+
+    def run(*arguments: str, checkout: Path = HERE) -> None:
+        environment = {**os.environ, "GEMMA_ORCH_HOME": str(home), "PYTHONPATH": str(checkout)}
+        subprocess.run([sys.executable, *arguments], env=environment, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
+
+    peers = {BARE: partial(run, "-c", "pass"), LIBRARIES: partial(run, "-c", "import typer, pydantic")}
+    commands = {
+        name + command: partial(run, "-m", "orchestrator", *arguments, checkout=checkout)
+        for command, arguments in COMMANDS.items()
+        for name, checkout in checkouts.items()
+    }
+    return take_turns({**peers, **commands}, NUM_ROUNDS, clock)
+
+
 def main() -> int:
     """Measure, print, and return 1 when a number is not reached."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, help="another checkout, which must not be faster than this one")
+    parser.add_argument("--cores", action="store_true", help="count seconds of cores, for a machine that does other work as well")
+    options = parser.parse_args()
+    before: Path | None = options.before
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "GEMMA_ORCH_HOME": folder}
         fill_ledger(HomeLayout(Path(folder)))
-
-        def command(*arguments: str) -> None:
-            subprocess.run([sys.executable, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
-
-        taken = take_turns(
-            {
-                "bare": lambda: command("-c", "pass"),
-                "help": lambda: command("-m", "orchestrator", "--help"),
-                "status": lambda: command("-m", "orchestrator", "status", "long"),
-                "status --json": lambda: command("-m", "orchestrator", "status", "long", "--json"),
-            },
-            NUM_ROUNDS,
-        )
-        print(f"python -c pass: {taken['bare']:.3f} s")
-        reached = [
-            verdict("gemma-orch --help", taken["help"], at_most=0.3, unit="s"),
-            verdict(f"gemma-orch status, {NUM_SESSIONS} sessions", taken["status"], at_most=0.3, unit="s"),
-            verdict(f"gemma-orch status --json, {NUM_SESSIONS} sessions", taken["status --json"], at_most=0.3, unit="s"),
-            verdict("controller while watching", resident_mib_while_watching(environment), at_most=80.0, unit="MiB"),
-        ]
+        checkouts = {"": HERE} if before is None else {"": HERE, "before: ": before.resolve()}
+        taken = seconds_by_command(Path(folder), checkouts, cores_of_children if options.cores else time.perf_counter)
+        reached = []
+        for what, value in taken.items():
+            print(f"{what}: {value:.3f} s, {value / taken[LIBRARIES]:.3f} x {LIBRARIES}", flush=True)
+        for command in COMMANDS:
+            reached.append(verdict(command, taken[command], at_most=0.3, unit="s"))
+            if before is not None:
+                ratio = taken[command] / taken[f"before: {command}"]
+                reached.append(verdict(f"{command}, against {before.name}", ratio, at_most=NOISE))
+        environment = {**os.environ, "GEMMA_ORCH_HOME": folder}
+        reached.append(verdict("controller while watching", resident_mib_while_watching(environment), at_most=80.0, unit="MiB"))
     return 0 if all(reached) else 1
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from orchestrator.interpreter import command_of
 from state.errors import UserError
-from state.installation import install_command
 
 TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
 
@@ -27,6 +26,8 @@ def require_training_extra() -> None:
         )
     missing = [module for module in TRAINING_MODULES if importlib.util.find_spec(module) is None]
     if missing:
+        from state.installation import install_command  # it loads ssl, and this module is loaded by every command
+
         raise UserError(
             f"this needs the training extra; not installed: {', '.join(missing)}",
             remedy=install_command("train"),

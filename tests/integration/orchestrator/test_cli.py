@@ -58,6 +58,16 @@ def test_the_controller_imports_no_torch_and_no_numpy() -> None:
     assert (result.stdout.strip(), result.stderr) == ("", "")
 
 
+def test_what_every_command_loads_speaks_to_no_network() -> None:
+    """Loading ssl takes milliseconds, whatever the command."""
+    code = (
+        "import sys, orchestrator.wiring, orchestrator.monitoring.watch; "
+        "print(*{'ssl', 'http.client', 'urllib.request', 'requests', 'kagglesdk'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
 def test_help_answers_at_once_as_it_reads_no_documents_and_opens_no_ledger() -> None:
     code = (
         "import contextlib, io, sys; from orchestrator.cli import app\n"
