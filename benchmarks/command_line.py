@@ -38,7 +38,7 @@ COMMANDS = {
 }
 BARE, LIBRARIES = 'python -c "pass"', 'python -c "import typer, pydantic"'
 WATCH_S = 12.0
-NOISE = 1.02  # medians of the same code differ by as much
+NOISE = 1.02  # chosen, not measured: beside much other work, medians by the clock differ by more
 
 
 def fill_ledger(home: HomeLayout) -> None:
