@@ -5,15 +5,16 @@ This is no Windows: file systems, consoles and sockets are still those of the ma
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import shutil
 import signal
 import sqlite3  # noqa: F401 - this and the next: what asks for the system while it is imported must see the real one
-import stat
 import sys
 import sysconfig
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -51,10 +52,12 @@ def become_like_windows() -> None:
     for name in _OF_SIGNAL:
         if hasattr(signal, name):
             delattr(signal, name)
+    is_open = _opened_below(os.readlink)
+    os.replace, os.unlink, os.remove = (_sparing_what_is_open(real, is_open) for real in (os.replace, os.unlink, os.remove))
     os.open, os.fsync, os.rename, os.readlink, os.kill = (  # type: ignore[assignment]
         _refusing_folders(os.open),
         _needing_to_write(os.fsync, lambda number: fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE),
-        _never_replacing(os.rename),
+        _never_replacing(_sparing_what_is_open(os.rename, is_open)),
         _hiding_proc(os.readlink),
         _no_signal_0,
     )
@@ -71,7 +74,7 @@ class _Usage:
 
 def _refusing_folders(real: Any) -> Any:
     def open_file(path: Any, flags: int, mode: int = 0o777) -> int:
-        if stat.S_ISDIR(os.stat(path).st_mode) if os.path.exists(path) else False:
+        if os.path.isdir(path):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return int(real(path, flags, mode))
 
@@ -86,6 +89,27 @@ def _needing_to_write(real: Any, mode_of: Any) -> Any:
         real(number)
 
     return flush
+
+
+def _opened_below(readlink: Any) -> Callable[[str], bool]:
+    def is_open(path: str) -> bool:
+        names = []
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # the one that lists them
+                names.append(readlink(f"/proc/self/fd/{number}"))
+        return any(name == path or name.startswith(path + "/") for name in names)
+
+    return is_open
+
+
+def _sparing_what_is_open(real: Any, is_open: Callable[[str], bool]) -> Any:
+    def change(*arguments: Any, **options: Any) -> None:
+        for path in arguments:
+            if is_open(os.path.abspath(path)):
+                raise PermissionError(errno.EACCES, "The file is used by this process", path)
+        real(*arguments, **options)
+
+    return change
 
 
 def _never_replacing(real: Any) -> Any:

@@ -115,6 +115,8 @@ def test_a_chain_on_kaggle_is_begun_watched_verified_and_gone_on_with_by_another
         assert (view["state"], view["step"], len(view["sessions"])) == ("finished", 8, 2)
         assert view["head"] in run.type("verify")
         run.type("logs")
+        assert "no run is active" in run.type("tick")
+        assert "on this machine needs Linux or macOS" in run.type("publish", expect=2)
         other = RunLikeWindows(tmp_path / "other", emulator, total_steps=8, session_steps=4)
         other.type("adopt", f"tester/{RUN}")
         assert view["head"] in other.type("checkpoints")
