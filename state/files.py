@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,7 @@ _HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the in
 _LONGEST_NAME_BYTES = 255
 _TEMPORARY = re.compile(r"\..*\.[0-9]+-[0-9a-f]{16}\.part", re.DOTALL)
 _ON_WINDOWS = not hasattr(os, "O_DIRECTORY")  # it opens no folders
+_PAUSES_S = (0.01, 0.03, 0.1, 0.3, 1.0) if _ON_WINDOWS else ()
 _ABANDONED_S = 3600.0  # a writer that lives writes more often: every network call has a timeout
 
 
@@ -86,7 +88,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(part, path)  # a link that has the name is replaced, and never followed
+        _replace(part, path)  # a link that has the name is replaced, and never followed
     if durable:
         fsync_dir(path.parent)
     effects.done("write", path.name)
@@ -136,11 +138,32 @@ def fsync_dir(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Move a file or folder to its final name, durably, in place of a file that has it; the target's folder must exist."""
-    os.replace(source, target)  # os.rename does the same, but refuses on Windows when the file exists
+    _replace(source, target)
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
     effects.done("rename", target.name)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Move, in place of a file that has the name; os.rename would refuse that on Windows."""
+    insist(lambda: os.replace(source, target))
+
+
+def insist(act: Callable[[], None], pauses_s: Sequence[float] = _PAUSES_S, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Do what Windows refuses for as long as another process reads the file: a virus scanner, or a second command of ours.
+
+    Args:
+        act: What is done, or raises PermissionError.
+        pauses_s: How long to wait before each further try; on other systems nothing is tried twice.
+        sleep: Waits.
+    """
+    for pause_s in pauses_s:
+        try:
+            return act()
+        except PermissionError:
+            sleep(pause_s)
+    return act()
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -150,7 +173,7 @@ def link_or_copy(source: Path, target: Path) -> None:
             os.link(source, part)
         except OSError:  # another disk, or one that knows no second names; a real problem shows in the copy as well
             shutil.copyfile(source, part)
-        os.replace(part, target)
+        _replace(part, target)
     effects.done("write", target.name)
 
 

@@ -68,6 +68,32 @@ def test_a_rename_takes_the_place_of_a_file(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("b", "new")]
 
 
+def test_what_a_reader_keeps_from_being_replaced_is_tried_again_for_a_while() -> None:
+    refusals, slept = iter([True, True, False]), list[float]()
+
+    def act() -> None:
+        if next(refusals):
+            raise PermissionError
+
+    files.insist(act, (1.0, 2.0, 3.0), slept.append)
+    assert slept == [1.0, 2.0]
+    with pytest.raises(PermissionError):
+        files.insist(refuse, (1.0, 2.0), slept.append)
+    assert slept == [1.0, 2.0, 1.0, 2.0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it is")
+def test_on_this_system_nothing_is_tried_twice() -> None:
+    slept = list[float]()
+    with pytest.raises(PermissionError):
+        files.insist(refuse, sleep=slept.append)
+    assert slept == []
+
+
+def refuse() -> None:
+    raise PermissionError
+
+
 def test_removing_takes_files_folders_and_links_and_does_not_mind_what_is_not_there(
     tmp_path: Path, heard: list[tuple[str, str]]
 ) -> None:
