@@ -8,6 +8,7 @@ from worker.corpus.encoding import Encoder, EncoderSetup, pack_of
 from worker.corpus.records import Reason
 from worker.corpus.shipped import sample_tokenizer_path
 from worker.corpus.sources import find_sources
+from worker.corpus.units import read_documents
 
 SETTINGS = b"settings"
 
@@ -34,6 +35,15 @@ def test_a_unit_counts_what_each_chunk_had_and_keeps_three_examples_of_each_reas
     assert portion.dropped == {"english": {Rule.SHORT: 1}}
     assert portion.changed == {"english": {Rule.CONTROL: 1}}
     assert [example.record for example in portion.examples[Reason.NOT_JSON]] == [2, 3, 4]
+
+
+def test_a_unit_may_hold_more_files_than_16_bits_count(tmp_path: Path):
+    (last,) = chunks_of(tmp_path, '{"text": "the last file of all"}')
+    empty = [Chunk(last.source, 0, 1, b"")] * 66_000
+    pack = pack_of([*empty, last], 10, tmp_path, SETTINGS)
+    header = Encoder(setup()).encode(pack).header
+    assert [portion.num_records for portion in header.portions[-2:]] == [0, 1]
+    assert read_documents(pack.unit)["portion"].tolist() == [66_000]
 
 
 def test_a_units_name_stands_for_content_language_format_place_and_settings(tmp_path: Path):

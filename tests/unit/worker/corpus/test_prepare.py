@@ -473,15 +473,6 @@ def test_the_real_corpus_is_prepared_whole_and_its_report_agrees_with_the_known_
     assert tokens == known["files"]
 
 
-def test_a_unit_may_hold_more_files_than_16_bits_count(corpus: Path, tmp_path: Path):
-    for number in range(66_000):
-        (corpus / "english" / f"{number:05d}.txt").write_text("")
-    (corpus / "english" / "z.txt").write_text("the last file of all")
-    manifest = prepare([corpus], MODEL, tmp_path / "data", Recipe(validation_share=0.0, max_malformed_share=1.0))
-    assert manifest.skipped == {"text is empty": 66_000}
-    assert documents_of(tmp_path / "data", manifest, manifest.languages["english"])[-1] == "the last file of all"
-
-
 def test_more_languages_than_a_process_may_have_open_files(tmp_path: Path):
     records = [json.dumps({"text": f"word {number}", "lang": f"l{number}"}) for number in range(200)]
     write_lines(tmp_path / "corpus" / "all" / "a.jsonl", *records)

@@ -372,7 +372,7 @@ def test_a_terminal_gets_a_bar() -> None:
 
 def test_the_command_brings_data_up_in_a_process_of_its_own_and_says_so(tmp_path: Path) -> None:
     make_data(tmp_path / "data")
-    with account(tmp_path, processing_s=0.2) as user:
+    with account(tmp_path, timescale=1.0, processing_s=0.2) as user:
         sent = user.type("upload", str(tmp_path / "data"))
         assert sent.returncode == 0, sent.stderr
         assert sent.stdout.count(" version 1: ") == sent.stdout.count("sent") == 2
@@ -396,7 +396,7 @@ def test_what_was_typed_wrongly_is_said_before_kaggle_is_asked(user: Account, tm
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_upload_that_is_killed_goes_on_where_it_was(tmp_path: Path, how: signal.Signals) -> None:
     make_data(tmp_path / "data")
-    with account(tmp_path, processing_s=0.2) as user:
+    with account(tmp_path, timescale=1.0, processing_s=0.2) as user:
         hang = Fault("BlobPut", "hang_before", calls={6})
         user.emulator.faults.add(hang)
         environment = {
