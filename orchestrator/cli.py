@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how errors become words and exit codes."""
+"""The command line: registers the commands, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_USER = 2  # ExitCode.USER, for when `state` is not ours
+_USER = 2  # ExitCode.USER, for when another package hides our `state`
 
 
 def _version(wanted: bool) -> None:
@@ -79,7 +79,7 @@ def main(terminal: Terminal | None = None) -> None:
     except GemmaOrchError as error:
         say(f"error: {error}")
         if error.retryable and not error.remedy:
-            say("Next: the same command again, in a while")
+            say("Next: retry the same command later")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

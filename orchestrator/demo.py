@@ -1,4 +1,4 @@
-"""The product's claim, shown: a run whose sessions are killed on purpose ends with the weights of one that was left alone."""
+"""Demonstrate the product's claim: a run whose processes are killed ends with the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from state.errors import ExitCode
 from state.report import Heartbeat, Phase
 
 _LOOK_S = 0.05
-_DEADLINE_S = 600.0  # a demonstration takes less than a minute; on a very slow machine it may take longer, not forever
+_DEADLINE_S = 600.0  # the demo takes less than a minute; a very slow machine gets ten
 _SESSIONS = 5
 
 
 @dataclass(frozen=True)
 class Blow:
-    """One kill, dealt when a session has trained up to a step."""
+    """One signal, sent when the run has trained up to a step."""
 
     at_share: float
-    """Of the run's steps."""
+    """The step, as a share of the run's steps."""
     signal_name: str
-    """Windows, where this module is imported as well, lacks some signals."""
+    """By name: on Windows, where this module is imported as well, some signals are missing."""
     target: str
 
     @property
@@ -46,13 +46,13 @@ BLOWS = (Blow(0.12, "SIGTERM", "worker"), Blow(0.34, "SIGKILL", "worker"), Blow(
 
 
 def run_demo(total_steps: int, say: Callable[[str], None], environment: Mapping[str, str]) -> int:
-    """Train once undisturbed and once through a chain of killed sessions, and compare the final states.
+    """Train once undisturbed and once in a chain of killed sessions, and compare the final states.
 
     Returns:
-        0 when the two states are identical, 4 when not.
+        0 if the two states are identical, 4 if not.
 
     Raises:
-        UserError: the worker does not run here.
+        UserError: the worker does not run on this system.
     """
     require_training_extra()
     with tempfile.TemporaryDirectory(prefix="gemma-orch-demo-") as home:
@@ -61,7 +61,7 @@ def run_demo(total_steps: int, say: Callable[[str], None], environment: Mapping[
         began = time.monotonic()
         stage.start("straight", total_steps).wait(_DEADLINE_S)
         say(f"   done in {time.monotonic() - began:.1f} s")
-        say(f"2. the same steps in short sessions, {len(BLOWS)} of them hit on purpose")
+        say(f"2. the same steps in short sessions, with {len(BLOWS)} processes killed on the way")
         began = time.monotonic()
         _play(stage, total_steps, say)
         say(f"   done in {time.monotonic() - began:.1f} s; session by session:")
@@ -72,7 +72,7 @@ def run_demo(total_steps: int, say: Callable[[str], None], environment: Mapping[
 def _conclude(straight: StatusView, chained: StatusView, say: Callable[[str], None]) -> int:
     for view in (straight, chained):
         if view.step != view.total_steps:
-            say(f"the run {view.run} ended at step {view.step} of {view.total_steps}: {view.message}")
+            say(f"run {view.run} ended at step {view.step} of {view.total_steps}: {view.message}")
             return ExitCode.DATA
     if straight.state_sha256 != chained.state_sha256:
         say(f"different: sha256 {straight.state_sha256} straight, {chained.state_sha256} chained")
@@ -93,7 +93,7 @@ def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
         if live is not None and live.phase is Phase.TRAINING and live.step >= waiting[0].at_share * total_steps:
             blow = waiting[0]
             if blow.target == "worker" and not (live.process and signal_group(live.process, blow.number)):
-                continue  # its session ended in this very moment: the next one gets the blow
+                continue  # this session has just ended; signal the next one
             say(f"   step {live.step}: {blow.signal_name} to the {blow.target}")
             waiting.pop(0)
             if blow.target == "controller":
@@ -102,15 +102,13 @@ def _play(stage: _Stage, total_steps: int, say: Callable[[str], None]) -> None:
                 say("   the same command again")
                 controller = stage.start("chained", total_steps)
     if waiting:
-        say(
-            f"   too fast: {len(waiting)} of {len(BLOWS)} blows came too late; gemma-orch demo --total-steps 1000 gives them time"
-        )
+        say(f"   the run ended before {len(waiting)} of {len(BLOWS)} signals; try more steps: gemma-orch demo --total-steps 1000")
     controller.kill()
     controller.wait()
 
 
 class _Stage:
-    """A home of its own, in which the real command line is used."""
+    """A temporary home, driven through the real command line."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -126,7 +124,10 @@ class _Stage:
         return observe_run(self._ports, run)
 
     def live(self, run: str) -> Heartbeat | None:
-        """Return what a run's live session last said; read in this process, for another one would slow down what it watches."""
+        """Return the newest heartbeat of a run's live session.
+
+        Read in this process: starting a child for each poll would slow down the training that it watches.
+        """
         return self.status(run).live if run in self._ports.runs.names() else None
 
     def show(self, run: str) -> None:

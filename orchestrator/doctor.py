@@ -1,4 +1,4 @@
-"""What is installed, found and missing on this machine, and what to do about it."""
+"""Check this machine: installed packages, the home, free disk; each finding with its remedy."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from state.layout import HomeLayout
 from state.stores.run_store import SqliteRunStore
 from state.torch_versions import is_known_torch
 
-_LITTLE_DISK_BYTES = 2_000_000_000  # some checkpoints of the 50 million parameter model
+_LITTLE_DISK_BYTES = 2_000_000_000  # a few checkpoints of the 50 million parameter model
 
 
 def examine(home: HomeLayout, num_cores: int) -> tuple[Finding, ...]:
-    """Look at everything that a run on this machine needs."""
+    """Check everything that a run on this machine needs."""
     return (_python(), _our_packages(), *_packages(), *_home(home), Finding(subject="cores", found=str(num_cores), ok=True))
 
 
 def report(findings: Sequence[Finding], following: str) -> RenderableType:
-    """Return the findings as a table, with the next command below it: what the first one that is missing needs, else this one."""
+    """Return the findings as a table, and below it the next command: the first missing finding's remedy, else `following`."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
     for name in ("", "what", "found", "what to do"):
         table.add_column(name, overflow="fold")

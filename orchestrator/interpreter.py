@@ -1,4 +1,4 @@
-"""The command line of a child that runs Python. It imports nothing of ours: it must work when `state` is not ours."""
+"""The command line of a child that runs Python. Imports nothing of ours: it must work while another package hides `state`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _HOME_OF_OUR_PACKAGES = Path(__file__).absolute().parents[1]
 
 
 def command_of(package: str, *arguments: str) -> list[str]:
-    """Return the command line that runs one of our packages, whatever lies in the current folder."""
+    """Return the command line that runs one of our packages, even if the current folder has a package of that name."""
     return python_command("-m", package, *arguments)
 
 
 def python_command(*arguments: str) -> list[str]:
     """Return the command line of a Python that imports nothing from the current folder.
 
-    `python -m` and `python -c` look there first: a `worker.py` or a `random.py` of the user's would be run instead.
+    By default `python -m` and `python -c` search it first: a `worker.py` or `random.py` of the user would be imported instead.
     """
-    in_a_checkout = Path.cwd() == _HOME_OF_OUR_PACKAGES  # then what lies there is ours, installed or not
+    in_a_checkout = Path.cwd() == _HOME_OF_OUR_PACKAGES  # the current folder holds our packages, installed or not
     return [sys.executable, *([] if in_a_checkout else ["-P"]), *arguments]

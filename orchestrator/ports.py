@@ -1,4 +1,4 @@
-"""The controller's ports: where sessions run, and where everything else takes effect."""
+"""The controller's ports: the backends that run sessions, the stores, the clock, and the preparation of data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from state.stores.run_store import RunStore
 
 @dataclass(frozen=True)
 class AttemptRef:
-    """Which attempt is meant: enough to find it on a backend even when the answer to its launch was lost."""
+    """Identifies an attempt on its backend, even if the answer to its launch was lost."""
 
     run: str
     session: int
@@ -29,13 +29,13 @@ class AttemptRef:
     handle: str | None = None
     """The backend's own id, once known."""
     launched_at: datetime | None = None
-    """When it was last sent: a platform whose reads lag is not believed that it is missing for a while after that."""
+    """When the launch was last sent. On a platform with stale reads, MISSING counts only some time after it."""
     limit_s: float | None = None
-    """Seconds that it may run."""
+    """Most seconds that the attempt may run."""
 
 
 class Sighting(StrEnum):
-    """What a backend says about an attempt."""
+    """The state of an attempt as its backend reports it."""
 
     MISSING = "missing"
     """It does not exist: it was never launched."""
@@ -43,12 +43,12 @@ class Sighting(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
     UNKNOWN = "unknown"
-    """The backend could not be asked, or its answer means nothing to us: never an error, never "failed"."""
+    """The backend did not answer, or gave an answer that we do not know: never an error, never "failed"."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a backend says about an attempt now."""
+    """A backend's current answer about an attempt."""
 
     sighting: Sighting
     detail: str = ""
@@ -58,19 +58,19 @@ class Observation:
 
 @dataclass(frozen=True)
 class Quota:
-    """Whether a backend takes another session now."""
+    """Whether a backend accepts another session now."""
 
     available: bool
     reason: str = ""
     until: datetime | None = None
-    """When to ask again; none: soon."""
+    """When to poll again; None: soon."""
 
 
 class Backend(Protocol):
     """A place where sessions run.
 
-    Every method may raise TemporaryError (ask again later); a launch also AmbiguousError (look first), NotLaunchedError (nothing
-    was sent, and the same attempt may be launched later) and UserError.
+    Every method may raise TemporaryError (retry later). `launch` may also raise AmbiguousError (the attempt may exist: observe it
+    before a retry), NotLaunchedError (nothing was sent: launch the same attempt later) and UserError.
     """
 
     @property
@@ -80,52 +80,50 @@ class Backend(Protocol):
 
     @property
     def look_every_s(self) -> float:
-        """Seconds between two ticks of a controller that waits: as often as looking is worth what it costs."""
+        """Poll interval in seconds while a session runs."""
         ...
 
     @property
     def can_be_run_by_hand(self) -> bool:
-        """Whether somebody may run an attempt again with no controller, so that one that is over must be looked at."""
+        """Whether a user can run an attempt by hand, without a controller, so that ended attempts must be polled too."""
         ...
 
     @property
     def lag_s(self) -> float:
-        """Seconds by which what it says may be behind what is; so much later than elsewhere is an attempt too late."""
+        """Staleness of the reported status in seconds; extends the overdue deadline."""
         ...
 
     @property
     def killing(self) -> str:
-        """What `kill` does beyond ending the session, in words for whoever asks for it; empty: nothing."""
+        """Note that `stop --now` shows before `kill`, if `kill` has side effects; else empty."""
         ...
 
     def quota(self, now: datetime) -> Quota:
-        """Return whether another session would be taken now."""
+        """Return whether the backend accepts another session now."""
         ...
 
     def make_ready(self, spec: SessionSpec) -> str | None:
-        """Bring about what an attempt needs before it can be launched, a step at a time.
-
-        Called in every tick until it returns None; it never waits itself.
+        """Advance the preparation of a launch by one step, without waiting; every tick calls it until it returns None.
 
         Returns:
-            What it is waiting for, or None when the attempt can be launched now.
+            What the preparation waits for, or None if the attempt can be launched now.
         """
         ...
 
     def launch(self, spec: SessionSpec) -> str:
-        """Start an attempt and return the backend's id for it; launching the same attempt twice starts it once."""
+        """Launch an attempt and return the backend's id for it. Idempotent: the same attempt starts only once."""
         ...
 
     def observe(self, ref: AttemptRef) -> Observation:
-        """Return what is known of an attempt; failures to find out are UNKNOWN."""
+        """Poll an attempt; a failed poll is UNKNOWN, not an error."""
         ...
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
-        """Return the report of an attempt, once there is one."""
+        """Return the report of an attempt; None while it has none."""
         ...
 
     def heartbeat(self, ref: AttemptRef) -> Heartbeat | None:
-        """Return what a running attempt last said, if it can be read."""
+        """Return the newest heartbeat of a running attempt; None if it cannot be read."""
         ...
 
     def ask_to_stop(self, ref: AttemptRef) -> None:
@@ -133,20 +131,20 @@ class Backend(Protocol):
         ...
 
     def kill(self, ref: AttemptRef) -> None:
-        """End an attempt at once; what it has not saved is lost.
+        """Kill an attempt; its unsaved steps are lost.
 
         Raises:
-            OutOfReachError: it runs where it cannot be ended from here; it is asked to stop, and the error says where it runs.
+            OutOfReachError: the attempt cannot be killed from here; it was asked to stop, and the error says where it runs.
         """
         ...
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
-        """Return what an attempt has printed from an offset on, and the offset after it."""
+        """Return an attempt's log from an offset on, and the next offset."""
         ...
 
 
 class Finding(Document):
-    """One thing that `doctor` looked at."""
+    """The result of one check of `doctor`."""
 
     subject: str
     found: str
@@ -155,27 +153,27 @@ class Finding(Document):
 
 
 class Ask(Protocol):
-    """Asks the user something on a terminal."""
+    """Asks the user a question on a terminal."""
 
     def __call__(self, question: str, default: str | None, *checks: Callable[[str], object]) -> str:
-        """Return the answer; ask again while a check refuses it with a UserError."""
+        """Return the answer; ask again while a check raises UserError."""
         ...
 
 
 @dataclass(frozen=True)
 class ConfigWishes:
-    """What a user says about the config file that `init` is to write."""
+    """The user's wishes for the config file that `init` writes."""
 
     name: str | None
     owner: str | None
     """The user's name on the platform."""
     ask: Ask | None
-    """Asks for what was not said; None: the command was not typed on a terminal."""
+    """Asks for a missing name; None if the command has no terminal."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """What a backend is opened with."""
+    """The services that a backend needs to open."""
 
     environment: Mapping[str, str]
     """Environment variables of the command."""
@@ -183,23 +181,23 @@ class Services:
     clock: Clock
     runs: RunStore
     checkpoints: Callable[[str], CheckpointStore]
-    """The checkpoint store of a run, by the run's name, wherever its checkpoints lie."""
+    """The checkpoint store of a run, by the run's name, on whichever backend its checkpoints are."""
 
 
 class OpenBackend(Protocol):
-    """A kind of backend, opened over a home."""
+    """A kind of backend, opened for one home."""
 
     def backend(self, run: str) -> Backend:
-        """Return the backend of a run, by the run's name."""
+        """Return the backend for a run, by the run's name."""
         ...
 
     def checkpoints(self, run: str) -> CheckpointStore | None:
-        """Return the store of a run that has had sessions here; None: their checkpoints lie in the run's folder."""
+        """Return this backend's checkpoint store for a run; None if the checkpoints are in the run's folder."""
         ...
 
 
 class BackendKind(Protocol):
-    """All that a kind of backend brings; `wiring` registers it, and nothing else knows its name."""
+    """Everything that a kind of backend provides; only `wiring`, which registers the kinds, names them."""
 
     @property
     def name(self) -> str:
@@ -208,12 +206,12 @@ class BackendKind(Protocol):
 
     @property
     def trains_here(self) -> bool:
-        """Whether its sessions are processes of this machine, which read the data and the training extra that are here."""
+        """Whether its sessions run on this machine, so that they need its data and its training extra."""
         ...
 
     @property
     def has_live_check(self) -> bool:
-        """Whether `doctor --live-check` can measure something on the platform."""
+        """Whether the platform has facts for `doctor --live-check` to measure."""
         ...
 
     @property
@@ -223,11 +221,11 @@ class BackendKind(Protocol):
 
     @property
     def after_doctor(self) -> str:
-        """The next command once `doctor` has found nothing missing."""
+        """The next command if `doctor` finds nothing missing."""
         ...
 
     def check_run(self, name: str) -> None:
-        """Check that a run of this name can have sessions here; asks no platform.
+        """Check that the platform can have a run of this name, without calling the platform.
 
         Raises:
             UserError: it cannot.
@@ -235,57 +233,57 @@ class BackendKind(Protocol):
         ...
 
     def config_file(self, environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
-        """Return a commented config file for a run here.
+        """Return a commented config file for a run on this backend.
 
         Raises:
-            UserError: what the user says cannot be.
+            UserError: a wish is invalid.
         """
         ...
 
     def examine(
         self, environment: Mapping[str, str], home: HomeLayout, say: Callable[[str], None], *, live_check: bool
     ) -> tuple[Finding, ...]:
-        """Look at what sessions here need beyond what every run needs."""
+        """Check what this backend's sessions need beyond what every run needs."""
         ...
 
     def advice(self, ports: Ports, record: RunRecord) -> str:
-        """Return what the user should do about a run that has had sessions here and that a command leaves; empty: nothing."""
+        """Return what the user should do about a run at the end of a command; empty if nothing."""
         ...
 
     def open(self, services: Services) -> OpenBackend:
-        """Open it over a home; nothing is asked of a platform yet."""
+        """Open the backend for a home; makes no call to a platform yet."""
         ...
 
 
 class Preparer(Protocol):
-    """Makes a run's token shards, or finds them made."""
+    """Prepares a run's token shards, or finds them prepared."""
 
     def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], *, version: int = 1, first_step: int = 0) -> DataRecord:
-        """Prepare a data version, calling `keep_lease` every few seconds; may be killed and called again.
+        """Prepare a data version, calling `keep_lease` every few seconds; killed, a second call resumes.
 
         Args:
-            spec: The run's spec; for a version added later, with the source of that one's text.
-            keep_lease: Prolongs the lease; raises when that is lost.
-            version: 1 for what the run begins with.
-            first_step: Steps that are done when the version is first read.
+            spec: The run's spec; for an added version, with that version's corpus or folder.
+            keep_lease: Renews the lease; raises if the lease is lost.
+            version: The version's number; a run starts with 1.
+            first_step: Number of steps trained before the version is first read.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a controller's effects go; `wiring` fills it."""
+    """Everything through which a controller acts; `wiring` makes it."""
 
     runs: RunStore
     home: HomeLayout
     clock: Clock
     owner: ProcessIdentity
     backend: Callable[[str, str], Backend]
-    """A backend by name, for a run by its name."""
+    """The backend of a name, for a run by its name."""
     checkpoints: Callable[[str], CheckpointStore]
     """The checkpoint store of a run, by the run's name."""
     prepare: Preparer
     kind: Callable[[str], BackendKind]
-    """A kind of backend by its name; raises UserError when there is none."""
+    """The kind of backend of a name; raises UserError for an unknown name."""
     has_data: Callable[[str, DataRecord], bool] = lambda _run, _data: True
-    """Whether a data version of a run, by the run's name, is still there and whole."""
+    """Whether a data version of a run, by the run's name, is still complete."""

@@ -1,4 +1,4 @@
-"""Where ports meet adapters, once: the only module that names a concrete backend or store."""
+"""Connect ports to adapters: the only module that names a concrete backend or store."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from state.stores.checkpoint_store import CheckpointStore, DirectoryCheckpointSt
 from state.stores.run_store import SqliteRunStore
 
 BACKENDS: tuple[BackendKind, ...] = (LocalKind(), KaggleKind())
-"""The kinds of backend that there are."""
+"""The registered kinds of backend."""
 HOME_VARIABLE = "GEMMA_ORCH_HOME"
 
 
 def home_layout(environment: Mapping[str, str]) -> HomeLayout:
-    """Return where everything lives: GEMMA_ORCH_HOME, or the user's data folder."""
+    """Return the home of gemma-orch: the folder GEMMA_ORCH_HOME, or one in the user's data folder."""
     if given := environment.get(HOME_VARIABLE):
         return HomeLayout(Path(given).expanduser().absolute())
     from platformdirs import user_data_path
@@ -34,16 +34,16 @@ def home_layout(environment: Mapping[str, str]) -> HomeLayout:
 
 
 def backend_kind(name: str, kinds: tuple[BackendKind, ...] = BACKENDS) -> BackendKind:
-    """Return the kind of backend of a name.
+    """Return the kind of backend with this name.
 
     Raises:
-        UserError: there is none.
+        UserError: no kind has this name.
     """
     for kind in kinds:
         if kind.name == name:
             return kind
     known = [kind.name for kind in kinds]
-    raise UserError(f"there is no backend {name!r}", expected=f"one of {', '.join(known)}", remedy=did_you_mean(name, known))
+    raise UserError(f"backend is unknown: {name!r}", expected=f"one of {', '.join(known)}", remedy=did_you_mean(name, known))
 
 
 def wire(
@@ -51,12 +51,12 @@ def wire(
     say: Callable[[str], None] = lambda _text: None,
     kinds: tuple[BackendKind, ...] = BACKENDS,
 ) -> Ports:
-    """Return the ports of a controller of this process.
+    """Return the ports for a controller in this process.
 
     Args:
-        environment: Environment variables, which workers get as well.
-        say: Told what preparing the data has to say.
-        kinds: The kinds of backend that there are.
+        environment: Environment variables; workers get them as well.
+        say: Receives the messages of data preparation.
+        kinds: The available kinds of backend.
     """
     home, clock = home_layout(environment), SystemClock()
     runs = SqliteRunStore(home.ledger)
@@ -80,7 +80,7 @@ def wire(
         return DirectoryCheckpointStore(home.run(run).checkpoints)
 
     def has_data(run: str, data: DataRecord) -> bool:
-        # Sessions elsewhere read data that lies there, which their backend looks after; here it is not needed.
+        # Sessions on a platform read the data there, and their backend checks it; the copy on this machine is not needed.
         return not kind(runs.load(run).spec.backend).trains_here or preparer.has_data(run, data)
 
     return Ports(

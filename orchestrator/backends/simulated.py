@@ -1,7 +1,7 @@
-"""A backend without machines: sessions are played from a script, faults and all, and leave real checkpoints.
+"""A backend for tests: it plays sessions from a script, including faults, and writes real checkpoints.
 
-Its world lies in files, so that it outlives the controller as a real one would. Time passes for a session whenever somebody
-looks: the first look finds it running, with its first checkpoint; the look after its last checkpoint finds it over.
+Its state is in files, so it outlives the controller like a real platform. Each poll advances a session by one checkpoint: the
+first poll finds it running with its first checkpoint; the poll after its last checkpoint finds it ended.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ _TENSOR_FILE = "state.safetensors"
 
 @dataclass(frozen=True)
 class Course:
-    """How one attempt goes."""
+    """The script of one attempt."""
 
     save_after: tuple[int, ...] = (10, 20)
-    """Steps after its start at which it saves."""
+    """Saves after these numbers of steps, counted from its start."""
     killed: bool = False
-    """It ends without a report."""
+    """Ends without a report."""
     error_class: ErrorClass | None = None
-    """It fails with an error of this class."""
+    """Fails with an error of this class."""
     lost_answer: bool = False
-    """The launch happens and its answer is lost."""
+    """Starts, but the answer to the launch is lost."""
     refused: int = 0
-    """So many launches fail for certain before one succeeds."""
+    """Number of launches that fail with TemporaryError before one succeeds."""
     unready: int = 0
-    """So many looks find it not ready to be launched."""
+    """Number of polls that find it not ready for launch."""
     full: int = 0
-    """So many launches find the platform full."""
+    """Number of launches that find the platform full."""
     unknown_looks: int = 0
-    """So many looks find nothing out."""
+    """Number of polls that answer UNKNOWN."""
     rots_after: int | None = None
-    """The checkpoint that it saves so many steps after its start is not what its manifest says."""
+    """Corrupts the checkpoint that it saves after this number of steps."""
     refuses_start: bool = False
-    """It finds the checkpoint that it is to start from corrupt."""
+    """Finds its start checkpoint corrupt."""
 
 
 class _Play(Document):
-    """What the simulated world remembers of an attempt."""
+    """The stored state of an attempt."""
 
     spec: SessionSpec
     looks: int = 0
@@ -83,13 +83,13 @@ class SimulatedBackend:
         clock: Clock,
         script: Callable[[int, int], Course] = lambda _s, _a: Course(),
     ) -> None:
-        """Open a simulated world.
+        """Open a simulated platform.
 
         Args:
-            root: A folder that is the world.
-            store: Where sessions leave their checkpoints.
-            clock: The time that checkpoints and reports carry.
-            script: The course of an attempt by (session, attempt).
+            root: The folder of the platform's state.
+            store: Receives the sessions' checkpoints.
+            clock: Gives the times in checkpoints and reports.
+            script: Returns the course of an attempt, by (session, attempt).
         """
         self._root = root
         self._store = store
@@ -97,22 +97,22 @@ class SimulatedBackend:
         self._script = script
 
     def quota(self, now: datetime) -> Quota:
-        """Return that there is always quota."""
+        """Return that quota is always available."""
         return Quota(available=True)
 
     def make_ready(self, spec: SessionSpec) -> str | None:
-        """Return what the script lets an attempt wait for."""
+        """Return a reason to wait while the script says that the attempt is not ready."""
         name = attempt_name(spec.session, spec.attempt)
         unready = self._script(spec.session, spec.attempt).unready
         return f"{name} to be made ready" if self._is_due(f"{name}.unready", unready) else None
 
     def launch(self, spec: SessionSpec) -> str:
-        """Begin to play an attempt.
+        """Start to play an attempt.
 
         Raises:
             AmbiguousError: the script loses the answer.
-            NotLaunchedError: the script has the platform full.
-            TemporaryError: the script refuses it.
+            NotLaunchedError: the script says that the platform is full.
+            TemporaryError: the script refuses the launch.
         """
         course = self._script(spec.session, spec.attempt)
         play = self._load(spec.run, spec.session, spec.attempt)
@@ -131,7 +131,7 @@ class SimulatedBackend:
         return name
 
     def observe(self, ref: AttemptRef) -> Observation:
-        """Let a moment pass for an attempt and return how it is."""
+        """Advance an attempt by one checkpoint, and return its state."""
         play = self._load(ref.run, ref.session, ref.attempt)
         if play is None:
             return Observation(Sighting.MISSING)
@@ -148,7 +148,7 @@ class SimulatedBackend:
         return Observation(Sighting.RUNNING)
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
-        """Return the report of an attempt that is over and was not killed."""
+        """Return the report of an attempt that has ended and was not killed."""
         play = self._load(ref.run, ref.session, ref.attempt)
         course = self._script(ref.session, ref.attempt)
         if play is None or play.killed or course.killed or not self._is_over(play, course):
@@ -156,17 +156,17 @@ class SimulatedBackend:
         return self._report(play, course)
 
     def heartbeat(self, ref: AttemptRef) -> Heartbeat | None:
-        """Return nothing: a simulated session has no heart."""
+        """Return None: a simulated session has no heartbeat."""
         return None
 
     def ask_to_stop(self, ref: AttemptRef) -> None:
-        """Make an attempt end after its next checkpoint."""
+        """Let an attempt end after its next checkpoint."""
         play = self._load(ref.run, ref.session, ref.attempt)
         if play is not None and not play.asked_to_stop:
             self._save(play.evolve(asked_to_stop=True))
 
     def kill(self, ref: AttemptRef) -> None:
-        """End an attempt at once."""
+        """Kill an attempt."""
         play = self._load(ref.run, ref.session, ref.attempt)
         if play is not None:
             self._save(play.evolve(killed=True))
@@ -180,7 +180,7 @@ class SimulatedBackend:
         return {path.stem: _Play.from_json(path.read_bytes(), path.name).launches for path in self._root.glob("*.json")}
 
     def alive(self) -> tuple[str, ...]:
-        """Return the names of the attempts that are not over, without letting time pass."""
+        """Return the names of the attempts that have not ended, without advancing them."""
         plays = (_Play.from_json(path.read_bytes(), path.name) for path in self._root.glob("*.json"))
         return tuple(
             attempt_name(play.spec.session, play.spec.attempt)
@@ -189,7 +189,7 @@ class SimulatedBackend:
         )
 
     def _is_due(self, name: str, times: int) -> bool:
-        """Count a mishap that is to happen so many times, and return whether this is one of them."""
+        """Count a fault that is scripted to happen `times` times; return whether it happens now."""
         if not times:
             return False
         counter = self._root / name
@@ -258,7 +258,7 @@ class SimulatedBackend:
         )
 
     def _train_to(self, play: _Play, step: int, *, rots: bool) -> None:
-        """Leave the checkpoint of a step: its one tensor is a pure function of the seed and the step."""
+        """Write the checkpoint of a step; its one tensor is a pure function of the seed and the step."""
         spec = play.spec
         new_id = checkpoint_id(step, spec.session, spec.attempt)
         if new_id in self._store.ids():

@@ -1,1 +1,1 @@
-"""The commands by what users do: runs, data, checkpoints, tools. Imports that cost time stand inside the commands."""
+"""The commands, grouped by task: runs, data, checkpoints, Kaggle, tools. Slow imports sit inside the commands."""

@@ -25,18 +25,16 @@ def checkpoints(context: typer.Context, run: RunArgument = None, as_json: JsonOp
     if views:
         show(checkpoints_tree(views, ports.clock.now()))
     else:
-        say("there is no checkpoint yet")
+        say("no checkpoint yet")
 
 
 def verify(
     context: typer.Context,
-    checkpoint: Annotated[
-        str | None, typer.Argument(help="A checkpoint, by id or unique prefix; the head when left out.")
-    ] = None,
+    checkpoint: Annotated[str | None, typer.Argument(help="Checkpoint id or unique prefix; default: the head.")] = None,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte of a checkpoint again and compare all digests. Exit code 4 when it is not what it was."""
+    """Read every byte of a checkpoint and verify all digests. Exit code 4 if the checkpoint is corrupt."""
     from state.errors import CorruptCheckpointError
 
     ports = Terminal.of(context).ports()
@@ -45,14 +43,14 @@ def verify(
     try:
         manifest = ports.checkpoints(name).verify_tensors(checkpoint_id)
     except CorruptCheckpointError as error:
-        remedy = f"gemma-orch start --name {name} puts it aside when it needs it, and goes on from the last good one"
+        remedy = f"gemma-orch start --name {name} quarantines the checkpoint and falls back to the last verified one"
         raise CorruptCheckpointError(checkpoint_id, error.what, expected=error.expected, remedy=remedy) from error
     if as_json:
         write_json(manifest)
     else:
         typer.echo(
-            f"{manifest.id}: {len(manifest.files)} files, {manifest.total_bytes:,} bytes and {len(manifest.tensors)} tensors are "
-            f"what they were; state sha256 {manifest.state_sha256}"
+            f"{manifest.id} is intact: {len(manifest.files)} files, {manifest.total_bytes:,} bytes, {len(manifest.tensors)} "
+            f"tensors; state sha256 {manifest.state_sha256}"
         )
 
 
@@ -60,10 +58,10 @@ def export(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     format: Annotated[str, typer.Option(help="gemma-pytorch, hf or safetensors.")] = "hf",  # noqa: A002
-    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint, by id or unique prefix; the head when left out.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id or unique prefix; default: the head.")] = None,
     run: RunOption = None,
 ) -> None:
-    """Write a checkpoint's weights in a form that others read.
+    """Export a checkpoint's weights for other software.
 
     gemma-pytorch: a file for the official load_weights. hf: a folder for transformers' AutoModelForCausalLM. safetensors: plain.
     """

@@ -1,4 +1,4 @@
-"""What every command has at hand: the environment that it was typed in, the home, and where words go."""
+"""What all commands share: the caller's environment, the home, and output to stdout and stderr."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from state.document import Document
     from state.layout import HomeLayout
 
-INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
+INTERRUPTED = 130  # the shells' exit code for a command that Ctrl-C ended: 128 + SIGINT
 
-RunArgument = Annotated[str | None, typer.Argument(help="The run, by name or unique prefix; the newest one when left out.")]
-RunOption = Annotated[str | None, typer.Option("--run", help="The run, by name or unique prefix; the newest when left out.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON contract of docs/json.md.")]
+RunArgument = Annotated[str | None, typer.Argument(help="Run name or unique prefix; default: the newest run.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="Run name or unique prefix; default: the newest run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, as docs/json.md describes it.")]
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """Where a command was typed; `cli` makes it, so that nothing else reads the environment."""
+    """The environment of one command. Only `cli` makes it, so only `cli` reads the process's environment variables."""
 
     environment: Mapping[str, str]
     kinds: tuple[BackendKind, ...] | None = None
-    """The kinds of backend that there are; None: all that gemma-orch has."""
+    """The registered kinds of backend; None: all that come with gemma-orch."""
 
     @classmethod
     def of(cls, context: typer.Context) -> Terminal:
         """Return the terminal of a command."""
         terminal = context.find_object(cls)
-        assert terminal is not None, "the app's callback puts it there"
+        assert terminal is not None, "the app's callback sets it"
         return terminal
 
     def home(self) -> HomeLayout:
@@ -50,10 +50,10 @@ class Terminal:
         return wire(self.environment, say, self.kinds or BACKENDS)
 
     def kind(self, name: str) -> BackendKind:
-        """Return the kind of backend of a name.
+        """Return the kind of backend with this name.
 
         Raises:
-            UserError: there is none.
+            UserError: no kind has this name.
         """
         from orchestrator.wiring import BACKENDS, backend_kind
 
@@ -66,7 +66,7 @@ def num_cores() -> int:
 
 
 def ask(question: str, default: str | None, *checks: Callable[[str], object]) -> str:
-    """Return what the user answers to a question; what cannot be is asked for again."""
+    """Ask the user a question until the answer passes every check; return the answer."""
     from state.errors import UserError
 
     while True:
@@ -81,7 +81,7 @@ def ask(question: str, default: str | None, *checks: Callable[[str], object]) ->
 
 
 def say(text: str) -> None:
-    """Talk: on stderr."""
+    """Print a message on stderr; print nothing if it is empty."""
     if text:
         typer.echo(text, err=True)
 

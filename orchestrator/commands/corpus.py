@@ -1,6 +1,6 @@
-"""Commands for text and tokens: prepare a corpus, make a tokenizer, look at a run's data, add to it.
+"""Commands for text and tokens: prepare a corpus, train a tokenizer, show a run's data, add data to it.
 
-What `python -m worker` does with the corpus has its options there, once: these commands pass on what was typed.
+`prepare` and `tokenizer` pass their arguments on unchanged: `python -m worker` defines those options, in one place.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ VERBATIM: dict[str, Any] = {
 }
 
 tokenizer = typer.Typer(
-    name="tokenizer", help="Train, judge and check SentencePiece models.", no_args_is_help=True, rich_markup_mode="rich"
+    name="tokenizer", help="Train, measure and check SentencePiece models.", no_args_is_help=True, rich_markup_mode="rich"
 )
 data = typer.Typer(name="data", help="Show which documents a step reads, and add data to a run.", no_args_is_help=True)
 
 
 def prepare(context: typer.Context) -> None:
-    """Encode a corpus into token shards, in parallel and restartable."""
+    """Encode a corpus into token shards: parallel and resumable."""
     _pass_on(context, "prepare")
 
 
@@ -39,13 +39,13 @@ def train_tokenizer(context: typer.Context) -> None:
 
 @tokenizer.command("report", context_settings=VERBATIM, add_help_option=False)
 def report_tokenizer(context: typer.Context) -> None:
-    """Say per language how well a model cuts a corpus."""
+    """Measure per language how well a model tokenizes a corpus."""
     _pass_on(context, "tokenizer", "report")
 
 
 @tokenizer.command("check", context_settings=VERBATIM, add_help_option=False)
 def check_tokenizer(context: typer.Context) -> None:
-    """Say whether a model can be used, and what to do where not."""
+    """Check whether a model can be used, and say what to change if not."""
     _pass_on(context, "tokenizer", "check")
 
 
@@ -53,15 +53,13 @@ def check_tokenizer(context: typer.Context) -> None:
 def show_data(
     context: typer.Context,
     run: RunArgument = None,
-    step: Annotated[int | None, typer.Option(help="The step, counted from 1 as status and the metrics do.")] = None,
-    sequence: Annotated[int | None, typer.Option(help="Only one sequence of the step, from 1.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step number, counted from 1 as in status and the metrics.")] = None,
+    sequence: Annotated[int | None, typer.Option(help="Show only this sequence of the step, counted from 1.")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Show the text as well.")] = False,
-    folder: Annotated[
-        Path | None, typer.Option("--data", help="A folder of gemma-orch prepare, instead of a run's data.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option("--data", help="Prepared data folder to show instead of a run's data.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show exactly which documents a step reads; without --step, what the data holds and how often it will be read."""
+    """Show exactly which documents a step reads; without --step, each language's tokens, share and epochs."""
     from orchestrator.worker_process.verbs import pass_on, show_data
     from state.errors import UserError
 
@@ -76,8 +74,8 @@ def show_data(
         raise typer.Exit(show_data(ports, ports.runs.load(run_named(ports, run)), arguments))
     if run is not None or step is not None:
         raise UserError(
-            f"--data is given together with {'a run' if run is not None else '--step'}",
-            expected="a data folder alone: which documents a step reads is decided by a run",
+            f"--data cannot be combined with {'a run' if run is not None else '--step'}",
+            expected="--data alone: only a run decides which documents a step reads",
         )
     raise typer.Exit(pass_on("data", ["show", "--data", str(folder), *arguments]))
 
@@ -87,14 +85,15 @@ def add_data(
     context: typer.Context,
     run: RunArgument = None,
     corpus: Annotated[
-        list[Path] | None, typer.Option(help="A folder of text, one folder per language in it; all that is to be read.")
+        list[Path] | None,
+        typer.Option(help="Text folder with one subfolder per language; repeatable: name all that the run shall read."),
     ] = None,
-    folder: Annotated[Path | None, typer.Option("--data", help="A folder of gemma-orch prepare, instead of --corpus.")] = None,
+    folder: Annotated[Path | None, typer.Option("--data", help="Prepared data folder, instead of --corpus.")] = None,
     from_step: Annotated[
-        int | None, typer.Option(min=1, help="The first step that reads it; the next one when left out.")
+        int | None, typer.Option(min=1, help="First step that reads the new data; default: the next step.")
     ] = None,
 ) -> None:
-    """Let a run read other data from a step on; what is trained already stays as it is."""
+    """Switch a run to other data from a given step; steps already trained do not change."""
     from orchestrator.requests.add_data import add_data
 
     ports = Terminal.of(context).ports()

@@ -1,4 +1,4 @@
-"""Which run, checkpoint or attempt is meant by what the user typed."""
+"""Resolve the name or prefix that the user typed to a run, checkpoint or attempt."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
 
 
 def run_named(ports: Ports, name: str | None) -> str:
-    """Return the run with this name or unique prefix; the newest one when none is named.
+    """Return the run with this name or unique prefix; without a name, the newest run.
 
     Raises:
-        UserError: there is no such run, or none at all.
+        UserError: no run matches, or the home has none.
     """
     from state.errors import UserError
     from state.lineage import resolve
 
     names = ports.runs.names()
     if not names:
-        raise UserError(f"there is no run in {ports.home.root}", remedy="gemma-orch start --total-steps 200 begins one")
+        raise UserError(f"no run in {ports.home.root}", remedy="gemma-orch start --total-steps 200 starts one")
     return resolve(name, names, "run") if name is not None else names[0]
 
 
 def checkpoint_named(record: RunRecord, prefix: str | None) -> str:
-    """Return the verified checkpoint with this unique prefix; the head when none is named.
+    """Return the verified checkpoint with this unique prefix; without a prefix, the head.
 
     Raises:
-        UserError: there is no such checkpoint, or none at all.
+        UserError: no checkpoint matches, or the run has none.
     """
     from state.errors import UserError
     from state.ledger import CheckpointState
@@ -36,17 +36,17 @@ def checkpoint_named(record: RunRecord, prefix: str | None) -> str:
 
     if prefix is None:
         if record.header.head is None:
-            raise UserError(f"run {record.name} has no checkpoint yet", remedy="gemma-orch status shows how far it is")
+            raise UserError(f"run {record.name} has no checkpoint yet", remedy="gemma-orch status shows its progress")
         return record.header.head
     known = [each.id for each in record.checkpoints.values() if each.state is CheckpointState.VERIFIED]
     return resolve(prefix, known, "checkpoint")
 
 
 def attempt_named(record: RunRecord, session: str | None) -> AttemptRecord:
-    """Return an attempt by session number or by its own name; the newest one when none is named.
+    """Return the newest attempt of a session number, or the attempt of a name such as s003a1; by default the newest of all.
 
     Raises:
-        UserError: there is none.
+        UserError: no attempt matches.
     """
     from state.errors import UserError
     from state.layout import attempt_name

@@ -1,4 +1,4 @@
-"""Commands for runs that exist: watch, stop, run again."""
+"""Commands for existing runs: status, rerun, stop, tick, session, logs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def status(
     context: typer.Context,
     run: RunArgument = None,
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show what changes.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing the run until it is over.")] = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show every session, and every run.")] = False,
 ) -> None:
-    """Show a run: its sessions, head checkpoint, speed, goodput, ETA, and what it is waiting for."""
+    """Show a run: sessions, head checkpoint, speed, goodput, ETA, and what it waits for."""
     from orchestrator.monitoring.status import observe_run
     from orchestrator.monitoring.watch import follow
 
@@ -55,9 +55,9 @@ def rerun(
     adopt: Annotated[bool, typer.Option("--adopt", help="The run goes on from the result.")] = False,
     run: RunOption = None,
 ) -> None:
-    """Run one session again, from the checkpoint that it started at.
+    """Run one session again from its start checkpoint.
 
-    When nothing came after it, its result becomes the head. Otherwise the result is a branch that is compared with the original:
+    If it was the last session, the result becomes the head. Otherwise the result is a branch, compared with the original: the
     same digest, or the first tensor that differs.
     """
     from orchestrator.monitoring.watch import drive
@@ -80,16 +80,16 @@ def rerun(
         typer.echo(new[0].comparison)
     record = ports.runs.load(name)
     if record.header.head != head:
-        say(f"run {name} is at step {record.head_step} of {record.spec.total_steps} now; gemma-orch start --name {name} goes on")
+        say(f"run {name} is at step {record.head_step} of {record.spec.total_steps}; continue: gemma-orch start --name {name}")
     exit_like(new[0])
 
 
 def stop(
     context: typer.Context,
     run: RunArgument = None,
-    now: Annotated[bool, typer.Option("--now", help="Do not save first: what is not saved is lost.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Kill the session: unsaved steps are lost.")] = False,
 ) -> None:
-    """Stop a run after its next checkpoint, which is taken at once; start goes on from there."""
+    """Save a checkpoint at the next step and stop the run; start continues from it."""
     from orchestrator.controller.training_data import check_order
     from orchestrator.monitoring.watch import drive
     from state.ledger import StopWish
@@ -99,21 +99,21 @@ def stop(
     name = run_named(ports, run)
     record = ports.runs.load(name)
     if record.header.state is not RunState.ACTIVE and record.live_attempt is None:
-        typer.echo(f"run {name} is {record.header.state} already, at step {record.head_step}")
+        typer.echo(f"run {name} is already {record.header.state}, at step {record.head_step}")
         say(advice_on(ports, name))
         return
     check_order(record)
-    ports.runs.set_rerun(name, None)  # else it would begin when the session that runs now has ended
+    ports.runs.set_rerun(name, None)  # a pending rerun would otherwise start when the live session ends
     ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
     if now and record.live_attempt is not None:
         say(ports.backend(record.live_attempt.backend, name).killing)
     view = drive(ports, name, patient=not now).view
-    typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} goes on from there")
+    typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} continues from there")
     say(advice_on(ports, name))
 
 
 def tick(context: typer.Context, run: RunArgument = None) -> None:
-    """Bring a run on by one decision and return: fit for cron. Every active run when none is named."""
+    """Advance a run by one decision and return, for cron; without a name, every active run."""
     from orchestrator.controller.tick import Controller
     from orchestrator.monitoring.status import observe_run
     from state.errors import ExitCode, GemmaOrchError, LeaseHeldError
@@ -136,7 +136,7 @@ def tick(context: typer.Context, run: RunArgument = None) -> None:
                 say(advice_on(ports, name))
             exit_code = max(exit_code, view.exit_code)
         except LeaseHeldError as error:
-            say(f"{name}: {error}")  # when every run is meant, one that is looked after is no failure
+            say(f"{name}: {error}")  # a tick of all runs skips those that another controller drives: no failure
             exit_code = max(exit_code, error.exit_code if run else ExitCode.DONE)
         except GemmaOrchError as error:
             say(f"{name}: {error}")
@@ -144,17 +144,19 @@ def tick(context: typer.Context, run: RunArgument = None) -> None:
         finally:
             controller.release(name)
     if not names:
-        say("no run is active; gemma-orch start --total-steps N begins one")
+        say("no run is active; gemma-orch start --total-steps N starts one")
     raise typer.Exit(exit_code)
 
 
 def session(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="The session.json of an attempt, below runs/ in your home.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An attempt's session.json, below runs/ in your home of gemma-orch.")
+    ],
 ) -> None:
-    """Run one session by hand, with no controller; again: it goes on, or says that it is done.
+    """Run one session by hand, without a controller. Repeated, it resumes, or reports that the session is done.
 
-    It prints what the worker prints, and its exit code is the worker's. Ctrl-C saves at the next step and ends.
+    Output and exit code are the worker's. Ctrl-C saves at the next step and ends.
     """
     from orchestrator.worker_process.verbs import run_session
 
@@ -163,11 +165,11 @@ def session(
 
 def logs(
     context: typer.Context,
-    session: Annotated[str | None, typer.Argument(help="A session, such as 3, or one attempt of it, s003a1.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Stay, and print what is added.")] = False,
+    session: Annotated[str | None, typer.Argument(help="A session, such as 3, or one of its attempts, such as s003a1.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines.")] = False,
     run: RunOption = None,
 ) -> None:
-    """Print what a session's worker printed; the newest session when none is named."""
+    """Print the output of a session's worker; default: the newest session."""
     from orchestrator.monitoring.watch import print_log
 
     ports = Terminal.of(context).ports()
@@ -180,4 +182,4 @@ def logs(
 
     print_log(ports, name, attempt, write, follow=follow)
     if not written:
-        say(f"session {attempt.session} attempt {attempt.attempt} of {name} has printed nothing that is shown")
+        say(f"session {attempt.session} attempt {attempt.attempt} of {name} has no output to show")

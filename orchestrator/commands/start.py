@@ -1,4 +1,4 @@
-"""The command that begins a run, or goes on with it."""
+"""The command that starts a run or continues it."""
 
 from __future__ import annotations
 
@@ -17,45 +17,47 @@ _DATA, _SESSIONS = "Data", "Sessions"
 def start(
     context: typer.Context,
     total_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run; a larger number extends it.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A gemma-orch.toml; gemma-orch init writes one.")] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; made of model and corpus when left out.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config file; gemma-orch init writes one.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: model and corpus.")] = None,
     backend: Annotated[str | None, typer.Option(help="Where sessions run.")] = None,
     model: Annotated[str | None, typer.Option(help="tiny, 50m, 270m, 1b, 4b, 12b or 27b.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides the first weights and the order of the data.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background, and return at once.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the initial weights and of the data order.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Run the controller in the background; return at once.")] = False,
     corpus: Annotated[
-        list[str] | None, typer.Option(help="A folder of text, one folder per language in it.", rich_help_panel=_DATA)
+        list[str] | None,
+        typer.Option(help="Text folder with one subfolder per language; repeatable.", rich_help_panel=_DATA),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A SentencePiece model.", rich_help_panel=_DATA)] = None,
-    data: Annotated[
-        str | None, typer.Option(help="A folder of gemma-orch prepare, instead of a corpus.", rich_help_panel=_DATA)
+    data: Annotated[str | None, typer.Option(help="Prepared data folder, instead of a corpus.", rich_help_panel=_DATA)] = None,
+    mixing: Annotated[str | None, typer.Option(help="How languages are mixed: alpha or unimax.", rich_help_panel=_DATA)] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="With alpha mixing: shares are tokens ** alpha.", rich_help_panel=_DATA)
     ] = None,
-    mixing: Annotated[str | None, typer.Option(help="alpha or unimax.", rich_help_panel=_DATA)] = None,
-    alpha: Annotated[float | None, typer.Option(help="alpha: shares are tokens ** alpha.", rich_help_panel=_DATA)] = None,
     max_epochs: Annotated[
-        float | None, typer.Option(help="unimax: no language is read more often.", rich_help_panel=_DATA)
+        float | None, typer.Option(help="With unimax mixing: most epochs of any language.", rich_help_panel=_DATA)
     ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
-            help="A share instead, such as konkani=0.2; repeatable: what is not named is not read.", rich_help_panel=_DATA
+            help="A language's own share, such as konkani=0.2; repeatable: languages without one are not read.",
+            rich_help_panel=_DATA,
         ),
     ] = None,
-    scratch: Annotated[str | None, typer.Option(help="A fast local folder to read ahead into.", rich_help_panel=_DATA)] = None,
+    scratch: Annotated[
+        str | None, typer.Option(help="Fast local folder into which data is copied ahead.", rich_help_panel=_DATA)
+    ] = None,
     scratch_size: Annotated[
-        str | None, typer.Option(help="How much of it may be used, such as 20GB.", rich_help_panel=_DATA)
+        str | None, typer.Option(help="Most space used in --scratch, such as 20GB.", rich_help_panel=_DATA)
     ] = None,
     session_limit: Annotated[
-        str | None, typer.Option(help="How long one may be, such as 90s or 11h30m.", rich_help_panel=_SESSIONS)
+        str | None, typer.Option(help="Longest time of a session, such as 90s or 11h30m.", rich_help_panel=_SESSIONS)
     ] = None,
-    session_steps: Annotated[
-        int | None, typer.Option(min=1, help="Also end one after this many steps.", rich_help_panel=_SESSIONS)
-    ] = None,
+    session_steps: Annotated[int | None, typer.Option(min=1, help="Most steps of a session.", rich_help_panel=_SESSIONS)] = None,
     checkpoint_every: Annotated[
         str | None, typer.Option(help="Time between checkpoints, such as 10m.", rich_help_panel=_SESSIONS)
     ] = None,
 ) -> None:
-    """Begin a run, or go on with it: the same command again never makes a second one.
+    """Start a run, or continue it: repeating the command never starts a second run.
 
     Without a config file it trains the tiny model on the sample corpus that comes with gemma-orch.
     """
@@ -66,8 +68,8 @@ def start(
 
     if data and (corpus or tokenizer):
         raise UserError(
-            "--data is given together with --corpus or --tokenizer",
-            expected="one of the two: text to prepare, or a folder that gemma-orch prepare has made",
+            "--data cannot be combined with --corpus or --tokenizer",
+            expected="one of the two: text to prepare, or a prepared data folder",
         )
     said: dict[str, Any] = {
         "total_steps": total_steps,
@@ -98,8 +100,8 @@ def start(
     run = begin(ports, without_none(said), config, num_cores=num_cores(), say=say)
     if detach:
         go_on_in_background(ports, run)
-        say(f"run {run} goes on in the background; it prints to {ports.home.run(run).controller_log}")
-        say("gemma-orch status --watch shows it, gemma-orch stop ends it")
+        say(f"run {run} continues in the background; log: {ports.home.run(run).controller_log}")
+        say("watch it: gemma-orch status --watch; stop it: gemma-orch stop")
         return
     drive_to_the_end(ports, run)
 

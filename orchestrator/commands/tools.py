@@ -1,4 +1,4 @@
-"""Commands about gemma-orch itself: config file, installation, proofs."""
+"""Commands about gemma-orch itself: write a config file, check the installation, prove resumption, run the demo."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from orchestrator.commands.context import JsonOption, Terminal, ask, num_cores, 
 
 def init(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("gemma-orch.toml"),
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    backend: Annotated[str, typer.Option(help="Where sessions shall run: local or kaggle.")] = "local",
-    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
-    owner: Annotated[str | None, typer.Option(help="kaggle: your user name; that of the credentials when left out.")] = None,
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("gemma-orch.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    backend: Annotated[str, typer.Option(help="Where sessions run: local or kaggle.")] = "local",
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    owner: Annotated[str | None, typer.Option(help="kaggle: your user name; default: that of the credentials.")] = None,
 ) -> None:
     """Write a commented config file.
 
-    With --backend kaggle it has the names that the run will have on the account, which are asked for on a terminal.
+    With --backend kaggle it contains the run's and the owner's names on the account; on a terminal it asks for them.
     """
     from orchestrator.ports import ConfigWishes
     from state.errors import UserError
@@ -30,25 +30,25 @@ def init(
     terminal = Terminal.of(context)
     kind = terminal.kind(backend)
     if path.exists() and not force:
-        raise UserError(f"{path} exists already", remedy="gemma-orch init --force writes over it, or name another file")
+        raise UserError(f"{path} already exists", remedy="overwrite it: gemma-orch init --force; or name another file")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"the folder {path.absolute().parent} does not exist", remedy="make it, or name another file")
+        raise UserError(f"folder is missing: {path.absolute().parent}", remedy="make it, or name another file")
     wishes = ConfigWishes(name, owner, ask if sys.stdin.isatty() else None)
     write_atomically(path.absolute(), kind.config_file(terminal.environment, wishes, say).encode())
     following = ", ".join(filter(None, (kind.before_start, f"gemma-orch start --config {path}")))
-    typer.echo(f"{path} is written; edit it, then: {following}")
+    typer.echo(f"wrote {path}; edit it, then: {following}")
 
 
 def doctor(
     context: typer.Context,
-    backend: Annotated[str, typer.Option(help="Also look at what this backend needs: local or kaggle.")] = "local",
+    backend: Annotated[str, typer.Option(help="Also check what this backend needs: local or kaggle.")] = "local",
     live_check: Annotated[
         bool,
-        typer.Option("--live-check", help="kaggle: run two short CPU kernels that measure what only Kaggle itself can show."),
+        typer.Option("--live-check", help="kaggle: measure Kaggle's behaviour with two short CPU kernels."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is installed, what was found, what is missing, and the next command."""
+    """Check the installation; show what is missing and the next command."""
     from orchestrator.doctor import examine, report
     from state.errors import UserError
 
@@ -56,8 +56,9 @@ def doctor(
     kind = terminal.kind(backend)
     if live_check and not kind.has_live_check:
         raise UserError(
-            f"--live-check is given, and the backend {backend} has nothing to measure",
-            remedy="leave --live-check out, or name with --backend a platform that has, such as kaggle",
+            f"--live-check is invalid: backend {backend} has no live check",
+            expected="a backend with a live check, such as kaggle",
+            remedy="leave --live-check out, or name another --backend",
         )
     findings = examine(terminal.home(), num_cores())
     findings += kind.examine(terminal.environment, terminal.home(), say, live_check=live_check)
@@ -70,12 +71,12 @@ def doctor(
 
 def prove(
     context: typer.Context,
-    steps: Annotated[int, typer.Option(min=2, help="Steps to train, straight and in pieces.")] = 12,
-    pieces: Annotated[int, typer.Option(min=2, help="Sessions to cut them into.")] = 3,
-    config: Annotated[Path | None, typer.Option(help="Prove it for the model, data and training of this config.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps to train, in one session and in several.")] = 12,
+    pieces: Annotated[int, typer.Option(min=2, help="Number of sessions.")] = 3,
+    config: Annotated[Path | None, typer.Option(help="Prove it for the model, data and training of this config file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train K steps straight and in pieces on this machine, compare the digests, and print a certificate."""
+    """Train the same steps in one session and in several, compare the digests, and print a certificate."""
     from orchestrator.worker_process.verbs import prove as hand_over_prove
 
     raise typer.Exit(hand_over_prove(Terminal.of(context).home(), steps, pieces, config, num_cores=num_cores(), as_json=as_json))
@@ -85,9 +86,9 @@ def demo(
     context: typer.Context,
     total_steps: Annotated[int, typer.Option(min=40, help="Steps of the run.")] = 200,
 ) -> None:
-    """Train the tiny model through sessions that are killed on purpose, and prove that nothing was lost.
+    """Train the tiny model while killing its sessions and controller, and prove that the result is the same.
 
-    The last line is `identical: sha256 ...` when the weights equal those of an uninterrupted run; exit code 4 when not.
+    The last line is `identical: sha256 ...` if the weights equal those of an uninterrupted run; exit code 4 if not.
     """
     from orchestrator.demo import run_demo
 

@@ -1,4 +1,4 @@
-"""What commands do that stay until a run, or a part of it, is over."""
+"""For commands that stay until a run, or one session of it, is over: watch it, handle Ctrl-C, choose the exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def drive_to_the_end(ports: Ports, run: str) -> NoReturn:
-    """Bring a run on until it is over, say how it ended, and exit as it did."""
+    """Drive a run until it is over, print how it ended, and exit with its exit code."""
     from orchestrator.monitoring.watch import drive
 
     with watching(ports, run):
@@ -26,7 +26,7 @@ def drive_to_the_end(ports: Ports, run: str) -> NoReturn:
 
 
 def advice_on(ports: Ports, run: str) -> str:
-    """Return what the backends of a run advise about it now that a command leaves it; empty: nothing."""
+    """Return the advice of all backends that the run has used, for the end of a command; empty if they have none."""
     record = ports.runs.load(run)
     names = dict.fromkeys(attempt.backend for attempt in record.attempts)
     return "\n".join(filter(None, (ports.kind(name).advice(ports, record) for name in names)))
@@ -34,7 +34,7 @@ def advice_on(ports: Ports, run: str) -> str:
 
 @contextlib.contextmanager
 def watching(ports: Ports, run: str) -> Iterator[None]:
-    """Let Ctrl-C end the watching, not the session, and say how to come back."""
+    """Make Ctrl-C end only the watching, not the session; tell the user how to come back."""
     from state.session import AttemptState
 
     try:
@@ -43,10 +43,10 @@ def watching(ports: Ports, run: str) -> Iterator[None]:
         live = ports.runs.load(run).live_attempt
         say("")
         if live is not None and live.state is AttemptState.PLANNED:
-            say(f"no longer watching; session {live.session} is not launched yet, and is not without a controller")
+            say(f"stopped watching; session {live.session} is not launched yet, and only a controller launches it")
         elif live is not None:
-            say(f"no longer watching; session {live.session} goes on by itself until its limit, and saves what it trains")
-        say(f"come back: the same command, or gemma-orch start --name {run}; look: gemma-orch status; end: gemma-orch stop")
+            say(f"stopped watching; session {live.session} continues until its limit and saves its checkpoints")
+        say(f"continue: the same command, or gemma-orch start --name {run}; show: gemma-orch status; stop: gemma-orch stop")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -54,7 +54,7 @@ def _conclude(verdict: Verdict, advice: str) -> NoReturn:
     view = verdict.view
     if view.exit_code:
         say(f"run {view.run} {view.state} at step {view.step} of {view.total_steps}: {view.message}")
-        say(f"look: gemma-orch status {view.run}, gemma-orch logs --run {view.run}; go on: the same start command")
+        say(f"show: gemma-orch status {view.run}, gemma-orch logs --run {view.run}; continue: the same start command")
         say(advice)
         raise typer.Exit(view.exit_code)
     typer.echo(f"run {view.run} {view.state}: {view.message}")
@@ -65,7 +65,7 @@ def _conclude(verdict: Verdict, advice: str) -> NoReturn:
 
 
 def exit_like(attempt: AttemptRecord) -> NoReturn:
-    """Exit as an attempt ended."""
+    """Exit with the exit code that matches an attempt's outcome and error class."""
     from state.errors import ErrorClass, ExitCode
     from state.report import Outcome
 

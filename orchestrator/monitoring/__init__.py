@@ -1,1 +1,1 @@
-"""What users see of a run: status, views, speed, and watching it."""
+"""Show a run to its user: status, views, speed, live display."""

@@ -1,4 +1,4 @@
-"""How runs look on a terminal: pure, views in, text and rich renderables out."""
+"""Render views as text and rich tables for a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SESSIONS_SHOWN_LIVE = 6
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Return a size as people read it: `15.2 MB`."""
+    """Return a size in decimal units, such as `15.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -39,7 +39,7 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_moment(moment: datetime | None, now: datetime) -> str:
-    """Return a moment in local time, with its date when that is another day."""
+    """Return a moment in local time, with its date unless that is today."""
     if moment is None:
         return "-"
     local = moment.astimezone()
@@ -47,7 +47,7 @@ def format_moment(moment: datetime | None, now: datetime) -> str:
 
 
 def status_panel(view: StatusView, events: Sequence[Event], now: datetime, *, all_sessions: bool = False) -> RenderableType:
-    """Return a run's whole status."""
+    """Return the full status of a run, as `status` shows it."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -96,7 +96,7 @@ def _speed(view: StatusView, now: datetime) -> str:
 
 
 def sessions_table(sessions: Sequence[SessionView], now: datetime, *, limit: int | None = None) -> RenderableType:
-    """Return the attempts, the last `limit` of them when there are more."""
+    """Return a table of the attempts; with `limit`, of only the newest ones."""
     shown = sessions if limit is None else sessions[-limit:]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for name in ("session", "try", "backend", "steps", "took"):
@@ -120,7 +120,7 @@ def sessions_table(sessions: Sequence[SessionView], now: datetime, *, limit: int
 
 
 def history(events: Sequence[Event], now: datetime) -> RenderableType:
-    """Return the last lines of a run's history."""
+    """Return a run's events, one line each."""
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)
     lines.add_column(overflow="fold")
@@ -130,7 +130,7 @@ def history(events: Sequence[Event], now: datetime) -> RenderableType:
 
 
 def live_panel(view: StatusView, events: Sequence[Event], now: datetime) -> RenderableType:
-    """Return what `start` shows while it watches: small enough for a short terminal, the newest first."""
+    """Return the live display of `start`: the current state first, and short enough for a small terminal."""
     parts: list[RenderableType] = [Text(live_line(view, now), style="bold"), _steps(view), Text(_speed(view, now), style="dim")]
     if view.waiting_for and view.live is None:
         parts.append(Text(f"waiting for {view.waiting_for}"))
@@ -142,7 +142,7 @@ def live_panel(view: StatusView, events: Sequence[Event], now: datetime) -> Rend
 
 
 def live_line(view: StatusView, now: datetime) -> str:
-    """Return one plain line about what is going on now: session, step, loss, tokens/s, time left, ETA."""
+    """Return the current state in one plain line: session, step, loss, tokens/s, time left, ETA."""
     beat = view.live
     if beat is None or not view.sessions:
         return f"{view.run}: step {view.step} of {view.total_steps}, {view.waiting_for or view.state}"
@@ -161,7 +161,7 @@ def _beat(beat: Heartbeat, total_steps: int) -> str:
 
 
 def runs_table(views: Sequence[StatusView], now: datetime) -> RenderableType:
-    """Return a line for each run of a home."""
+    """Return a table with one row for each run of a home."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
     for name in ("run", "state", "steps", "goodput", "ETA", "waiting for"):
         table.add_column(name, overflow="fold")
@@ -178,7 +178,7 @@ def runs_table(views: Sequence[StatusView], now: datetime) -> RenderableType:
 
 
 def checkpoints_tree(views: Sequence[CheckpointView], now: datetime) -> RenderableType:
-    """Return the lineage as a tree: a fork is indented."""
+    """Return the lineage as a tree, with branches indented."""
     by_id: Mapping[str, CheckpointView] = {view.id: view for view in views}
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for name in ("checkpoint", "step", "size", "state", "made", "state sha256"):

@@ -1,4 +1,4 @@
-"""How fast and how well a run goes: pure numbers from its record."""
+"""Compute a run's goodput, speed and ETA from its record. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from state.lineage import ancestors
 def goodput(record: RunRecord, now: datetime) -> float | None:
     """Return the seconds of training that survived over the seconds billed, 0 to 1; None before the first launch.
 
-    A second has survived when the head holds it. A session is billed from its launch to its end, or until now.
+    Training survives if the head descends from its checkpoint. A session is billed from its launch to its end, or until now.
     """
     billed_s = sum(billed_seconds(attempt, now) for attempt in record.attempts)
     if billed_s <= 0.0:
@@ -25,20 +25,20 @@ def goodput(record: RunRecord, now: datetime) -> float | None:
 
 
 def billed_seconds(attempt: AttemptRecord, now: datetime) -> float:
-    """Return the seconds from an attempt's launch to its end, or until now while it has not ended."""
+    """Return the seconds from an attempt's launch to its end, or until now while it runs."""
     if attempt.launched_at is None:
         return 0.0
     return max(((attempt.ended_at or now) - attempt.launched_at).total_seconds(), 0.0)
 
 
 def steps_per_billed_second(record: RunRecord, now: datetime) -> float | None:
-    """Return the head's steps over all seconds billed: the rate that an estimate of the end needs."""
+    """Return the head's step over all seconds billed: the rate that the ETA uses, lost time included."""
     billed_s = sum(billed_seconds(attempt, now) for attempt in record.attempts)
     return record.head_step / billed_s if billed_s > 0.0 and record.head_step else None
 
 
 def steps_per_second(record: RunRecord) -> float | None:
-    """Return the steps of the newest attempt that saved anything over its seconds of training."""
+    """Return the steps per second of training of the newest attempt that saved a step; None if no attempt has."""
     for attempt in reversed(record.attempts):
         if attempt.saved_step is not None and attempt.train_s > 0.0:
             return (attempt.saved_step - attempt.start_step) / attempt.train_s
@@ -46,13 +46,13 @@ def steps_per_second(record: RunRecord) -> float | None:
 
 
 def eta(record: RunRecord, now: datetime, *, step: int, live_steps_per_s: float | None) -> datetime | None:
-    """Return when the last step will be reached if all goes on as it has, or None when nothing is known.
+    """Return when the last step will be reached at the past rate; None if no rate is known or no step remains.
 
     Args:
         record: The run.
         now: The current moment.
         step: The last step trained, saved or not.
-        live_steps_per_s: What the running session reports, for runs that have saved nothing to learn from.
+        live_steps_per_s: The rate that the running session reports; used while the run has no saved step.
     """
     rate = steps_per_billed_second(record, now) or live_steps_per_s
     remaining = record.spec.total_steps - step

@@ -15,7 +15,7 @@ from state.stores.run_store import is_in_force
 
 
 def observe_run(ports: Ports, run: str) -> StatusView:
-    """Return a run's status, changing nothing."""
+    """Return a run's status without changing the run."""
     record, detail = _as_seen(ports, ports.runs.load(run))
     waits = waiting_for(ports, record)
     if waits is not None and detail:
@@ -24,7 +24,10 @@ def observe_run(ports: Ports, run: str) -> StatusView:
 
 
 def _as_seen(ports: Ports, record: RunRecord) -> tuple[RunRecord, str]:
-    """Return what its backend says of the live attempt: a record in which it is over when it is, collected or not, and words."""
+    """Overlay the backend's current answer on the record; also return the answer's detail text.
+
+    A live attempt that the backend shows as ended counts as ended, even if no controller has collected it yet.
+    """
     live = record.live_attempt
     if live is None or live.state is AttemptState.PLANNED:
         return record, ""
@@ -44,21 +47,21 @@ def _heartbeat(ports: Ports, record: RunRecord) -> Heartbeat | None:
 
 
 def waiting_for(ports: Ports, record: RunRecord) -> str | None:
-    """Return what a run waits for, in words, or None when it is over."""
+    """Return a sentence about what a run waits for; None if the run is over."""
     now = ports.clock.now()
     lease = ports.runs.lease(record.name)
     watched = lease is not None and is_in_force(lease, now)
-    again = f"gemma-orch start --name {record.name} goes on"
+    again = f"continue: gemma-orch start --name {record.name}"
     live = record.live_attempt
     if live is not None and live.state is AttemptState.ENDED and not watched:
-        return f"a controller, to collect session {live.session}, which is over; {again}"
+        return f"a controller, to collect session {live.session}, which has ended; {again}"
     match decide(record, Quota(available=True), now):
         case Wait(reason, until):
             return _in_words(Waiting(reason=reason, until=until))
         case Finish() | GiveUp():
             return None
         case AskToStop(attempt):
-            return f"session {attempt.session} to save and end, as asked"
+            return f"session {attempt.session} to save and end, as requested"
         case Kill(attempt, reason):
             return f"session {attempt.session} to end: {reason}"
         case Launch() | Resume() | Drop() as due:

@@ -1,4 +1,4 @@
-"""What `--json` prints: a contract, versioned, described in docs/json.md. Pure."""
+"""The documents that `--json` prints: a versioned contract, described in docs/json.md. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SessionView(Document):
     reason: str | None
     start_step: int
     end_step: int
-    """The last step that is saved; while it runs, the last step trained."""
+    """The last saved step; while the attempt runs, the last trained step."""
     started_at: datetime | None
     ended_at: datetime | None
     duration_s: float | None
@@ -45,7 +45,7 @@ class DataView(Document):
 
 
 class StatusView(Document):
-    """One run."""
+    """The status of one run."""
 
     schema_version: Literal[1] = 1
     run: str
@@ -54,7 +54,7 @@ class StatusView(Document):
     exit_code: int
     backend: str
     step: int
-    """The head's step: what survives whatever happens now."""
+    """The head's step: the progress that is saved and verified."""
     total_steps: int
     head: str | None
     state_sha256: str | None
@@ -87,7 +87,7 @@ class CheckpointView(Document):
 
 
 def session_view(attempt: AttemptRecord, heartbeat: Heartbeat | None, now: datetime) -> SessionView:
-    """Return an attempt as the contract shows it."""
+    """Return the view of an attempt."""
     end_step = attempt.saved_step if attempt.saved_step is not None else attempt.start_step
     if attempt.is_live and heartbeat is not None:
         end_step = max(end_step, heartbeat.step)
@@ -110,7 +110,7 @@ def session_view(attempt: AttemptRecord, heartbeat: Heartbeat | None, now: datet
 
 
 def status_view(record: RunRecord, heartbeat: Heartbeat | None, waiting_for: str | None, now: datetime) -> StatusView:
-    """Return a run as the contract shows it."""
+    """Return the view of a run."""
     live = record.live_attempt
     step = max(record.head_step, heartbeat.step) if heartbeat is not None and live is not None else record.head_step
     live_rate = heartbeat.steps_per_s if heartbeat is not None else None
@@ -136,7 +136,7 @@ def status_view(record: RunRecord, heartbeat: Heartbeat | None, waiting_for: str
 
 
 def data_views(record: RunRecord) -> tuple[DataView, ...]:
-    """Return a run's data versions as the contract shows them; none while the first is not prepared."""
+    """Return the views of a run's data versions; empty until the first version is prepared."""
     return tuple(
         DataView(
             version=number,
@@ -151,7 +151,7 @@ def data_views(record: RunRecord) -> tuple[DataView, ...]:
 
 
 def checkpoint_views(record: RunRecord) -> tuple[CheckpointView, ...]:
-    """Return a run's checkpoints as the contract shows them, by step."""
+    """Return the views of a run's checkpoints, by step."""
     return tuple(
         CheckpointView(
             id=checkpoint.id,

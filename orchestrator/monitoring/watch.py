@@ -1,4 +1,4 @@
-"""Tick a run until it is over, and show it meanwhile: the loop behind `start`, `rerun` and `status --watch`."""
+"""Tick a run until it is over and show its progress: the loops behind `start`, `stop`, `rerun`, `logs` and `status --watch`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _LOOK_S = 1.0
 _PLAIN_LINE_S = 10.0
 _MOST_FAILED_TICKS = 3
 _EVENTS_SHOWN = 6
-_EVENTS_REMEMBERED = 50  # more do not happen between two looks
+_EVENTS_REMEMBERED = 50  # fewer than this happen between two polls
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How watching ended."""
+    """The result of watching: the last decision and the final view."""
 
     decision: Decision
     view: StatusView
 
 
 class Display:
-    """Shows a run live on a terminal, as plain lines elsewhere; talk goes to stderr."""
+    """Shows a run on stderr: a live panel on a terminal, plain lines elsewhere."""
 
     def __init__(self, ports: Ports, run: str) -> None:
         self._ports = ports
@@ -46,23 +46,23 @@ class Display:
         self._last_event: Event | None = None
 
     def __enter__(self) -> Display:
-        """Begin to show."""
+        """Start the display."""
         self._last_event = next(iter(self._ports.runs.events(self._run, 1)), None)
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last picture standing."""
+        """Stop the display; its last frame stays on the terminal."""
         if self._live is not None:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the live part."""
+        """Print a line above the live panel."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, view: StatusView) -> None:
-        """Show a run as it is now."""
+        """Show the current view of the run."""
         now = self._ports.clock.now()
         if self._live is not None:
             self._live.update(live_panel(view, self._ports.runs.events(self._run, _EVENTS_SHOWN), now), refresh=True)
@@ -88,19 +88,19 @@ def drive(
     until: Callable[[RunRecord], bool] = lambda _record: False,
     patient: bool = True,
 ) -> Verdict:
-    """Tick a run until it is over or `until` says so, and show it meanwhile.
+    """Tick a run until it is over or `until` returns true, and show its progress.
 
-    When another controller is at work, this one says so once, watches, and takes over should the other one go away.
+    While another controller holds the lease, this one reports it once, watches, and takes over when the lease becomes free.
 
     Args:
-        ports: The controller's.
+        ports: The controller's ports.
         run: The run's name.
-        until: Asked in every tick.
-        patient: Whether to wait while a session is to be ended that cannot be ended from here.
+        until: Called with the record in every tick; true ends the loop.
+        patient: Whether to keep waiting for a session that must end but can not be killed from this machine.
 
     Raises:
-        OutOfReachError: there is such a session, and this one is not patient.
-        GemmaOrchError: a tick found something that trying again does not mend.
+        OutOfReachError: such a session exists, and `patient` is false.
+        GemmaOrchError: a tick failed in a way that a retry does not mend.
     """
     with Display(ports, run) as display:
         driver = _Driver(ports, run, display, until, patient=patient)
@@ -116,7 +116,7 @@ def drive(
 
 
 class _Driver:
-    """Ticks, and knows what to make of a tick that does not go through."""
+    """Runs single ticks, and decides which failed ticks to retry."""
 
     def __init__(
         self,
@@ -141,12 +141,17 @@ class _Driver:
         self._controller.release(self._run)
 
     def step(self) -> tuple[float, tuple[Decision, RunRecord] | None]:
-        """Tick once; return how long to wait, and what was decided when the tick went through or another one's is seen."""
+        """Tick once.
+
+        Returns:
+            The seconds to wait before the next tick, and the decision with its record: this controller's, or, while another one
+            holds the lease, what that one would decide. None after a failed tick.
+        """
         try:
             tick = self._controller.tick(self._run, until=self._until)
         except LeaseHeldError as error:
             if not self._watches:
-                self._display.say(f"{error}; watching it")
+                self._display.say(f"{error}; watching")
             self._watches = True
             record = self._ports.runs.load(self._run)
             return _LOOK_S, (decide(record, Quota(available=True), self._ports.clock.now()), record)
@@ -154,18 +159,18 @@ class _Driver:
             return _LOOK_S, None
         except TemporaryError as error:
             if isinstance(error, OutOfReachError) and not self._patient:
-                self.release()  # a controller that can end it need not wait until our lease runs out
+                self.release()  # lets a controller that can kill the session act at once
                 raise
-            self._display.say(f"{error}; trying again")
+            self._display.say(f"{error}; retrying")
             return _PLAIN_LINE_S, None
         except GemmaOrchError:
             raise
         except Exception as error:
-            # A tick may die at any line and be done again; what fails every time is a mistake that must be seen.
+            # A tick may die at any line and be repeated. An error that recurs is a bug: raise it so that the user sees it.
             self._failures += 1
             if self._failures >= _MOST_FAILED_TICKS:
                 raise
-            self._display.say(f"unexpected {type(error).__name__}: {error}; trying again")
+            self._display.say(f"unexpected {type(error).__name__}: {error}; retrying")
             return _PLAIN_LINE_S, None
         self._watches = False
         self._failures = 0
@@ -173,7 +178,7 @@ class _Driver:
 
 
 def follow(ports: Ports, run: str) -> None:
-    """Show a run until it is over or Ctrl-C, changing nothing."""
+    """Show a run until it is over or Ctrl-C, without changing it."""
     with Display(ports, run) as display:
         while True:
             view = observe_run(ports, run)
@@ -184,7 +189,7 @@ def follow(ports: Ports, run: str) -> None:
 
 
 def print_log(ports: Ports, run: str, attempt: AttemptRecord, write: Callable[[str], object], *, follow: bool) -> None:
-    """Print what an attempt has printed; with `follow`, stay until it is over."""
+    """Print an attempt's log; with `follow`, keep printing until the attempt is over."""
     backend, ref = ports.backend(attempt.backend, run), ref_of(ports.runs.load(run), attempt)
     offset = 0
     while True:

@@ -1,1 +1,1 @@
-"""The worker as a child process of the controller: its command line and its verbs."""
+"""Run the worker as a child process: its command line, its verbs, and the preparation of data."""

@@ -1,4 +1,4 @@
-"""Run the worker as a child process: its command line, the packages it needs, our terminal."""
+"""Start the worker as a child process: its command line, the packages it needs, and the terminal that both share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TRAINING_MODULES = ("torch", "numpy", "safetensors", "sentencepiece")
 
 
 def require_training_extra() -> None:
-    """Check that the worker runs here: it is for Linux and macOS, and needs packages.
+    """Check that the worker runs on this system, and that the packages of the training extra are installed.
 
     Raises:
-        UserError: the system is another one, or something is missing.
+        UserError: the system is not Linux or macOS, or a package is missing.
     """
     if importlib.util.find_spec("fcntl") is None:
         raise UserError(
@@ -29,18 +29,18 @@ def require_training_extra() -> None:
         from state.installation import install_command  # it loads ssl, and this module is loaded by every command
 
         raise UserError(
-            f"this needs the training extra; not installed: {', '.join(missing)}",
+            f"packages of the training extra are missing: {', '.join(missing)}",
             remedy=install_command("train"),
         )
 
 
 def worker_command(verb: str, arguments: Sequence[str]) -> list[str]:
-    """Return the command line of a worker's verb."""
+    """Return the command line for a verb of the worker."""
     return command_of("worker", verb, *arguments)
 
 
 def hand_over(verb: str, arguments: Sequence[str]) -> int:
-    """Run a worker's verb with our terminal, and return its exit code.
+    """Run a verb of the worker in this process's terminal, and return its exit code.
 
     Raises:
         UserError: the training extra is missing.
@@ -50,15 +50,15 @@ def hand_over(verb: str, arguments: Sequence[str]) -> int:
 
 
 def run_with_our_terminal(command: Sequence[str]) -> int:
-    """Run a child with our terminal, pass SIGTERM on to it, and return its exit code as a shell tells it."""
+    """Run a child in this process's terminal, forward SIGTERM to it, and return its exit code by the shells' convention."""
     child = subprocess.Popen(command)
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: child.terminate())  # else the child would go on alone
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: child.terminate())  # else the child would outlive us
     try:
         while True:
             try:
                 exit_code = child.wait()
-                return exit_code if exit_code >= 0 else 128 - exit_code  # as a shell tells of a command that a signal ended
+                return exit_code if exit_code >= 0 else 128 - exit_code  # shells report death by signal N as 128 + N
             except KeyboardInterrupt:
-                continue  # Ctrl-C reaches the child as well: it is the child that answers
+                continue  # Ctrl-C reaches the child too; wait for it to save and end
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""Prepare the data of a run with `python -m worker prepare`, or use a folder that is prepared already."""
+"""Prepare a run's data with `python -m worker prepare`, or check a folder that is already prepared."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from state.mixture import budget_exceeds_caps, mixture_weights, unimax_weights
 from state.spec import RunSpec
 
 _LEASE_EVERY_S = 5.0
-_MOMENT_S = 0.5  # a line is passed on when none has followed for so long: a reason to end is followed by the end
+_MOMENT_S = 0.5  # a line is held back this long: if the child fails within it, the line is the error message
 _LAST_LINES = 12
 
 
 class WorkerPreparer:
-    """Makes a run's token shards with `python -m worker prepare`, or takes a folder where they are made already."""
+    """Prepares a run's token shards with `python -m worker prepare`, or uses a folder that is already prepared."""
 
     def __init__(self, home: HomeLayout, say: Callable[[str], None], worker: Sequence[str] | None = None) -> None:
-        """Prepare into the home's run folders.
+        """Create a preparer for the runs of a home.
 
         Args:
-            home: Where the runs lie.
-            say: Told, while it goes on, how far it is, what was read and what was left out.
-            worker: The command that does what `python -m worker prepare` does; None: that one.
+            home: The home; data goes into its runs' folders.
+            say: Receives progress lines, and at the end what was read and left out.
+            worker: A command to use instead of `python -m worker prepare`.
         """
         self._home = home
         self._say = say
         self._worker = list(worker) if worker is not None else worker_command("prepare", ())
 
     def has_data(self, run: str, data: DataRecord) -> bool:
-        """Return whether a data version is there: its manifest, and every file of it in its size."""
+        """Return whether a data version is complete: its manifest matches, and every file has its size."""
         folder = self._home.run(run).data_folder(data.folder)
         try:
             manifest = _manifest(folder)
@@ -49,10 +49,10 @@ class WorkerPreparer:
         return _wrong_file(folder, manifest) is None and manifest.data_sha256 == data.sha256
 
     def __call__(self, spec: RunSpec, keep_lease: Callable[[], None], *, version: int = 1, first_step: int = 0) -> DataRecord:
-        """Prepare a data version of a run, or find it prepared.
+        """Prepare a data version of a run, or check that its folder is prepared.
 
         Raises:
-            GemmaOrchError: the corpus, the tokenizer or the folder is not usable; the worker has said why.
+            GemmaOrchError: the corpus, the tokenizer or the folder is not usable; the message is the worker's.
         """
         if spec.data.prepared is not None:
             folder, name = Path(spec.data.prepared), spec.data.prepared
@@ -91,27 +91,27 @@ class WorkerPreparer:
             self._say(last_words)
 
     def _mixture(self, spec: RunSpec, tokens: Mapping[str, int], first_step: int) -> dict[str, float]:
-        """Return the shares that the spec asks for; UniMax's budget is the tokens of the steps that read this version."""
+        """Return each language's share by the spec's rule; UniMax's budget is the tokens of the steps that read this version."""
         data = spec.data
         if data.mixing != "unimax":
             return mixture_weights(tokens, data.alpha, data.weights)
         budget_tokens = max(1, spec.total_steps - first_step) * spec.training.batch_size * data.sequence_length
         if budget_exceeds_caps(tokens, budget_tokens=budget_tokens, max_epochs=data.max_epochs):
             self._say(
-                f"the {budget_tokens:,} tokens to be trained on are more than {data.max_epochs:g} epochs of all text: every "
-                "language will be read more often, in proportion to its tokens"
+                f"max_epochs is exceeded: {budget_tokens:,} tokens to train on are more than {data.max_epochs:g} epochs of all "
+                "text; every language is read more often, in proportion to its tokens"
             )
         return unimax_weights(tokens, budget_tokens=budget_tokens, max_epochs=data.max_epochs)
 
 
 def _run_and_relay(command: Sequence[str], say: Callable[[str], None], keep_lease: Callable[[], None]) -> tuple[int, str]:
-    """Run a child and pass on what it says on stderr, as it says it.
+    """Run a child and relay its stderr line by line.
 
-    Its last words are kept back, for when it fails they are the reason: what it said within the last moment, or else the
-    last lines that it said at all.
+    The lines of the last `_MOMENT_S` are held back: if the child fails, they are its error message. If there are none then, the
+    last lines of all are the message.
 
     Returns:
-        Its exit code and its last words; after a success, only those that were not passed on.
+        The exit code and the message; after a success, only the lines that were not relayed.
     """
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -129,7 +129,7 @@ def _run_and_relay(command: Sequence[str], say: Callable[[str], None], keep_leas
                 line = lines.get(timeout=_MOMENT_S)
             except queue.Empty:
                 if child.poll() is not None:
-                    break  # a child of its own may hold the stream open
+                    break  # the child has ended, but a process that it started may still hold the stream open
                 for held in fresh:
                     say(held)
                 fresh.clear()
@@ -158,23 +158,23 @@ def _read_lines(stream: IO[str] | None, lines: queue.SimpleQueue[str | None]) ->
 
 
 def made_already(folder: Path) -> DataManifest:
-    """Return the manifest of a data folder that somebody has prepared.
+    """Return the manifest of a prepared data folder.
 
     Raises:
-        UserError: it is none.
-        DataError: one of its files is not what the manifest says.
+        UserError: the folder has no readable manifest.
+        DataError: a file is missing or differs from the manifest in size.
     """
     try:
         manifest = _manifest(folder)
     except OSError as error:
         raise UserError(
-            f"{folder} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
+            f"data folder is invalid: {folder}: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
             expected="a folder that gemma-orch prepare has finished",
-            remedy=f"gemma-orch prepare --corpus DIR --out {folder}; or say where it lies now",
+            remedy=f"gemma-orch prepare --corpus DIR --out {folder}; if the folder was moved, name its new place",
         ) from error
     if (wrong := _wrong_file(folder, manifest)) is not None:
         raise DataError(
-            f"{folder / wrong} is not there, or not as long as {DATA_MANIFEST_NAME} says",
+            f"data file is missing or has the wrong size: {folder / wrong}",
             expected=f"{manifest.files[wrong]:,} bytes",
             remedy="copy the data folder again, or prepare it again",
         )
@@ -182,7 +182,7 @@ def made_already(folder: Path) -> DataManifest:
 
 
 def _wrong_file(folder: Path, manifest: DataManifest) -> str | None:
-    """Return the name of the first file that is missing or of another size, or None."""
+    """Return the name of the first file that is missing or has the wrong size; None if all match."""
     for name, size_bytes in manifest.files.items():
         try:
             if (folder / name).stat().st_size != size_bytes:
@@ -204,18 +204,18 @@ def _check_lengths(tokens: Mapping[str, int], mixture: Mapping[str, float], sequ
     ]
     if short:
         raise UserError(
-            f"too little text for one sequence of {sequence_length} tokens: {', '.join(short)}",
-            expected=f"at least {sequence_length + 1} tokens in every language that is trained on",
-            remedy="shorten sequence_length under [data] in the config file, add text, or give these languages the weight 0",
+            f"too few tokens for one sequence of {sequence_length}: {', '.join(short)}",
+            expected=f"at least {sequence_length + 1} tokens in every language with a share",
+            remedy="lower sequence_length under [data] in the config file, add text, or give these languages the weight 0",
         )
 
 
 def _as_error(exit_code: int, said: str) -> GemmaOrchError:
-    message = said.strip() or f"preparing the data ended with exit code {exit_code}"
+    message = said.strip() or f"preparing the data failed with exit code {exit_code}"
     match exit_code:
         case ExitCode.USER:
             return UserError(message)
         case ExitCode.DATA:
             return DataError(message)
         case _:
-            return TemporaryError(message, remedy="the same command again goes on")
+            return TemporaryError(message, remedy="the same command again resumes")

@@ -1,4 +1,4 @@
-"""Verbs of the worker: what they need is gathered here, and `python -m worker` does them with our terminal."""
+"""Run the worker's verbs (export, data show, session, prove) for the commands: gather their inputs, then start the child."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ EXPORT_FORMATS: Sequence[str] = ("gemma-pytorch", "hf", "safetensors")
 
 
 def export(ports: Ports, record: RunRecord, checkpoint_id: str, export_format: str, out: Path) -> int:
-    """Write a checkpoint's weights in another form, and return the worker's exit code.
+    """Export a checkpoint's weights, and return the worker's exit code.
 
     Raises:
-        UserError: the format is not known, or the training extra is missing.
-        CorruptCheckpointError: the checkpoint is not what it was.
+        UserError: the format is unknown, the run has no data, or the training extra is missing.
+        CorruptCheckpointError: the checkpoint fails verification.
     """
     if export_format not in EXPORT_FORMATS:
         raise UserError(
-            f"there is no export format {export_format!r}",
+            f"--format is invalid: {export_format!r}",
             expected=f"one of {', '.join(EXPORT_FORMATS)}",
             remedy=did_you_mean(export_format, list(EXPORT_FORMATS)),
         )
@@ -42,7 +42,7 @@ def export(ports: Ports, record: RunRecord, checkpoint_id: str, export_format: s
     store.verify(checkpoint_id)
     versions = record.header.data
     if not versions:
-        raise UserError(f"run {record.name} has no data, so nothing is known of its vocabulary")
+        raise UserError(f"run {record.name} has no data yet, so its vocabulary size is unknown")
     with tempfile.TemporaryDirectory(prefix="gemma-orch-export-") as folder:
         architecture = Path(folder) / "architecture.json"
         write_atomically(architecture, resolve_architecture(record.spec.model, versions[0].vocab_size).to_json())
@@ -57,10 +57,10 @@ def export(ports: Ports, record: RunRecord, checkpoint_id: str, export_format: s
 
 
 def show_data(ports: Ports, record: RunRecord, arguments: Sequence[str]) -> int:
-    """Show which documents a step of a run reads, or its data, and return the worker's exit code.
+    """Show which documents a step of a run reads, or the run's data, and return the worker's exit code.
 
     Raises:
-        UserError: the run's data is not prepared, or read in another order than this gemma-orch's.
+        UserError: the run's data is not prepared, or has an order that this version does not support.
     """
     check_order(record)
     launch = Launch(session=1, attempt=1, start_checkpoint=None)
@@ -75,7 +75,7 @@ def run_session(path: Path, home: HomeLayout) -> int:
     """Run the session of a `session.json` by hand, and return the worker's exit code.
 
     Raises:
-        UserError: the file cannot be read or holds no session, or the training extra is missing.
+        UserError: the file is not a readable session spec, or the training extra is missing.
     """
     try:
         SessionSpec.from_json(path.read_bytes(), str(path))
@@ -85,22 +85,22 @@ def run_session(path: Path, home: HomeLayout) -> int:
             expected=f"the session file of an attempt, {home.root / 'runs/RUN/sessions/s001a1' / SPEC_NAME}",
             remedy="gemma-orch status RUN lists the sessions of a run",
         ) from error
-    return hand_over(str(path.absolute()), ())  # absolute: a file named prepare would be taken for the verb
+    return hand_over(str(path.absolute()), ())  # absolute, so that a file named `prepare` is not taken for the verb
 
 
 def pass_on(verb: str, arguments: Sequence[str]) -> int:
-    """Let the worker do what was typed, and return its exit code; it says itself what is missing, and prints its help."""
+    """Run a verb of the worker with the user's arguments, and return its exit code; the worker prints its own help and errors."""
     return run_with_our_terminal(worker_command(verb, arguments))
 
 
 def prove(home: HomeLayout, steps: int, pieces: int, config: Path | None, *, num_cores: int, as_json: bool) -> int:
-    """Train straight and in pieces in a folder of its own, and return the worker's exit code: 4 when the two differ.
+    """Train in one session and in several, in a temporary folder, and return the worker's exit code: 4 if the results differ.
 
     Raises:
-        UserError: the config is not valid, there are more pieces than steps, or the training extra is missing.
+        UserError: the config is invalid, there are more pieces than steps, or the training extra is missing.
     """
     if pieces > steps:
-        raise UserError(f"{steps} steps cannot be cut into {pieces} pieces", expected="at least one step a piece")
+        raise UserError(f"--pieces is invalid: {pieces} for {steps} steps", expected="at least one step per piece")
     explicit: Explicit = read_config(config) if config is not None else {}
     spec = make_spec(
         "prove", {**explicit, "total_steps": steps}, previous=None, num_cores=num_cores, origin=str(config or "the defaults")

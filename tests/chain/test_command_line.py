@@ -182,7 +182,7 @@ def test_stopping_at_once_loses_only_what_was_not_saved(tmp_path: Path) -> None:
     view = home.status()
     assert (view["state"], view["sessions"][0]["outcome"]) == ("stopped", "lost")
     assert view["step"] == view["sessions"][0]["end_step"] > 0
-    assert "stopped already" in home.type("stop")
+    assert "already stopped" in home.type("stop")
 
 
 def test_a_session_runs_by_hand_without_a_controller_and_twice_without_harm(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_data_that_is_added_later_is_read_from_its_step_on(tmp_path: Path) -> No
         "".join(json.dumps({"text": f"{number} boats are out on the wide sea."}) + "\n" for number in range(60))
     )
     add = ("data", "add", "--corpus", str(tmp_path / "more"), "--from-step")
-    assert "has trained step 3 already" in home.type(*add, "3", expect=2)
+    assert "is already trained" in home.type(*add, "3", expect=2)
     assert "from step 4 on" in home.type(*add, "4")
     home.start("--total-steps", "5")
     versions = json.loads(home.type("data", "show", "--json"))["versions"]

@@ -73,18 +73,18 @@ def test_a_chain_that_changes_hands_equals_one_uninterrupted_local_run(tmp_path:
     assert record.attempts[0].state is AttemptState.DONE
 
     second = machine(tmp_path / "second", emulator)
-    assert f"run {RUN} is adopted: 2 attempts" in second.type("adopt", f"{USER}/{RUN}")
+    assert f"run {RUN} adopted: 2 attempts" in second.type("adopt", f"{USER}/{RUN}")
     second.type("start", "--name", RUN)
     assert second.digest(RUN) == straight
     assert second.record().head_step == _STEPS
     assert [attempt.session for attempt in second.record().attempts] == [1, 2, 3]
-    assert "nothing was brought" in second.type("adopt", RUN)
+    assert "is up to date" in second.type("adopt", RUN)
 
     assert second.leaks() == []
 
     said = second.type("publish", RUN)
     assert "every byte read back" in said
-    assert "is published already" in second.type("publish", RUN)
+    assert "is already published" in second.type("publish", RUN)
     publication = _publication(second)
     assert publication.state_sha256 == straight
     assert {"hf.model.safetensors", "gemma-pytorch.model.ckpt", "hf.tokenizer.json"} <= publication.files.keys()

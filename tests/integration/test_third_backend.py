@@ -47,7 +47,7 @@ def test_a_run_is_begun_shown_extended_and_stopped_on_a_backend_that_no_module_n
     assert (toys.home / "toy box" / "tin-robot" / view["head"]).is_dir()
     assert toys.works("verify").stdout.startswith(view["head"])
     toys.works("start", *RUN, "--total-steps", "30")
-    assert "finished already, at step 30" in toys.works("stop").stdout
+    assert "already finished, at step 30" in toys.works("stop").stdout
 
 
 def test_init_writes_the_config_file_of_the_kind_and_says_what_comes_before_start(toys: Toys, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_doctor_looks_at_what_the_kind_needs_and_names_its_next_command(toys: To
     assert "next: play" in toys.works("doctor", "--backend", "toy").stdout
     refused = toys.type("doctor", "--backend", "toy", "--live-check").exception
     assert isinstance(refused, UserError)
-    assert "has nothing to measure" in refused.what
+    assert "has no live check" in refused.what
 
 
 def test_the_kind_says_which_runs_it_can_have(toys: Toys) -> None:

@@ -51,14 +51,14 @@ def test_as_installed_there_is_no_clash(site: Path) -> None:
 @pytest.mark.parametrize("file", ["state/__init__.py", "state/other.py", "state.py"])
 def test_another_distribution_with_a_package_of_our_name_is_named(site: Path, file: str) -> None:
     install(site, "other-state", file)
-    assert "other-state 1.0 has installed state into the same folder" in found(site)
+    assert "other-state 1.0 installed state into the same folder" in found(site)
 
 
 def test_a_file_that_was_overwritten_or_removed_is_named(site: Path) -> None:
     (site / "state" / "errors.py").write_text("# of another\n")
-    assert found(site) == ["files that are not as they were installed: 1, first state/errors.py"]
+    assert found(site) == ["files changed since installation: 1, such as state/errors.py"]
     (site / "worker" / "__init__.py").unlink()
-    assert found(site) == ["files that are not as they were installed: 2, first worker/__init__.py, state/errors.py"]
+    assert found(site) == ["files changed since installation: 2, such as worker/__init__.py, state/errors.py"]
 
 
 def test_a_distribution_elsewhere_takes_nothing(site: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

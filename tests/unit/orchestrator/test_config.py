@@ -63,7 +63,7 @@ def test_a_prepared_folder_and_scratch_are_taken_from_the_configs_own_folder(tmp
         ("[session]\nlimit = 12\n", "a duration in quotes"),
         ("[session]\nlimit = '12 parsecs'\n", "session.limit"),
         ("run = 3\n", "a table, [run]"),
-        ("[run\n", "is not TOML"),
+        ("[run\n", "is not valid TOML"),
     ],
 )
 def test_a_config_with_a_mistake_names_the_key_and_what_was_expected(tmp_path: Path, text: str, expected: str) -> None:
@@ -81,7 +81,7 @@ def test_a_config_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_config_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "gemma-orch.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is not TOML"):
+    with pytest.raises(UserError, match="is not valid TOML"):
         read_config(path)
 
 

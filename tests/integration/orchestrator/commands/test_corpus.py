@@ -51,13 +51,13 @@ def test_the_verbs_for_tokenizers_are_the_workers(tmp_path: Path, verb: str) -> 
 
 
 def test_a_data_folder_is_shown_alone(with_run: Terminal) -> None:
-    assert "together with a run" in str(with_run.fail("data", "show", "finished", "--data", "x"))
-    assert "together with --step" in str(with_run.fail("data", "show", "--data", "x", "--step", "3"))
+    assert "combined with a run" in str(with_run.fail("data", "show", "finished", "--data", "x"))
+    assert "combined with --step" in str(with_run.fail("data", "show", "--data", "x", "--step", "3"))
 
 
 @pytest.mark.parametrize("verb", [["show"], ["add", "--corpus", "x"]])
 def test_without_a_run_there_is_no_data_to_speak_of(terminal: Terminal, verb: list[str]) -> None:
-    assert "there is no run" in str(terminal.fail("data", *verb))
+    assert "no run in" in str(terminal.fail("data", *verb))
 
 
 @pytest.mark.parametrize("given", [[], ["--corpus", "x", "--data", "y"]], ids=["nothing", "both"])

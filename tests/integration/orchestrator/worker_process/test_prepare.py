@@ -102,7 +102,7 @@ def test_a_worker_that_ends_long_after_its_last_words_is_still_understood(tmp_pa
 
 
 def test_a_worker_that_says_nothing_is_known_by_its_exit_code(tmp_path: Path) -> None:
-    with pytest.raises(TemporaryError, match="ended with exit code 9"):
+    with pytest.raises(TemporaryError, match="failed with exit code 9"):
         prepare(tmp_path, "sys.exit(9)")
 
 
@@ -147,7 +147,7 @@ def test_a_folder_that_is_made_already_is_taken_as_it_is(tmp_path: Path) -> None
 
 def test_a_folder_that_is_no_data_folder_is_the_users_error(tmp_path: Path) -> None:
     preparer = WorkerPreparer(HomeLayout(tmp_path), lambda _: None)
-    with pytest.raises(UserError, match="is no data folder"):
+    with pytest.raises(UserError, match="data folder is invalid"):
         preparer(spec_of(prepared=str(tmp_path / "nothing")), lambda: None)
 
 
@@ -162,7 +162,7 @@ def test_every_file_of_a_prepared_folder_must_have_its_size(tmp_path: Path, harm
         (tmp_path / "tokens" / wrong).write_bytes(b"")
     else:
         (tmp_path / "tokens" / wrong).unlink()
-    with pytest.raises(DataError, match=f"{wrong} is not there, or not as long"):
+    with pytest.raises(DataError, match=f"missing or has the wrong size: .*{wrong}"):
         preparer(spec, lambda: None)
     assert not preparer.has_data(RUN, record)
 

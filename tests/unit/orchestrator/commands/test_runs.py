@@ -50,7 +50,7 @@ def test_runs_are_named_by_unique_prefix(with_run: Terminal) -> None:
 
 def test_the_status_of_a_run_without_sessions_says_what_it_waits_for(with_run: Terminal) -> None:
     view = json.loads(with_run.type("status", "fresh", "--json").stdout)
-    assert view["waiting_for"] == "a controller, to launch session 1 attempt 1; gemma-orch start --name fresh-run goes on"
+    assert view["waiting_for"] == "a controller, to launch session 1 attempt 1; continue: gemma-orch start --name fresh-run"
     assert "fresh-run" in with_run.type("status", "--all").output
 
 
@@ -65,7 +65,7 @@ def test_watching_a_run_that_is_over_ends_at_once(with_run: Terminal) -> None:
 
 
 def test_stopping_what_is_over_says_so(with_run: Terminal) -> None:
-    assert "finished already" in with_run.type("stop", "finished").stdout
+    assert "already finished" in with_run.type("stop", "finished").stdout
 
 
 def test_logs_of_a_session_that_is_not_there_name_those_that_are(with_run: Terminal) -> None:
@@ -79,7 +79,7 @@ def test_logs_print_what_the_worker_printed(with_run: Terminal) -> None:
     for session in ((), ("2",), ("s002a1",)):
         assert with_run.type("logs", *session, "--run", "finished").stdout == "नमस्ते from the worker\n"
     silent = with_run.type("logs", "1", "--run", "finished")
-    assert (silent.stdout, "session 1 attempt 1 of finished-run has printed nothing" in silent.stderr) == ("", True)
+    assert (silent.stdout, "session 1 attempt 1 of finished-run has no output" in silent.stderr) == ("", True)
 
 
 def test_rerunning_a_session_that_is_not_there_names_those_that_are(with_run: Terminal) -> None:
@@ -95,8 +95,8 @@ def test_rerunning_a_session_that_is_not_there_names_those_that_are(with_run: Te
         (["start", "--total-steps", "5", "--session-limit", "soon"], "'soon' is not a duration"),
         (["start", "--total-steps", "5", "--config", "nowhere.toml"], "gemma-orch init writes one"),
         (["start", "--total-steps", "5", "--name", "No Spaces"], "another --name"),
-        (["start", "--total-steps", "5", "--data", "x", "--corpus", "y"], "--data is given together with --corpus"),
-        (["start", "--total-steps", "5", "--data", "x", "--tokenizer", "y"], "text to prepare, or a folder"),
+        (["start", "--total-steps", "5", "--data", "x", "--corpus", "y"], "--data cannot be combined with --corpus"),
+        (["start", "--total-steps", "5", "--data", "x", "--tokenizer", "y"], "text to prepare, or a prepared data folder"),
         (["start", "--total-steps", "5", "--weight", "konkani"], "such as --weight konkani=0.2"),
         (["start", "--total-steps", "5", "--weight", "konkani=-1"], "--weight is invalid: 'konkani=-1'"),
         (["start", "--total-steps", "5", "--mixing", "evenly"], "data.mixing is 'evenly'"),
@@ -111,7 +111,7 @@ def test_a_mistake_in_a_start_is_explained_and_makes_no_run(terminal: Terminal, 
     error = terminal.fail(*arguments)
     assert error.exit_code == 2
     assert expected in str(error)
-    assert terminal.fail("status").what.startswith("there is no run")
+    assert terminal.fail("status").what.startswith("no run in")
 
 
 def test_changing_what_is_trained_already_is_refused_with_the_list_of_changes(with_run: Terminal) -> None:

@@ -25,7 +25,7 @@ def test_ctrl_c_says_what_becomes_of_the_session(tmp_path: Path, capsys: pytest.
     assert "session" not in capsys.readouterr().err
     simulation.run_until_launch(1)
     interrupted(simulation)
-    assert "session 1 goes on by itself" in capsys.readouterr().err
+    assert "session 1 continues until its limit" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_of_a_session_that_waits_to_be_launched_that_it_will_not_be(

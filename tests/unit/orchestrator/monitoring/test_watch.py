@@ -58,7 +58,7 @@ def test_a_run_that_is_given_up_says_so(tmp_path: Path) -> None:
 def test_what_may_work_later_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulation = Simulation(tmp_path, prepare=Stumbling(TemporaryError("the network is down"))).create(total_steps=20)
     assert drive(ports_of(simulation), RUN).view.step == 20
-    assert "the network is down; trying again" in capsys.readouterr().err
+    assert "the network is down; retrying" in capsys.readouterr().err
 
 
 class OutOfReach(SimulatedBackend):
@@ -82,7 +82,7 @@ def test_a_session_that_cannot_be_ended_from_here_is_said_and_waited_for(
     simulation = out_of_reach(tmp_path)
     view = drive(ports_of(simulation), RUN).view
     assert (view.state, simulation.record.attempts[0].outcome) == (RunState.STOPPED, Outcome.STOPPED)
-    assert "its worker is process 7 on box\nNext: kill -KILL 7 there ends it at once; trying again" in capsys.readouterr().err
+    assert "its worker is process 7 on box\nNext: kill -KILL 7 there ends it at once; retrying" in capsys.readouterr().err
 
 
 def test_stop_now_does_not_wait_for_it_and_leaves_the_run_to_who_can_end_it(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_stop_now_does_not_wait_for_it_and_leaves_the_run_to_who_can_end_it(tmp_
 def test_a_tick_that_dies_unexpectedly_is_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulation = Simulation(tmp_path, prepare=Stumbling(RuntimeError("odd"), RuntimeError("odd"))).create(total_steps=20)
     assert drive(ports_of(simulation), RUN).view.step == 20
-    assert capsys.readouterr().err.count("unexpected RuntimeError: odd; trying again") == 2
+    assert capsys.readouterr().err.count("unexpected RuntimeError: odd; retrying") == 2
 
 
 def test_what_fails_unexpectedly_every_time_is_not_hidden(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_the_same_command_again_says_that_it_is_done(tmp_path: Path) -> None:
     said: list[str] = []
     assert add(run, MORE, say=said.append) == first
     assert add(run, MORE, from_step=31, say=said.append) == first
-    assert said == [f"run {RUN} reads this data from step 31 on already"] * 2
+    assert said == [f"run {RUN} already reads this data from step 31 on"] * 2
     assert run.record == before
 
 
@@ -132,7 +132,7 @@ def test_a_version_that_was_read_stays(tmp_path: Path) -> None:
     first = add(run, MORE)
     resume(run)
     run.runs.set_spec(RUN, run.record.spec.evolve(total_steps=90), seen=run.record)
-    with pytest.raises(UserError, match="has trained step 31 already"):
+    with pytest.raises(UserError, match="step 31 of run tamil is already trained"):
         add(run, MORE, from_step=31)
     second = add(run, MORE)
     assert run.record.header.data == (DATA, first, second)
@@ -148,7 +148,11 @@ def test_a_third_version_follows_the_second(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "problem"),
-    [(1, "has trained step 1 already"), (30, "its head is at step 30"), (81, "it ends at step 80")],
+    [
+        (1, "step 1 of run tamil is already trained"),
+        (30, "the head is at step 30"),
+        (81, "the end of run tamil at step 80"),
+    ],
 )
 def test_a_step_that_is_trained_or_does_not_exist_is_refused(tmp_path: Path, step: int, problem: str) -> None:
     prepare = Prepared()
@@ -162,7 +166,7 @@ def test_a_step_that_is_trained_or_does_not_exist_is_refused(tmp_path: Path, ste
 def test_versions_cannot_be_put_before_one_that_is_there(tmp_path: Path) -> None:
     run = stopped(tmp_path)
     add(run, MORE, from_step=60)
-    with pytest.raises(UserError, match=r"reads data version 2 from step 60 on\n.*\nNext: .*--from-step 60 to put it"):
+    with pytest.raises(UserError, match=r"reads data version 2 from step 60 on\n.*\nNext: .*--from-step 60 to replace"):
         add(run, Path("/corpus/third"), from_step=59)
 
 
@@ -175,10 +179,13 @@ def test_a_run_that_has_ended_may_get_data_before_it_is_extended(tmp_path: Path)
     assert run.record.head_step == 40
 
 
-@pytest.mark.parametrize("values", [{}, {"corpus": [MORE], "prepared": MORE}])
-def test_which_data_is_meant_must_be_said_once(tmp_path: Path, values: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({}, "the new data is missing"), ({"corpus": [MORE], "prepared": MORE}, "--corpus cannot be combined with --data")],
+)
+def test_which_data_is_meant_must_be_said_once(tmp_path: Path, values: dict[str, object], message: str) -> None:
     run = stopped(tmp_path)
-    with pytest.raises(UserError, match="which data is meant"):
+    with pytest.raises(UserError, match=message):
         add(run, **values)
 
 
@@ -199,14 +206,14 @@ def test_a_run_that_another_controller_holds_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_whose_first_data_is_not_there_yet_is_refused(tmp_path: Path) -> None:
     run = Simulation(tmp_path).create()
-    with pytest.raises(UserError, match="the first data of run tamil is not prepared yet"):
+    with pytest.raises(UserError, match="run tamil has no prepared data yet"):
         add(run, MORE)
 
 
 @pytest.mark.parametrize("changes", [{"vocab_size": 301}, {"tokenizer_sha256": "e" * 64}])
 def test_data_of_another_tokenizer_is_refused_and_not_recorded(tmp_path: Path, changes: dict[str, object]) -> None:
     run = stopped(tmp_path, prepare=Prepared(**changes))
-    with pytest.raises(UserError, match="encoded with another tokenizer"):
+    with pytest.raises(UserError, match="the new data has another tokenizer"):
         add(run, MORE)
     assert run.record.header.data == (DATA,)
 

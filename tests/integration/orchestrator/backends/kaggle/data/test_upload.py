@@ -275,7 +275,7 @@ def test_what_kaggle_has_no_room_for_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_data_or_is_damaged_is_not_sent(user: Account, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no data folder"):
+    with pytest.raises(UserError, match="data folder is invalid"):
         upload_data(place(user), tmp_path, Heard())
     make_data(tmp_path / "data")
     (tmp_path / "data" / "tokenizer.model").unlink()
@@ -286,7 +286,7 @@ def test_a_folder_that_is_no_data_or_is_damaged_is_not_sent(user: Account, tmp_p
         upload_data(place(user), tmp_path / "data", Heard())
     shard = tmp_path / "data" / "english.train-00000.tokens"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"english\.train-00000\.tokens is not there, or not as long"):
+    with pytest.raises(DataError, match=r"missing or has the wrong size: .*english\.train-00000\.tokens"):
         upload_data(place(user), tmp_path / "data", Heard())
     assert user.emulator.journal.of() == []
 
@@ -375,7 +375,7 @@ def test_the_command_brings_data_up_in_a_process_of_its_own_and_says_so(tmp_path
     with account(tmp_path, timescale=1.0, processing_s=0.2) as user:
         sent = user.type("upload", str(tmp_path / "data"))
         assert sent.returncode == 0, sent.stderr
-        assert sent.stdout.count(" version 1: ") == sent.stdout.count("sent") == 2
+        assert sent.stdout.count(" version 1: ") == sent.stdout.count("uploaded") == 2
         assert "next: gemma-orch start --backend kaggle" in sent.stderr
         gone = user.type("upload", str(tmp_path / "data"), http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9")
         assert (gone.returncode, "Traceback" in gone.stderr, "failed" in gone.stderr) == (3, False, True)
@@ -384,12 +384,12 @@ def test_the_command_brings_data_up_in_a_process_of_its_own_and_says_so(tmp_path
 def test_what_was_typed_wrongly_is_said_before_kaggle_is_asked(user: Account, tmp_path: Path) -> None:
     terminal = Terminal(tmp_path / "home")
     make_data(tmp_path / "data")
-    assert "there is no run" in str(terminal.fail("upload"))
+    assert "data folder is missing" in str(terminal.fail("upload"))
     assert "one of the two" in str(terminal.fail("upload", str(tmp_path / "data"), "--run", "x"))
     assert "https://www.kaggle.com/settings" in str(terminal.fail("upload", str(tmp_path / "data"))), "no credentials"
-    assert "is no data folder" in str(terminal.fail("upload", str(tmp_path)))
+    assert "data folder is invalid" in str(terminal.fail("upload", str(tmp_path)))
     fill_with_runs(terminal.home)
-    assert "is no data folder" in str(terminal.fail("upload", "--run", "fresh")), "the folder of the run's data is gone"
+    assert "data folder is invalid" in str(terminal.fail("upload", "--run", "fresh")), "the folder of the run's data is gone"
     assert user.emulator.journal.of() == []
 
 
@@ -409,7 +409,7 @@ def test_an_upload_that_is_killed_goes_on_where_it_was(tmp_path: Path, how: sign
         wait_until(lambda: user.emulator.faults.hits(hang), "the upload to hang", process=child)
         child.send_signal(how)
         said = child.communicate()[1]
-        assert ("the same command goes on where it was" in said, "Traceback" in said) == (how is signal.SIGINT, False)
+        assert ("the same command resumes it" in said, "Traceback" in said) == (how is signal.SIGINT, False)
         user.emulator.faults.remove()
         assert user.emulator.datasets.all() == []
         done = user.type("upload", str(tmp_path / "data"), "--json")

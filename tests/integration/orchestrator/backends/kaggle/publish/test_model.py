@@ -221,7 +221,7 @@ def test_the_command_says_where_the_model_is(shop: Showroom) -> None:
     assert said.exit_code == 0, said.output
     models = "https://www.kaggle.com/models/tester/gemma-orch-tamil-model"
     assert said.stdout.splitlines()[-2:] == [
-        f"{models} has {form}, published already (version 1, names and sizes read back)" for form in ("gemma-pytorch", "hf")
+        f"{models} has {form}, already published (version 1, names and sizes read back)" for form in ("gemma-pytorch", "hf")
     ]
 
 

@@ -435,7 +435,7 @@ def test_the_command_says_when_nothing_is_to_be_done(depot: Depot) -> None:
     depot.leave(10)
     depot.promote()
     terminal = remembered(depot)
-    assert terminal.type("promote").stdout.startswith("nothing is to be done")
+    assert terminal.type("promote").stdout.startswith("nothing to promote")
     assert terminal.type("stop").stderr == ""
 
 
