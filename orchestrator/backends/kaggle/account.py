@@ -1,4 +1,4 @@
-"""Whose account it is: from the environment that a command was typed in to the client that speaks for its user."""
+"""Find the credentials in a command's environment, and open a client for their Kaggle account."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def user_home(environment: Mapping[str, str]) -> Path:
-    """Return the user's home folder, where credentials lie."""
+    """Return the user's home folder, where credentials are searched."""
     return Path(environment["HOME"]) if environment.get("HOME") else Path.home()
 
 
@@ -21,7 +21,7 @@ def open_account(environment: Mapping[str, str]) -> KaggleApi:
     """Return a client with the credentials that the official client would choose.
 
     Raises:
-        UserError: there are none.
+        UserError: no credentials are found.
     """
     from state.kaggle.api import KaggleApi
     from state.kaggle.credentials import find_credentials
@@ -30,7 +30,7 @@ def open_account(environment: Mapping[str, str]) -> KaggleApi:
 
 
 def find_user(environment: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return the account's user name, and where it was found or why it was not."""
+    """Return the account's user name and the source of its credentials; without a name, None and the reason."""
     from state.kaggle.credentials import find_credentials
 
     try:

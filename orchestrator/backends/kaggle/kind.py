@@ -1,4 +1,4 @@
-"""All that the kind of backend brings whose sessions are kernels of a Kaggle account."""
+"""The Kaggle backend's registration: its sessions are kernels of a Kaggle account."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from state.backend_settings import KaggleSettings
     from state.kaggle.api import KaggleApi
 
-_SOURCE_ROOT = Path(__file__).parents[3]  # the folder of the packages that a kernel gets
+_SOURCE_ROOT = Path(__file__).parents[3]  # the folder of our packages, which are bundled into a kernel
 
 
 class KaggleKind:
-    """Sessions as kernels of a Kaggle account. What it needs is imported when it is used: most commands never do."""
+    """Runs sessions as kernels of a Kaggle account. Imports are local, because most commands never need the account."""
 
     name = "kaggle"
     trains_here = False
@@ -29,20 +29,20 @@ class KaggleKind:
     after_doctor = "gemma-orch init --backend kaggle"
 
     def check_run(self, name: str) -> None:
-        """Check that every name of the run is possible on an account.
+        """Check that Kaggle allows every slug that the run needs.
 
         Raises:
-            UserError: one is not.
+            UserError: it does not.
         """
         from state.kaggle.names import check_run_fits
 
         check_run_fits(name)
 
     def config_file(self, environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
-        """Return a config file with the names that the run gets on the account.
+        """Return a config file with the run's names on the account.
 
         Raises:
-            UserError: a name would not be possible there.
+            UserError: Kaggle does not allow a name.
         """
         from orchestrator.backends.kaggle.config_template import config_for_kaggle
 
@@ -51,24 +51,24 @@ class KaggleKind:
     def examine(
         self, environment: Mapping[str, str], home: HomeLayout, say: Callable[[str], None], *, live_check: bool
     ) -> tuple[Finding, ...]:
-        """Look at the way to Kaggle and at the account."""
+        """Check the connection to Kaggle and the account."""
         from orchestrator.backends.kaggle.doctor.doctor import examine_kaggle
 
         return examine_kaggle(environment, home, say, live_check=live_check)
 
     def advice(self, ports: Ports, record: RunRecord) -> str:
-        """Return how to make a head safe that lies in the output of a kernel only."""
+        """Return how to promote the head if it exists only in a kernel's output; else nothing."""
         from orchestrator.backends.kaggle.checkpoints.promote import advice
 
         return advice(ports, record)
 
     def open(self, services: Services) -> OpenKaggle:
-        """Open the account over a home."""
+        """Open the account for a home."""
         return OpenKaggle(services)
 
 
 class OpenKaggle:
-    """What the runs of a home on Kaggle share: one client of the account, made when the first call is due."""
+    """The Kaggle backend of one home: all its runs share one client of the account, made at the first call."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -76,11 +76,11 @@ class OpenKaggle:
         self._opened: dict[str, tuple[KaggleSettings, KaggleRun]] = {}
 
     def backend(self, run: str) -> Backend:
-        """Return the backend of a run; the same one as long as the run says the same about Kaggle."""
+        """Return the backend of a run; it is reopened only if the run's `[kaggle]` settings change."""
         return self._open(run).backend
 
     def checkpoints(self, run: str) -> CheckpointStore:
-        """Return the store of a run's checkpoints, which lie on the account."""
+        """Return the store of a run's checkpoints on the account."""
         return self._open(run).checkpoints
 
     def _open(self, run: str) -> KaggleRun:

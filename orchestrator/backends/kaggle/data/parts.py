@@ -1,4 +1,4 @@
-"""How prepared data is spread over datasets: pure, from a data folder's manifest to parts, from parts to what is to be sent."""
+"""Split prepared data into parts, one dataset each, and plan which parts to upload. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from state.kaggle.names import data_slug
 from state.layout import DATA_MANIFEST_NAME
 
 PART_NAME = "part.json"
-"""What `prepare --max-part-size` writes into each part's folder."""
+"""The file that `prepare --max-part-size` writes into each part's folder."""
 MOST_FILES = 46
-"""Kaggle takes 50 files at the top level of a dataset; some are left for what a later version may add."""
+"""Kaggle allows 50 files at the top level of a dataset; four are left for later versions of gemma-orch."""
 MOST_BYTES = 20 * 10**9
-"""Small enough that Kaggle takes it, and that a part that must be sent again costs hours, not days."""
+"""Within Kaggle's limit, and small enough that uploading a part again takes hours, not days."""
 
 _OUR_NOTES = "gemma-orch data"
 
@@ -25,7 +25,7 @@ class DataFile:
     """One file of a data folder."""
 
     path: str
-    """Within the data folder, with forward slashes."""
+    """Path within the data folder, with forward slashes."""
     size_bytes: int
     sha256: str
 
@@ -37,7 +37,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class DataPart:
-    """What one dataset holds: part 0 the manifest and the tokenizer, every other one shards and their indices."""
+    """The contents of one dataset: in part 0 the manifest and the tokenizer, in the others shards and their indices."""
 
     number: int
     slug: str
@@ -45,40 +45,40 @@ class DataPart:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes by name."""
+        """File sizes in bytes, by name."""
         return {file.name: file.size_bytes for file in self.files}
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(file.size_bytes for file in self.files)
 
     @property
     def mark(self) -> str:
-        """How the notes of every version begin that holds exactly these files."""
+        """The start of the version notes that identifies exactly these files."""
         return f"{_OUR_NOTES} {digest_of([[file.name, file.size_bytes, file.sha256] for file in self.files])}"
 
     def notes_after(self, version: int) -> str:
-        """Return the notes of a version that replaces another one; unique, so that it is looked for before it is sent again."""
+        """Return the notes of a version that replaces another one; unique, so that a retry can first look for it."""
         return f"{self.mark} after version {version}"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the account has under a part's slug."""
+    """The dataset under a part's slug, as the account shows it."""
 
     version: int | None
-    """The current one; None while the first is processed."""
+    """The current version; None while the first is processed."""
     is_ready: bool
     sizes: Mapping[str, int]
-    """Bytes by name, of the current version."""
+    """File sizes in bytes, by name, in the current version."""
     notes: str
-    """Of the current version."""
+    """Notes of the current version."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """A part stands as it is."""
+    """The part's dataset is complete."""
 
     part: DataPart
     version: int
@@ -86,14 +86,14 @@ class Keep:
 
 @dataclass(frozen=True)
 class Create:
-    """A part's dataset does not exist."""
+    """The part's dataset does not exist yet: create it."""
 
     part: DataPart
 
 
 @dataclass(frozen=True)
 class Replace:
-    """A part's dataset holds something else: it gets a new version."""
+    """The part's dataset holds something else: upload a new version."""
 
     part: DataPart
     version: int
@@ -102,7 +102,7 @@ class Replace:
 
 @dataclass(frozen=True)
 class Await:
-    """A part's dataset is still being processed."""
+    """Kaggle still processes the part's dataset: wait."""
 
     part: DataPart
 
@@ -111,7 +111,7 @@ Move = Keep | Create | Replace | Await
 
 
 def part_files(manifest: DataManifest) -> dict[int, tuple[str, ...]]:
-    """Return, by part from 1 on, the shards and indices in it: as the folder was laid out, else as many as a dataset takes."""
+    """Return the shards and indices of each part from 1 on: the folder's own parts, else as many files as a dataset allows."""
     parts: dict[int, list[str]] = {}
     for number, names in _placed(manifest):
         parts.setdefault(number, []).extend(names)
@@ -119,7 +119,7 @@ def part_files(manifest: DataManifest) -> dict[int, tuple[str, ...]]:
 
 
 def data_slugs(manifest: DataManifest) -> tuple[str, ...]:
-    """Return the slugs of all datasets of prepared data; that of the manifest first."""
+    """Return the slugs of all datasets of prepared data, the manifest's first."""
     return tuple(data_slug(manifest.data_sha256, number) for number in (0, *part_files(manifest)))
 
 
@@ -127,8 +127,8 @@ def data_parts(manifest: DataManifest, beside: Mapping[str, DataFile]) -> tuple[
     """Return the parts of a data folder, part 0 first.
 
     Args:
-        manifest: The folder's.
-        beside: By path, its files that are in no stream: the manifest, the tokenizer, and every part's list where there is one.
+        manifest: The folder's manifest.
+        beside: The files that no stream lists, by path: the manifest, the tokenizer, and each part's list if it has one.
     """
     digests = _digests(manifest)
     sizes = manifest.files
@@ -162,13 +162,13 @@ def _move(part: DataPart, there: Standing | None, published: Mapping[str, str]) 
     if not reason and there.notes.startswith(_OUR_NOTES):
         reason = "" if there.notes.startswith(part.mark) else "its files are those of another preparation"
     elif not reason and any(published.get(file.name, file.sha256) != file.sha256 for file in part.files):
-        # The first version of a dataset has no notes of ours: there, the manifest on the account tells which content it has.
+        # A dataset's first version has no notes of ours; the manifest on the account tells which content it has.
         reason = "its files have another content"
     return Replace(part, there.version, reason) if reason else Keep(part, there.version)
 
 
 def difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str:
-    """Return in words how a list of files differs from what it should be; empty when it does not."""
+    """Describe how a list of files differs from the expected one; empty if it does not."""
     missing = [name for name in expected if name not in found]
     foreign = [name for name in found if name not in expected]
     other = [f"{name} has {found[name]} bytes, not {size}" for name, size in expected.items() if found.get(name, size) != size]
@@ -178,13 +178,13 @@ def difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str:
 
 
 def published_digests(manifest: DataManifest, manifest_sha256: str) -> dict[str, str]:
-    """Return, by name in a dataset, the sha256 that a manifest on the account gives to each file, its own included."""
+    """Return the sha256 of each file by the manifest on the account, by name in its dataset; the manifest's own is included."""
     named = {path.rpartition("/")[2]: sha256 for path, sha256 in _digests(manifest).items()}
     return {**named, DATA_MANIFEST_NAME: manifest_sha256, manifest.tokenizer_file: manifest.tokenizer_sha256}
 
 
 def bytes_to_send(moves: Iterable[Move]) -> int:
-    """Return how many bytes the moves send."""
+    """Return how many bytes the moves upload."""
     return sum(move.part.num_bytes for move in moves if isinstance(move, Create | Replace))
 
 
@@ -193,7 +193,7 @@ def _part(manifest: DataManifest, number: int, files: Sequence[DataFile]) -> Dat
 
 
 def _placed(manifest: DataManifest) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Give every shard with its index, and the part that both are in."""
+    """Yield the part number of each shard, with the names of the shard and its index."""
     sizes = manifest.files
     number, num_files, num_bytes = 1, 0, 0
     for stream in manifest.streams:

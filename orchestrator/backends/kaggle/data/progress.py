@@ -1,4 +1,4 @@
-"""How an upload looks: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of an upload: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LINE_EVERY_S = 30.0
 
 
 def talk_on(console: Console, say: Callable[[str], None]) -> Talk:
-    """Return what shows an upload on a console: a bar when it is a terminal, else lines."""
+    """Return the progress display for a console: a bar on a terminal, else lines."""
     return Bars(console) if console.is_terminal else Lines(say)
 
 
 class Lines:
-    """A line when an upload begins and ends, and one now and then between."""
+    """Prints a line when an upload starts, every 30 seconds, and when it ends."""
 
     def __init__(self, say: Callable[[str], None], *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Print lines.
+        """Create the display.
 
         Args:
-            say: Prints one.
-            monotonic: Seconds.
+            say: Prints a line.
+            monotonic: Returns seconds of a monotonic clock.
         """
         self._say = say
         self._monotonic = monotonic
@@ -38,25 +38,25 @@ class Lines:
         self._began_s = self._said_s = 0.0
 
     def say(self, text: str) -> None:
-        """Print it."""
+        """Print a line."""
         self._say(text)
 
     def begin(self, title: str, num_bytes: int) -> None:
-        """Begin to count."""
+        """Print the title and start counting."""
         self._whole, self._sent = num_bytes, 0
         self._began_s = self._said_s = self._monotonic()
-        self._say(f"sends {title}")
+        self._say(f"uploading {title}")
 
     def sent(self, num_bytes: int) -> None:
-        """Count, and say how far it is when that was not said for a while."""
+        """Count uploaded bytes, and print the progress if the last line is 30 seconds old."""
         self._sent += num_bytes
         if self._monotonic() - self._said_s >= _LINE_EVERY_S:
             self._said_s = self._monotonic()
             self._say(f"  {self._sent / max(self._whole, 1):.0%}, {self._amount()}")
 
     def end(self) -> None:
-        """Say how much was sent."""
-        self._say(f"  sent {self._amount()}")
+        """Print the amount and the rate."""
+        self._say(f"  uploaded {self._amount()}")
 
     def _amount(self) -> str:
         seconds = self._monotonic() - self._began_s
@@ -65,16 +65,16 @@ class Lines:
 
 
 class Bars:
-    """A bar for what is being sent; what is said stands above it."""
+    """Draws a bar for the current upload; messages go above it."""
 
     def __init__(self, console: Console) -> None:
-        """Draw on a console."""
+        """Create the display on a console."""
         self._console = console
         self._bars: Progress | None = None
         self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
-        """Print it."""
+        """Print a line above the bar."""
         self._console.print(text, markup=False, highlight=False)
 
     def begin(self, title: str, num_bytes: int) -> None:
@@ -88,12 +88,12 @@ class Bars:
         self._bars.start()
 
     def sent(self, num_bytes: int) -> None:
-        """Fill it a bit."""
+        """Advance the bar."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, num_bytes)
 
     def end(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._task = None

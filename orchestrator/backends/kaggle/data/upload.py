@@ -1,7 +1,6 @@
-"""Brings prepared data to the account: look what is there, plan, send what is missing, and look again until nothing is.
+"""Upload prepared data to the account: poll the datasets, plan, upload what is missing, and repeat until all is there.
 
-It can be killed at any moment: the same command goes on. A part that stands is not sent again, and of a file that was being
-sent only the rest.
+Killed at any moment, the same command resumes: complete parts are skipped, and a partly uploaded file continues.
 """
 
 from __future__ import annotations
@@ -43,61 +42,61 @@ if TYPE_CHECKING:
     from state.kaggle.api import KaggleApi
     from state.kaggle.datasets import LocalFile
 
-_MOST_ROUNDS = 3  # a version that silently lost a file is sent again, but not for ever
-_SLOWEST_BYTES_PER_S = 50_000  # a slower line would need months for what is worth training on
+_MOST_ROUNDS = 3  # Kaggle may silently lose a file of a version; upload it again, but not forever
+_SLOWEST_BYTES_PER_S = 50_000  # at a slower rate a useful amount of data would take months
 _SHORTEST_UPLOAD_S = 600.0
 _FIRST_POLL_S, _LONGEST_POLL_S = 1.0, 15.0
 
 
 class Talk(Protocol):
-    """Who is told how far an upload is."""
+    """Receives the progress of an upload."""
 
     def say(self, text: str) -> None:
-        """Hear of something that happened."""
+        """Show a message."""
         ...
 
     def begin(self, title: str, num_bytes: int) -> None:
-        """Hear that these bytes are going to be sent."""
+        """Start to show the upload of so many bytes."""
         ...
 
     def sent(self, num_bytes: int) -> None:
-        """Hear that so many more of them are there."""
+        """Add uploaded bytes."""
         ...
 
     def end(self) -> None:
-        """Hear that they all are, or that something went wrong."""
+        """Stop showing the upload, finished or failed."""
         ...
 
 
 class UploadedPart(Document):
-    """One dataset, as it stands when an upload has ended."""
+    """One dataset after an upload."""
 
     slug: str
     version: int
     files: int
     bytes: int
     sent: bool
-    """Whether this upload sent it; else it stood already."""
+    """Whether this command uploaded it; false if it was already there."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What an upload works with."""
+    """The services and settings of an upload."""
 
     api: KaggleApi
     clock: Clock
     resume_dir: Path
-    """Where it is noted how far each file is."""
+    """Folder for the state of resumable uploads."""
     settings: KaggleSettings
 
 
 def upload_data(place: Place, folder: Path, talk: Talk) -> tuple[UploadedPart, ...]:
-    """Bring a data folder to the account, and return its datasets; the one with the manifest is made last, and named first.
+    """Upload a data folder, and return its datasets, the manifest's first; that one is uploaded last.
 
     Raises:
-        UserError: the folder holds no data, there is no room for it, or the account may not do this.
-        DataError: a file of the folder is not what the manifest says, or Kaggle keeps losing one.
-        TemporaryError: Kaggle cannot be reached, or does not get done; the same command goes on.
+        UserError: the folder is not a data folder, the storage quota is too small, or the account may not upload.
+        DataError: a file differs from the manifest, or Kaggle keeps losing a file.
+        TemporaryError: Kaggle is unreachable or slow; the same command resumes.
     """
     manifest = made_already(folder)
     parts = data_parts(manifest, read_beside(folder, manifest))
@@ -105,10 +104,10 @@ def upload_data(place: Place, folder: Path, talk: Talk) -> tuple[UploadedPart, .
 
 
 def read_beside(folder: Path, manifest: DataManifest) -> dict[str, DataFile]:
-    """Return, by path, the files of a data folder that are in no stream.
+    """Return the files of a data folder that no stream lists, by path.
 
     Raises:
-        DataError: one of them is missing.
+        DataError: a file is missing, or the tokenizer is not the data's.
     """
     lists = {f"{name.partition('/')[0]}/{PART_NAME}" for names in part_files(manifest).values() for name in names if "/" in name}
     found = {}
@@ -118,13 +117,13 @@ def read_beside(folder: Path, manifest: DataManifest) -> dict[str, DataFile]:
         except OSError as error:
             raise DataError(
                 f"{folder / path} cannot be read ({error.strerror})",
-                expected="a folder as gemma-orch prepare has left it",
+                expected="the complete folder that gemma-orch prepare has made",
                 remedy="copy the data folder again, or prepare it again",
             ) from error
     if (found_sha256 := found[manifest.tokenizer_file].sha256) != manifest.tokenizer_sha256:
         raise DataError(
-            f"{folder / manifest.tokenizer_file} is not the tokenizer that the data was made with: sha256 {found_sha256[:12]}",
-            expected=manifest.tokenizer_sha256[:12],
+            f"tokenizer is invalid: {folder / manifest.tokenizer_file} has sha256 {found_sha256[:12]}",
+            expected=f"{manifest.tokenizer_sha256[:12]}, the tokenizer that encoded the data",
             remedy="copy the data folder again, or prepare it again",
         )
     return found
@@ -141,7 +140,7 @@ class _Upload:
         self._sent: set[str] = set()
 
     def run(self) -> tuple[UploadedPart, ...]:
-        # The manifest goes last: where it stands, everything that it lists does.
+        # The manifest goes last, so that its presence means that all files that it lists are there.
         further = self._bring(self._parts[1:], self._published())
         first = self._bring(self._parts[:1], self._published())
         return tuple(
@@ -160,7 +159,7 @@ class _Upload:
             moves = plan_upload(parts, {part.slug: self._look(part.slug) for part in parts}, published)
             kept = tuple(move for move in moves if isinstance(move, Keep))
             for keep in kept if number == 0 else ():
-                self._talk.say(f"{keep.part.slug} stands as version {keep.version}, {_contents(keep.part)}")
+                self._talk.say(f"{keep.part.slug} is already there as version {keep.version}, {_contents(keep.part)}")
             if len(kept) == len(moves):
                 return kept
             if number == _MOST_ROUNDS:
@@ -170,9 +169,9 @@ class _Upload:
                 self._carry_out(move)
             self._wait_for(moves)
         wrong = next(move for move in moves if not isinstance(move, Keep))
-        reason = wrong.reason if isinstance(wrong, Replace) else "it does not come into being"
+        reason = wrong.reason if isinstance(wrong, Replace) else "Kaggle does not create it"
         raise DataError(
-            f"{wrong.part.slug} was sent {_MOST_ROUNDS} times, and is not what was sent: {reason}",
+            f"dataset {wrong.part.slug} is still wrong after {_MOST_ROUNDS} uploads: {reason}",
             remedy=f"delete it at {_page(self._api, wrong.part.slug)}, then the same command again",
         )
 
@@ -187,7 +186,7 @@ class _Upload:
         return Standing(info.current_version, sizes is not None and self._api.dataset_is_ready(slug), sizes or {}, notes)
 
     def _published(self) -> dict[str, str]:
-        """Return what the manifest that stands on the account says about this data's files; nothing when there is none."""
+        """Return the digests in this data's manifest on the account; empty if it has none."""
         slug = self._parts[0].slug
         info = self._api.dataset(slug)
         listed = self._api.dataset_files(slug, info.current_version) if info and info.current_version else None
@@ -202,10 +201,10 @@ class _Upload:
                 return {DATA_MANIFEST_NAME: sha256}
 
     def _check_room(self, moves: Sequence[Move]) -> None:
-        """Check that what is to be sent fits beside the datasets of gemma-orch that are there; Kaggle itself knows the others.
+        """Check that the upload and gemma-orch's other datasets fit the storage quota; Kaggle checks the user's other datasets.
 
         Raises:
-            UserError: it does not.
+            UserError: they do not fit.
         """
         wanted = bytes_to_send(moves)
         if not wanted:
@@ -216,10 +215,10 @@ class _Upload:
         quota = self._place.settings.storage_quota_bytes
         if used + wanted > quota:
             raise UserError(
-                f"{format_size(wanted)} are to be sent, and {format_size(used)} of the account's private storage are taken "
-                "by gemma-orch's own datasets",
+                f"storage quota is too small: the upload has {format_size(wanted)}, and gemma-orch's private datasets already "
+                f"take {format_size(used)}",
                 expected=f"at most {format_size(quota)} in all",
-                remedy="delete datasets of runs that are over on kaggle.com, or raise storage_quota under [kaggle]",
+                remedy="delete datasets of finished runs on kaggle.com, or raise storage_quota under [kaggle]",
             )
 
     def _carry_out(self, move: Move) -> None:
@@ -234,7 +233,7 @@ class _Upload:
                 return
             case Replace(version=version, reason=reason):
                 notes = part.notes_after(version)
-                self._talk.say(f"{part.slug} is sent again: {reason}")
+                self._talk.say(f"uploading {part.slug} again: {reason}")
         self._talk.begin(f"{part.slug} ({where}), {_contents(part)}", part.num_bytes)
         try:
             if notes is None:
@@ -254,7 +253,7 @@ class _Upload:
                     part.slug,
                     self._local(part),
                     notes,
-                    delete_old=True,  # they are of no use: a session takes the current one, and the files are here
+                    delete_old=True,  # sessions read only the current version, and the files are still on this machine
                     resume_dir=self._place.resume_dir,
                     deadline_s=deadline_s,
                     clock=self._clock,
@@ -272,29 +271,29 @@ class _Upload:
         return tuple(LocalFile(self._folder / file.path, file.name, file.size_bytes) for file in part.files)
 
     def _wait_for(self, moves: Sequence[Move]) -> None:
-        """Wait until every dataset that was sent is processed.
+        """Wait until Kaggle has processed every uploaded dataset.
 
         Raises:
-            TemporaryError: one does not get done.
+            TemporaryError: a dataset is not processed in time.
         """
         for move in moves:
             if isinstance(move, Keep):
                 continue
             before = move.version if isinstance(move, Replace) else 0
-            self._talk.say(f"Kaggle processes {move.part.slug}")
+            self._talk.say(f"waiting for Kaggle to process {move.part.slug}")
             wait_until_ready(
                 self._api, move.part.slug, before, clock=self._clock, limit_s=self._place.settings.processing_limit_s
             )
 
 
 def wait_until_ready(api: KaggleApi, slug: str, before: int, *, clock: Clock, limit_s: float) -> int:
-    """Wait until a dataset has a newer version than the one before, and is READY; return its number.
+    """Wait until a dataset has a version newer than `before` and is READY; return the version's number.
 
-    Calls that fail meanwhile are only missed looks.
+    A failed poll is retried.
 
     Raises:
-        ProcessingFailedError: Kaggle failed to process its first version.
-        TemporaryError: it does not get done within the limit.
+        ProcessingFailedError: Kaggle failed to process the dataset's first version.
+        TemporaryError: Kaggle does not finish within the limit.
     """
     began_s, pause_s, trouble = clock.monotonic(), _FIRST_POLL_S, ""
     while True:
@@ -311,12 +310,12 @@ def wait_until_ready(api: KaggleApi, slug: str, before: int, *, clock: Clock, li
         except ProcessingFailedError:
             raise
         except TemporaryError as error:
-            trouble = f"; the last look failed: {error.what}"
+            trouble = f"; the last poll failed: {error.what}"
         waited_s = clock.monotonic() - began_s
         if waited_s > limit_s:
             raise TemporaryError(
                 f"Kaggle has not processed {slug} within {format_duration(waited_s)}{trouble}",
-                remedy=f"look at {_page(api, slug)}: if it has failed, delete it there; then the same command again",
+                remedy=f"see {_page(api, slug)}: if processing failed, delete the dataset there; then the same command again",
             )
         clock.sleep(pause_s)
         pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)

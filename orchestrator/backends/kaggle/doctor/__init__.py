@@ -1,1 +1,1 @@
-"""Check the account: the doctor's findings, and the live check against Kaggle itself."""
+"""Check the Kaggle account: the doctor's findings, and the live check with real kernels."""

@@ -1,4 +1,4 @@
-"""What is found on the way to Kaggle and on the account, and what to do about what is not."""
+"""Check the connection to Kaggle and the account; each finding comes with its remedy."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Say = Callable[[str], None]
 def examine_kaggle(
     environment: Mapping[str, str], home: HomeLayout, say: Say, *, live_check: bool, clock: Clock | None = None
 ) -> tuple[Finding, ...]:
-    """Look at everything that a run on Kaggle needs; what an earlier finding makes pointless is left out.
+    """Check everything that a run on Kaggle needs; skip checks that depend on a failed one.
 
     Args:
-        environment: Of the command.
-        home: Where uploads note how far they are.
-        say: Told what takes its time.
-        live_check: Whether to push two short CPU kernels that measure what only Kaggle itself can show.
-        clock: None: the system's.
+        environment: Environment variables of the command.
+        home: The home, for the state of resumable uploads.
+        say: Receives a message before each slow step.
+        live_check: Whether to push two short CPU kernels that measure Kaggle's behaviour.
+        clock: None for the system's clock.
     """
     versions = _versions()
     credentials = _credentials(environment)
@@ -68,7 +68,7 @@ def _version(name: str, *, is_needed: bool) -> Finding:
 
 
 def _credentials(environment: Mapping[str, str], used: str | None = None) -> Finding:
-    """Name all credentials that are there, and which one is used: the first one until Kaggle has said that it is none."""
+    """List all credentials and the one in use: the official client's choice, until `used` names the one that Kaggle accepted."""
     from state.kaggle.credentials import describe_sources, find_credentials
 
     subject = "kaggle credentials"
@@ -84,20 +84,20 @@ def _credentials(environment: Mapping[str, str], used: str | None = None) -> Fin
         if source.is_chosen and source.name != used:
             note, spoiled = "not used: Kaggle does not accept it", source.name
         named.append(f"{source.name}{f' of {source.user}' if source.user else ''} ({note})")
-    remedy = f"renew or remove {spoiled}: the official client would send it all the same" if spoiled is not None else None
+    remedy = f"renew or remove {spoiled}: the official client would still send it" if spoiled is not None else None
     return Finding(subject=subject, found=", ".join(named), ok=True, remedy=remedy)
 
 
 def _account(api: KaggleApi) -> Finding:
     try:
-        api.quota()  # a key says whose it is by itself; whether Kaggle believes it shows in the first call
+        api.quota()  # a key names its user, but only a call shows whether Kaggle accepts it
         return Finding(subject="kaggle account", found=api.user, ok=True)
     except GemmaOrchError as error:
-        return _failed("kaggle account", error, "look whether https://www.kaggle.com can be reached from here, then try again")
+        return _failed("kaggle account", error, "check that this machine can reach https://www.kaggle.com, then retry")
 
 
 class _Examination:
-    """Looks at an account that can be spoken to."""
+    """Checks an account whose credentials work."""
 
     def __init__(self, api: KaggleApi, home: HomeLayout, say: Say, clock: Clock) -> None:
         self._api = api
@@ -112,7 +112,7 @@ class _Examination:
             return (*first, self._phone(None))
         from orchestrator.backends.kaggle.doctor.live_check import judge, measure
 
-        second = self._canary() if self._canaries else None  # so that there are two versions to tell apart
+        second = self._canary() if self._canaries else None  # a second version, to test which one a session mounts
         evidence = measure(self._api, self._clock, self._say, self._canaries)
         return (*first[:2], second or first[2], self._phone(evidence), *judge(evidence))
 
@@ -121,27 +121,27 @@ class _Examination:
         try:
             there = self._api.server_time()
         except GemmaOrchError as error:
-            return _failed(subject, error, "try again")
+            return _failed(subject, error, "retry")
         if there is None:
-            return Finding(subject=subject, found="Kaggle did not tell its time", ok=True)
+            return Finding(subject=subject, found="unknown: Kaggle did not send its time", ok=True)
         here = before + (self._clock.now() - before) / 2
         skew_s = (here - there).total_seconds()
         ok = abs(skew_s) <= _LARGEST_SKEW_S
         found = f"{format_duration(abs(skew_s))} {'ahead of' if skew_s > 0 else 'behind'} Kaggle's"
         return Finding(
             subject=subject,
-            found=found if abs(skew_s) >= 2.0 else "as Kaggle's",  # its time is told to the second
+            found=found if abs(skew_s) >= 2.0 else "as Kaggle's",  # Kaggle sends whole seconds
             ok=ok,
-            remedy=None if ok else "set this machine's clock: switch its time synchronisation on",
+            remedy=None if ok else "set this machine's clock: turn on its time synchronisation",
         )
 
     def _quota(self) -> Finding:
         try:
             quota = self._api.quota()
         except GemmaOrchError as error:
-            return _failed("gpu quota", error, "try again")
+            return _failed("gpu quota", error, "retry")
         if quota.gpu_used_s is None or quota.gpu_allowed_s is None:
-            return Finding(subject="gpu quota", found="Kaggle does not tell; it is asked again before every push", ok=True)
+            return Finding(subject="gpu quota", found="unknown: Kaggle does not send it; every push checks it again", ok=True)
         left_s = max(0.0, quota.gpu_allowed_s - quota.gpu_used_s - (quota.gpu_reserved_s or 0.0))
         refresh = f", refreshed at {quota.refresh_at:%Y-%m-%d %H:%M} UTC" if quota.refresh_at is not None else ""
         found = (
@@ -151,21 +151,21 @@ class _Examination:
             subject="gpu quota",
             found=f"{found}{format_duration(left_s)} left{refresh}",
             ok=left_s > 0.0,
-            remedy=None if left_s > 0.0 else 'wait for the refresh (a run does by itself), or accelerator = "cpu" under [kaggle]',
+            remedy=None if left_s > 0.0 else 'wait for the refresh, as runs do, or set accelerator = "cpu" under [kaggle]',
         )
 
     def _canary(self) -> Finding:
-        self._say(f"writes some bytes to the dataset {CANARY_SLUG}, and waits for Kaggle to process them")
+        self._say(f"writing a few bytes to the dataset {CANARY_SLUG}, and waiting for Kaggle to process them")
         try:
             canary = write_canary(self._api, self._clock, self._resume_dir, limit_s=_CANARY_LIMIT_S)
         except GemmaOrchError as error:
-            return _failed("dataset write", error, "try again; a dataset must be writable before a run can begin")
+            return _failed("dataset write", error, "retry; a run needs a dataset that it can write")
         self._canaries = (*self._canaries, canary)
-        found = f"version {canary.version} of {CANARY_SLUG} was written, READY after {format_duration(canary.ready_after_s)}, "
-        return Finding(subject="dataset write", found=f"{found}and read back", ok=True)
+        found = f"version {canary.version} of {CANARY_SLUG} written, READY after {format_duration(canary.ready_after_s)}, "
+        return Finding(subject="dataset write", found=f"{found}read back", ok=True)
 
     def _phone(self, evidence: Evidence | None) -> Finding:
-        """Say whether the account's phone number is verified; Kaggle has no call that tells."""
+        """Infer whether the account's phone number is verified; Kaggle has no call for it."""
         subject = "phone verified"
         refused = evidence.trouble.get("session", "") if evidence is not None else ""
         if "enableInternet" in refused:
@@ -176,8 +176,8 @@ class _Examination:
             if (self._api.quota().gpu_used_s or 0.0) > 0.0:
                 return Finding(subject=subject, found="yes: the account has used a GPU this week", ok=True)
         except GemmaOrchError:
-            pass  # then it is not known either
-        found = "not known: Kaggle does not tell; gemma-orch doctor --backend kaggle --live-check finds out"
+            pass  # without an answer it stays unknown
+        found = "unknown: Kaggle has no call for it; gemma-orch doctor --backend kaggle --live-check finds out"
         return Finding(subject=subject, found=found, ok=True)
 
 

@@ -1,7 +1,7 @@
-"""What only Kaggle itself can show: eleven facts that gemma-orch was built on without having seen them, and how to measure each.
+"""Measure eleven facts about Kaggle that gemma-orch assumes and that only the real platform can confirm.
 
-Two short CPU kernels are pushed, which cost no quota: one says what a session is like and uploads with its own token, the
-other one stays until its limit ends it. They run at the same time, and stay on the account, so that they can be looked at.
+The check pushes two short CPU kernels, which cost no quota: one reports its environment and uploads with the session's own token,
+the other one waits until its time limit ends it. They run in parallel, and stay on the account for inspection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _FACTS_TIMEOUT_S = 900
 _LIMIT_TIMEOUT_S = 120
 _KEPT_NAME = "kept.txt"
-_SESSIONS_LIMIT_S = 2400.0  # a CPU session is queued for minutes at most; then it lasts as long as its limit
+_SESSIONS_LIMIT_S = 2400.0  # minutes in the queue, then at most the kernel's time limit
 _UPLOADED_LIMIT_S = 900.0
 _FIRST_POLL_S, _LONGEST_POLL_S = 1.0, 20.0
 _RATE_CALLS = 20
@@ -43,7 +43,7 @@ _NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class EndedSession:
-    """A session that has ended, as the account shows it."""
+    """An ended session, as the account shows it."""
 
     status: str
     log: str
@@ -52,18 +52,18 @@ class EndedSession:
 
 @dataclass
 class Evidence:
-    """All that was measured; what is None could not be, and `trouble` says why."""
+    """All measurements; a value of None was not measured, and `trouble` says why."""
 
     canaries: tuple[WrittenCanary, ...] = ()
-    """In the order in which they were written: the last but one is named as a source, the last one is current."""
+    """Written versions of the canary, oldest first: the last is current, the one before it is the pinned source."""
     pinned: int | None = None
-    """The version that was named as a source."""
+    """The version that the kernel names as its source."""
     pin_refused: str = ""
     session: Mapping[str, Any] | None = None
-    """What the session said about itself."""
+    """The session's report of its environment."""
     limit: EndedSession | None = None
     uploaded: WrittenCanary | None = None
-    """What the session wrote, as the account shows it."""
+    """The version that the session uploaded, as the account shows it."""
     kernel: KernelInfo | None = None
     pushed_version: int = 0
     dataset: DatasetInfo | None = None
@@ -72,30 +72,30 @@ class Evidence:
     calls_s: float = 0.0
     refused: str = ""
     collision: str | None = None
-    """What Kaggle said to a kernel with the name of the canary's dataset; empty: it took it."""
+    """Kaggle's error for a kernel with the name of the canary's dataset; empty if Kaggle accepted the kernel."""
     trouble: dict[str, str] = field(default_factory=dict)
-    """By what was tried: why it did not work."""
+    """The error of each measurement that failed, by its name."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a fact turned out to be."""
+    """The measured result of one fact."""
 
     found: str
     holds: bool | None = True
-    """None: it was not measured, or either is fine."""
+    """Whether the assumption holds; None if it was not measured, or if both answers are fine."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that a first real run should confirm."""
+    """An assumption about Kaggle, and how to measure it."""
 
     subject: str
     assumed: str
     measured: str
-    """How."""
+    """How it is measured."""
     otherwise: str
-    """What follows when it is not as assumed."""
+    """The consequence if the assumption does not hold."""
     judge: Callable[[Evidence], Result]
 
 
@@ -105,12 +105,10 @@ def _token(evidence: Evidence) -> Result:
         return _missing(evidence, "session")
     error = str(session["upload"]["error"])
     if error:
-        return Result(f"it may not: {error}", False)
+        return Result(f"refused: {error}", False)
     if evidence.uploaded is None:
-        return Result(
-            f"it was told that it may, and no version came of it: {evidence.trouble.get('uploaded', 'nothing seen')}", False
-        )
-    return Result(f"version {evidence.uploaded.version} of {CANARY_SLUG} was made by the session, and read back")
+        return Result(f"accepted, but no version appeared: {evidence.trouble.get('uploaded', 'nothing found')}", False)
+    return Result(f"the session made version {evidence.uploaded.version} of {CANARY_SLUG}, and it was read back")
 
 
 def _sigterm(evidence: Evidence) -> Result:
@@ -140,7 +138,7 @@ def _pinning(evidence: Evidence) -> Result:
     if evidence.session is None:
         return _missing(evidence, "session")
     if evidence.pinned is None:
-        return Result(f"{_NOT_MEASURED}: there was one version only", None)
+        return Result(f"{_NOT_MEASURED}: the dataset has only one version", None)
     versions = {canary.nonce: canary.version for canary in evidence.canaries}
     seen = [versions.get(str(mount["nonce"])) for mount in evidence.session["mounted"]]
     if not seen:
@@ -164,9 +162,9 @@ def _machine(evidence: Evidence) -> Result:
     told = "no accelerator" if shape in (None, "", "None") else shape
     packages = ", ".join(f"{name} {version}" for name, version in session["packages"].items())
     found = (
-        f"CPU asked for; Kaggle says {told}, the session has {session['cores']} cores, "
+        f"CPU requested; Kaggle reports {told}, the session has {session['cores']} cores, "
         f"{format_size(int(session['memory_bytes']))}, {len(session['devices'])} GPUs, Python {session['python']}, {packages}; "
-        "t4x2 costs quota: every session checks it by itself"
+        "t4x2 would cost quota, so it is not tried: each session checks its own machine"
     )
     return Result(found, not session["devices"])
 
@@ -175,7 +173,7 @@ def _slug(evidence: Evidence) -> Result:
     if evidence.pushed_version == 0:
         return _missing(evidence, "session")
     if evidence.kernel is None:
-        return Result(f"{FACTS_KERNEL} was pushed, and cannot be found under its title", False)
+        return Result(f"{FACTS_KERNEL} was pushed, but is not found under its title", False)
     return Result(f"{FACTS_KERNEL} is found under its title, as version {evidence.kernel.version}")
 
 
@@ -184,8 +182,8 @@ def _old_versions(evidence: Evidence) -> Result:
     if info is None:
         return _missing(evidence, "canary")
     return Result(
-        f"Kaggle does not tell in a short session; it says {info.total_bytes} bytes for {len(info.versions)} versions, "
-        f"the current one of which has {evidence.current_bytes}",
+        f"unknown: a short check cannot tell; Kaggle reports {info.total_bytes} bytes for {len(info.versions)} versions, "
+        f"of which the current one has {evidence.current_bytes}",
         None,
     )
 
@@ -195,37 +193,37 @@ def _rate(evidence: Evidence) -> Result:
         return _missing(evidence, "rate")
     each_ms = 1000 * evidence.calls_s / evidence.num_calls
     spoken = f"{evidence.num_calls} calls in a row, {each_ms:.0f} ms each"
-    return Result(f"{spoken}; then {evidence.refused}", False) if evidence.refused else Result(f"{spoken}, none was refused")
+    return Result(f"{spoken}; then {evidence.refused}", False) if evidence.refused else Result(f"{spoken}, none refused")
 
 
 def _namespace(evidence: Evidence) -> Result:
     if evidence.collision is None:
         return _missing(evidence, "collision")
     if not evidence.collision:
-        return Result(f"a kernel {CANARY_SLUG} was taken beside the dataset of that name; it is deleted again", None)
-    return Result(f"beside the dataset {CANARY_SLUG} no kernel of that name is taken: {evidence.collision}")
+        return Result(f"Kaggle accepted a kernel with the dataset's name, {CANARY_SLUG}; it was deleted again", None)
+    return Result(f"Kaggle refused a kernel with the dataset's name, {CANARY_SLUG}: {evidence.collision}")
 
 
 FACTS = (
     Fact(
         "session token",
-        "a session's own token may make dataset versions",
-        "a session does",
-        "sessions go on in kernel-output mode, by themselves: their checkpoint is taken from the kernel's output",
+        "a session's own token may create dataset versions",
+        "a session creates one",
+        "sessions switch to kernel-output mode: their checkpoint is taken from the kernel's output",
         _token,
     ),
     Fact(
         "SIGTERM",
-        "none comes before the kill at the limit: a session ends by its own clock",
-        "a session waits for its limit, and prints what it hears",
-        "nothing: a signal is used when it comes",
+        "no signal precedes the kill at the limit: a session ends by its own clock",
+        "a session waits for its limit, and prints each signal",
+        "nothing: a session also handles the signal",
         _sigterm,
     ),
     Fact(
         "outputs after the limit",
-        "they are lost: a session must end before it",
-        "the same session leaves a file",
-        "nothing: what is kept is found by the salvage",
+        "lost: a session must end before the limit",
+        "the same session writes a file",
+        "nothing: the salvage also finds kept outputs",
         _cancelled,
     ),
     Fact(
@@ -237,23 +235,23 @@ FACTS = (
     ),
     Fact(
         "owner/slug/N as a source",
-        "it may not pin: a session checks what is mounted",
-        "a session names an older version, and looks what it got",
-        "look whether the dataset is READY, then try again",
+        "it may not pin the version: a session checks what is mounted",
+        "a kernel names an older version as its source, and reports which one is mounted",
+        "check that the dataset is READY, then retry",
         _pinning,
     ),
     Fact(
         "mount layout",
         "somewhere below /kaggle/input: found by content",
-        "a session looks where its source is",
-        "look whether the dataset is READY, then try again",
+        "a session searches for its source",
+        "check that the dataset is READY, then retry",
         _layout,
     ),
     Fact(
         "machine given",
-        "the one that was asked for",
-        "a session says what it has; a GPU is not asked for",
-        "sessions check their machine and end at once when it is another one",
+        "the requested one",
+        "a session reports its machine; no GPU is requested",
+        "sessions check their machine, and end at once if it is the wrong one",
         _machine,
     ),
     Fact(
@@ -265,31 +263,31 @@ FACTS = (
     ),
     Fact(
         "old versions and the quota",
-        "they count: old versions are deleted with storage_share",
-        "what GetDataset says of a dataset with several versions is shown; whether it counts is not told",
+        "they count, so old versions are deleted to stay within storage_share",
+        "shows what GetDataset reports for a dataset with several versions; that does not tell whether they count",
         "nothing",
         _old_versions,
     ),
     Fact(
         "API rate",
         f"{_RATE_CALLS} reads in a row are not refused; gemma-orch makes one a minute",
-        "statuses are read in a row, and timed",
+        "reads a status so many times in a row, and times it",
         "raise poll_every under [kaggle]",
         _rate,
     ),
     Fact(
         "one namespace",
-        "a kernel cannot have the name of a dataset: no two things of gemma-orch's have one name",
-        "a kernel with the name of the canary's dataset is pushed, and deleted should Kaggle take it",
-        "nothing: the names are different all the same",
+        "a kernel cannot have the name of a dataset, so gemma-orch gives each of them its own name",
+        "pushes a kernel with the name of the canary's dataset, and deletes it if Kaggle accepts it",
+        "nothing: gemma-orch's names differ anyway",
         _namespace,
     ),
 )
-"""The eleven facts; each is measured as far as two short CPU sessions can."""
+"""The eleven facts, measured as far as two short CPU sessions can."""
 
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:
-    """Return what the evidence says about each fact."""
+    """Compare the evidence with each fact's assumption."""
     findings = []
     for number, fact in enumerate(FACTS, 1):
         result = fact.judge(evidence)
@@ -305,7 +303,7 @@ def judge(evidence: Evidence) -> tuple[Finding, ...]:
 
 
 def _missing(evidence: Evidence, tried: str) -> Result:
-    return Result(f"{_NOT_MEASURED}: {evidence.trouble.get(tried, 'it was not come to')}", None)
+    return Result(f"{_NOT_MEASURED}: {evidence.trouble.get(tried, 'an earlier step failed')}", None)
 
 
 def measure(
@@ -315,14 +313,14 @@ def measure(
     canaries: tuple[WrittenCanary, ...],
     input_folder: str = "/kaggle/input",
 ) -> Evidence:
-    """Push the two kernels, wait for them, and return what was measured; what could not be is noted with its reason.
+    """Push the two kernels, wait for them, and return the measurements; a failed measurement is recorded with its error.
 
     Args:
         api: The account.
-        clock: For waiting.
-        say: Told what is being waited for.
-        canaries: Those that were written just now, the current one last.
-        input_folder: Where sessions find their sources.
+        clock: Clock for waiting.
+        say: Receives a message before each wait.
+        canaries: The versions of the canary just written, the current one last.
+        input_folder: Folder in which sessions find their sources.
     """
     evidence = Evidence(canaries=canaries)
     check = _LiveCheck(api, clock, say, evidence, input_folder)
@@ -361,7 +359,7 @@ class _LiveCheck:
         self._limit_version: int | None = None
 
     def push(self) -> None:
-        self._say(f"pushes {FACTS_KERNEL} and {LIMIT_KERNEL}: two CPU kernels, which take some minutes and cost no quota")
+        self._say(f"pushing {FACTS_KERNEL} and {LIMIT_KERNEL}: two CPU kernels, which take some minutes and cost no quota")
         with _noting(self._evidence, "session"):
             self._evidence.pushed_version = self._push_facts()
         with _noting(self._evidence, "limit"):
@@ -387,7 +385,7 @@ class _LiveCheck:
             version = self._push(FACTS_KERNEL, source, (f"{current}/{older}",), _FACTS_TIMEOUT_S)
         except InvalidSourcesError as error:
             self._evidence.pin_refused = error.what
-            self._api.delete_kernel(FACTS_KERNEL)  # it runs, without its source
+            self._api.delete_kernel(FACTS_KERNEL)  # Kaggle started it without the refused source
             return self._push(FACTS_KERNEL, source, (current,), _FACTS_TIMEOUT_S)
         self._evidence.pinned = older
         return version
@@ -435,7 +433,7 @@ class _LiveCheck:
         self._evidence.kernel = self._api.kernel(FACTS_KERNEL)
         line = next((line for line in ended.log.splitlines() if line.startswith(f"{LINE}{{")), None)
         if line is None:
-            raise TemporaryError(f"{FACTS_KERNEL} ended as {ended.status} without having said anything: {ended.log[-300:]!r}")
+            raise TemporaryError(f"{FACTS_KERNEL} ended as {ended.status} without a report: {ended.log[-300:]!r}")
         self._evidence.session = json.loads(line.removeprefix(LINE))
 
     def read_limit(self) -> None:
@@ -451,7 +449,7 @@ class _LiveCheck:
         info = self._api.dataset(CANARY_SLUG)
         listed = [each.number for each in info.versions if each.notes == notes] if info is not None else []
         if version not in listed:
-            raise TemporaryError(f"version {version} of {CANARY_SLUG} is not the one that the session made")
+            raise TemporaryError(f"version {version} of {CANARY_SLUG} is not the session's")
         self._evidence.uploaded = WrittenCanary(self._nonce, version, self._clock.monotonic() - began_s)
 
     def look_at_dataset(self) -> None:
@@ -461,10 +459,10 @@ class _LiveCheck:
             self._evidence.current_bytes = sum((self._api.dataset_files(CANARY_SLUG, info.current_version) or {}).values())
 
     def _wait_for(self, slug: str, version: int) -> EndedSession:
-        self._say(f"waits for {slug} to end")
-        began_s, pause_s, status = self._clock.monotonic(), _FIRST_POLL_S, "not to be seen"
+        self._say(f"waiting for {slug} to end")
+        began_s, pause_s, status = self._clock.monotonic(), _FIRST_POLL_S, "missing"
         while self._clock.monotonic() - began_s < _SESSIONS_LIMIT_S:
-            with contextlib.suppress(TemporaryError):  # a missed look
+            with contextlib.suppress(TemporaryError):  # a failed poll is retried
                 seen = self._api.session_status(slug, version)
                 if seen is not None and seen.is_terminal:
                     files, log = self._api.session_outputs(slug, version) or ((), "")
@@ -476,6 +474,6 @@ class _LiveCheck:
 
 
 def kernel_source(check: Mapping[str, str]) -> str:
-    """Return the script that is pushed, told what to do."""
+    """Return the probe kernel's script with a call that runs this check."""
     text = Path(canary_kernel.__file__).read_text(encoding="utf-8")
     return f"{text}\n\nmain({dict(check)!r}, os.environ)\n"

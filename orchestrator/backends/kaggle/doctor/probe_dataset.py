@@ -1,4 +1,4 @@
-"""A few bytes that are written to the account and read back: the proof that datasets can be made, and how long they take."""
+"""Write a few bytes to a dataset of the account and read them back: this proves that uploads work, and times them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 CANARY_NAME = "canary.json"
 _MOST_VERSIONS = 5
-_UPLOAD_LIMIT_S = 300.0  # for some bytes
+_UPLOAD_LIMIT_S = 300.0  # ample for a few bytes
 
 
 class Canary(Document):
-    """`canary.json`."""
+    """`canary.json`, the contents of the canary dataset."""
 
     nonce: str
     written_at: datetime
@@ -32,26 +32,26 @@ class Canary(Document):
 
 @dataclass(frozen=True)
 class WrittenCanary:
-    """A canary that was read back."""
+    """A canary version that was read back."""
 
     nonce: str
     version: int
     ready_after_s: float
-    """Seconds from the call that made the version until Kaggle showed it as READY."""
+    """Seconds from the call that created the version until Kaggle showed it as READY."""
 
 
 def write_canary(api: KaggleApi, clock: Clock, resume_dir: Path, *, limit_s: float) -> WrittenCanary:
-    """Make a new version of the canary dataset, wait until it is processed, and read it back.
+    """Create a new version of the canary dataset, wait until Kaggle has processed it, and read it back.
 
     Args:
         api: The account.
-        clock: For waiting.
-        resume_dir: Where uploads note how far they are.
+        clock: Clock for waiting.
+        resume_dir: Folder for the state of resumable uploads.
         limit_s: Longest wait for Kaggle's processing.
 
     Raises:
-        DataError: what was read back is not what was written.
-        GemmaOrchError: it could not be written or read.
+        DataError: the bytes read back differ from those written.
+        GemmaOrchError: the dataset cannot be written or read.
     """
     from state.kaggle.datasets import LocalFile, begin_version, ensure_dataset
 
@@ -80,7 +80,7 @@ def write_canary(api: KaggleApi, clock: Clock, resume_dir: Path, *, limit_s: flo
         api.download(CANARY_SLUG, version, CANARY_NAME, back)
         if back.read_bytes() != path.read_bytes():
             raise DataError(
-                f"version {version} of {CANARY_SLUG} was read back, and is not what was written",
-                remedy="try again; when it stays so, nothing that is uploaded now can be trusted",
+                f"version {version} of {CANARY_SLUG} reads back other bytes than were written",
+                remedy="retry; if it happens again, do not trust uploads to Kaggle for now",
             )
     return WrittenCanary(canary.nonce, version, ready_after_s)

@@ -1,6 +1,6 @@
-"""The kernel that `doctor --live-check` pushes: says what a session is like.
+"""The kernel that `doctor --live-check` pushes: it reports the environment of a session.
 
-It is sent as text, with a last line that calls `main`, and stands alone: the standard library is all that it needs.
+It is pushed as text, with a last line that calls `main`, so it imports only the standard library.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ LONGEST_S = 3600.0
 
 
 def main(check: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    """Do what the check says."""
+    """Run the check's mode: wait for the time limit, or report the environment."""
     if check["mode"] == "limit":
         wait_for_the_end(Path(check["kept"]))
     else:
@@ -34,7 +34,7 @@ def main(check: Mapping[str, str], environment: Mapping[str, str]) -> None:
 
 
 def examine(check: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what this session is like; no value of a variable, and nothing secret."""
+    """Return a report of this session's environment, without secrets: it has the names of variables, not their values."""
     return {
         "python": sys.version.split()[0],
         "cores": os.cpu_count(),
@@ -57,7 +57,7 @@ def devices() -> list[str]:
 
 
 def version_of(package: str) -> str | None:
-    """Return the version of a package that the image has."""
+    """Return the version of an installed package; None if it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def version_of(package: str) -> str | None:
 
 
 def mounted(root: Path, name: str) -> list[dict[str, str]]:
-    """Return where the canary is mounted, and which one it is."""
+    """Return each path at which a canary is mounted, and its nonce, which identifies the version."""
     found = []
     for path in sorted(root.rglob(name)):
         with contextlib.suppress(OSError, ValueError):
@@ -74,7 +74,7 @@ def mounted(root: Path, name: str) -> list[dict[str, str]]:
 
 
 def upload(check: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Make a version of the canary dataset with the session's own token."""
+    """Create a version of the canary dataset with the session's own token; return the error, or an empty one."""
     token_file = environment.get("KAGGLE_API_V1_TOKEN", "")
     if not token_file or not Path(token_file).is_file():
         return {"error": "the session has no token"}
@@ -101,12 +101,12 @@ def upload(check: Mapping[str, str], environment: Mapping[str, str]) -> dict[str
 
 
 def address(environment: Mapping[str, str]) -> str:
-    """Return where Kaggle's own client would call."""
+    """Return the base address that Kaggle's own client would call."""
     return "http://localhost/api" if environment.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST" else "https://api.kaggle.com"
 
 
 def call(base: str, token: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Call Kaggle."""
+    """Call a method of Kaggle's API, and return its answer."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{base}/v1/{method}", json.dumps(body).encode(), headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
@@ -114,7 +114,7 @@ def call(base: str, token: str, method: str, body: dict[str, Any]) -> dict[str, 
 
 
 def wait_for_the_end(kept: Path) -> None:
-    """Stay until the session is ended, and leave traces of how that was."""
+    """Wait until Kaggle ends the session; write a file, and print each SIGTERM, to show how it ends."""
     began = time.monotonic()
     kept.write_text("written before the limit", encoding="utf-8")
 

@@ -1,1 +1,1 @@
-"""Publish a run's weights: as a dataset, and as a model."""
+"""Publish a run's weights as a Kaggle dataset and a Kaggle model."""

@@ -1,4 +1,4 @@
-"""The page that comes with published weights: what was trained, on what, for how long, and how to load it. Pure."""
+"""Write the model card of published weights: training, data, shape, how to load them, licence. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def model_card(record: RunRecord, manifest: Manifest, architecture: Architecture
     """Return the card of a checkpoint's weights, as Markdown.
 
     Args:
-        record: The run.
-        manifest: The checkpoint's.
-        architecture: What was trained.
-        files: The published files' names, by the format that they belong to.
+        record: The run's record.
+        manifest: The checkpoint's manifest.
+        architecture: The model's architecture.
+        files: Names of the published files, by format.
     """
     return "\n".join(
         [
@@ -45,7 +45,7 @@ def model_card(record: RunRecord, manifest: Manifest, architecture: Architecture
 
 
 def card_without_files(card: str) -> str:
-    """Return a card without what it says of files that lie together with those of another form."""
+    """Return a card without its section on files, which describes a folder that holds both formats."""
     before, _, after = card.partition("## Files\n")
     return before + "".join(after.partition("## Licence\n")[1:])
 
@@ -66,7 +66,7 @@ def _training(record: RunRecord, manifest: Manifest) -> list[str]:
                 "tokens": f"{manifest.data_position.samples * record.spec.data.sequence_length:,}",
                 "loss at the next step": f"{manifest.next_loss:.4f}",
                 "sessions": f"{len({attempt.session for attempt in record.attempts if attempt.branch is None}):,}",
-                "time of the sessions that are still known": format_duration(billed_s),
+                "time of the recorded sessions": format_duration(billed_s),
                 "batch": f"{spec.batch_size:,} sequences of {record.spec.data.sequence_length:,} tokens",
                 "optimizer": f"AdamW, betas {spec.beta1:g} and {spec.beta2:g}, eps {spec.eps:g}, "
                 f"weight decay {spec.weight_decay:g}, gradients clipped at {spec.grad_clip:g}",

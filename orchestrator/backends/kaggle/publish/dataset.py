@@ -1,6 +1,6 @@
-"""Put a checkpoint's weights where others can use them: a private Kaggle dataset of both export formats, with a card.
+"""Publish a checkpoint's weights as a private Kaggle dataset: both export formats, with a card.
 
-What stands there says itself what it is (`published.json`), so that the same command again sends nothing twice.
+The dataset describes its own contents in `published.json`, so that a repeated command uploads nothing twice.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ FORMATS = ("gemma-pytorch", "hf")
 PUBLICATION_NAME = "published.json"
 MOST_FILES = 50
 _SHORTEST_SLUG = 6
-_SMALL_BYTES = 2 * 1024**3  # read back whole without being asked: minutes on a home's line
-_MARKER = "gemma_orch_export.json"  # lies in every folder that an export has made
+_SMALL_BYTES = 2 * 1024**3  # up to here every byte is read back by default: minutes on a home connection
+_MARKER = "gemma_orch_export.json"  # every finished export folder contains it
 _PROCESSING_LIMIT_S = 3600.0
 
 Export = Callable[[Path, Path, Path, str, Path], None]
-"""Writes weights in a form: the checkpoint's folder, the architecture's file, the tokenizer, the form, the folder to make."""
+"""Exports weights; takes the checkpoint's folder, the architecture file, the tokenizer, the format, and the folder to make."""
 
 
 class PublishedFile(Document):
@@ -63,26 +63,26 @@ class PublishedFile(Document):
 
 
 class Publication(Document):
-    """`published.json`: what a dataset of weights holds."""
+    """`published.json`: the contents of a dataset of weights."""
 
     schema_version: Literal[1] = 1
     run: RunName
-    checkpoint: CheckpointId | None = Field(default=None, description="none: nothing yet, it is about to be filled")
+    checkpoint: CheckpointId | None = Field(default=None, description="null while the new dataset has no weights yet")
     step: int = 0
     state_sha256: str = ""
-    files: dict[FileName, PublishedFile] = Field(default_factory=dict, description="all but this one")
+    files: dict[FileName, PublishedFile] = Field(default_factory=dict, description="all files except published.json")
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was published, and where."""
+    """A publication on the account, and where it is."""
 
     slug: str
     version: int
     publication: Publication
     is_new: bool
     is_verified: bool
-    """Whether every byte was read back; names and sizes always are."""
+    """Whether every byte was read back; names and sizes are always checked."""
 
     @property
     def total_bytes(self) -> int:
@@ -92,15 +92,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be published, and how sure its sender wants to be."""
+    """What to publish, and how thoroughly to verify it."""
 
     checkpoint_id: str
     slug: str | None = None
-    """Of the dataset; None: the run's own."""
+    """The dataset's slug; None: the run's default."""
     verify: bool | None = None
-    """Whether to read every byte back; None: unless there are many."""
+    """Whether to read every byte back; None: only up to `_SMALL_BYTES`."""
     keep: bool = False
-    """Whether what was exported is to stay in `publication_folder`, for a model that is made of it next."""
+    """Whether to keep the exported files in `publication_folder`, to publish a model from them next."""
 
 
 def publish(
@@ -112,13 +112,13 @@ def publish(
     say: Callable[[str], None] = lambda _text: None,
     export: Export | None = None,
 ) -> Published:
-    """Publish a checkpoint's weights, or find them published.
+    """Publish a checkpoint's weights, unless the dataset already has them.
 
     Raises:
-        UserError: the slug cannot be, or names a dataset that holds something else; or the training extra is missing.
-        CorruptCheckpointError: the checkpoint is not what it was.
-        DataError: what is on the account is not what was sent.
-        TemporaryError: Kaggle does not do its part now; the same command goes on.
+        UserError: the slug is invalid or belongs to another dataset, or the training extra is missing.
+        CorruptCheckpointError: the checkpoint fails verification.
+        DataError: the files on the account differ from the uploaded ones.
+        TemporaryError: Kaggle is unavailable or slow; the same command resumes.
     """
     slug = checked_slug(record.name, wanted.slug)
     checkpoint = record.checkpoints[wanted.checkpoint_id]
@@ -128,46 +128,46 @@ def publish(
         publisher = _Publisher(api, ports, record, say, export or export_with_worker)
         standing = publisher.publish(slug, checkpoint)
     if not wanted.keep:
-        files.remove_tree(publication_folder(ports, record.name, checkpoint))  # also after an end between version and this
-    assert standing is not None, "it was published just now, if it was not before"
+        files.remove_tree(publication_folder(ports, record.name, checkpoint))  # an interrupted call may have left it behind
+    assert standing is not None, "it is published by now"
     small = sum(file.size_bytes for file in standing.publication.files.values()) <= _SMALL_BYTES
     is_verified = wanted.verify if wanted.verify is not None else small
     if is_verified:
-        say("reading back what was published")
+        say("reading back every published byte")
         _verify(api, slug, standing)
     return Published(slug, standing.version, standing.publication, is_new, is_verified)
 
 
 def checked_slug(run: str, slug: str | None) -> str:
-    """Return the slug of a run's weights, or the user's.
+    """Return the user's slug after checking it; without one, the default slug of the run's weights.
 
     Raises:
-        UserError: the user's cannot be one, or is that of something else of gemma-orch's.
+        UserError: the user's slug is invalid, or gemma-orch reserves it for something else.
     """
     own = weights_slug(run)
     if slug is None or slug == own:
         return own
     if slugify(slug) != slug or not _SHORTEST_SLUG <= len(slug) <= LONGEST_SLUG:
         raise UserError(
-            f"{slug!r} cannot name a dataset",
+            f"--dataset-slug is invalid: {slug!r}",
             expected=f"{_SHORTEST_SLUG} to {LONGEST_SLUG} lower-case letters, digits and single hyphens",
-            remedy=f"choose another --dataset-slug; left out, it is {own}",
+            remedy=f"choose another --dataset-slug; the default is {own}",
         )
     if (kind := kind_of(slug)) not in (None, NameKind.WEIGHTS):
         raise UserError(
-            f"{slug!r} is a name that gemma-orch keeps for {kind}",
+            f"--dataset-slug is invalid: gemma-orch reserves {slug!r} for {kind}",
             expected="a name of your own: an account has one namespace for kernels, datasets and models",
-            remedy=f"choose another --dataset-slug; left out, it is {own}",
+            remedy=f"choose another --dataset-slug; the default is {own}",
         )
     return slug
 
 
 def export_with_worker(checkpoint: Path, architecture: Path, tokenizer: Path, form: str, out: Path) -> None:
-    """Let a child that has torch write weights in a form; what it has to say goes to our stderr.
+    """Export weights in a worker child, which has torch; its messages go to our stderr.
 
     Raises:
         UserError: the training extra is missing.
-        DataError: the child could not do it, and has said why.
+        DataError: the worker failed; its message says why.
     """
     require_training_extra()
     arguments = {
@@ -180,7 +180,7 @@ def export_with_worker(checkpoint: Path, architecture: Path, tokenizer: Path, fo
     command = worker_command("export", [str(part) for pair in arguments.items() for part in pair])
     exit_code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if exit_code:
-        raise DataError(f"the weights could not be written as {form}: the worker ended with exit code {exit_code}")
+        raise DataError(f"export of the weights as {form} failed: the worker ended with exit code {exit_code}")
 
 
 @dataclass(frozen=True)
@@ -192,22 +192,22 @@ class _Standing:
 
 
 def publication_folder(ports: Ports, run: str, checkpoint: CheckpointRecord) -> Path:
-    """Return where what is to be sent lies until it stands."""
+    """Return the local folder that holds a publication's files until they are on the account."""
     return ports.home.run(run).root / "publish" / check_checkpoint_id(checkpoint.id)
 
 
 def _standing(api: KaggleApi, slug: str, run: str) -> _Standing | None:
-    """Return what a dataset of weights holds, when all of it is there; None: it is to be filled.
+    """Return the publication in a dataset of weights; None if it is missing or incomplete.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the dataset holds something else.
     """
     dataset = api.dataset(slug)
     if dataset is None or dataset.current_version is None:
         return None
     names = api.dataset_files(slug, dataset.current_version)
     if names is None:
-        raise TemporaryError(f"Kaggle does not say what dataset {slug} holds", remedy="the same command again in a while")
+        raise TemporaryError(f"Kaggle does not list the files of dataset {slug}", remedy="retry the same command later")
     if PUBLICATION_NAME not in names:
         raise _something_else(slug, f"it has no {PUBLICATION_NAME}")
     with tempfile.TemporaryDirectory(prefix="gemma-orch-publish-") as folder:
@@ -224,7 +224,7 @@ def _standing(api: KaggleApi, slug: str, run: str) -> _Standing | None:
 
 def _something_else(slug: str, why: str) -> UserError:
     return UserError(
-        f"dataset {slug} exists and was not made by this command for this run: {why}",
+        f"dataset {slug} already exists for something else: {why}",
         remedy="choose another --dataset-slug",
     )
 
@@ -241,14 +241,14 @@ def _verify(api: KaggleApi, slug: str, standing: _Standing) -> None:
             if sha256 != file.sha256:
                 raise DataError(
                     f"{name} in version {standing.version} of dataset {slug} has sha256 {sha256[:12]}",
-                    expected=f"{file.sha256[:12]}, which is what was sent",
+                    expected=f"{file.sha256[:12]}, the digest of the uploaded file",
                     remedy=f"delete the dataset {slug} on kaggle.com, then the same command again",
                 )
             files.remove_tree(target)
 
 
 class _Publisher:
-    """Publishes weights of one run."""
+    """Publishes the weights of one run."""
 
     def __init__(self, api: KaggleApi, ports: Ports, record: RunRecord, say: Callable[[str], None], export: Export) -> None:
         self._api = api
@@ -258,7 +258,7 @@ class _Publisher:
         self._export = export
 
     def publish(self, slug: str, checkpoint: CheckpointRecord) -> _Standing:
-        """Export, send and see it stand; what was exported stays until then, so that the same command goes on."""
+        """Export and upload the weights, and wait until they are complete on the account; exported files stay here until then."""
         from state.kaggle.datasets import publish_version
 
         folder = publication_folder(self._ports, self._record.name, checkpoint)
@@ -266,7 +266,7 @@ class _Publisher:
         publication, local = self._made(folder, checkpoint)
         self._make_dataset(slug, folder)
         total_bytes = sum(file.size_bytes for file in local)
-        self._say(f"sending {len(local)} files, {format_size(total_bytes)}, to dataset {slug}")
+        self._say(f"uploading {len(local)} files, {format_size(total_bytes)}, to dataset {slug}")
         clock = self._ports.clock
         version = publish_version(
             self._api,
@@ -294,7 +294,7 @@ class _Publisher:
         for form in FORMATS:
             out = folder / form
             if not (out / _MARKER).exists():
-                self._say(f"writing the weights as {form}")
+                self._say(f"exporting the weights as {form}")
                 self._export(source, shape, tokenizer, form, out)
             found = {f"{form}.{path.name}": path for path in sorted(out.iterdir()) if path.name != _MARKER}
             by_form[form] = list(found)
@@ -303,7 +303,7 @@ class _Publisher:
         files.write_atomically(card, model_card(self._record, manifest, architecture, by_form).encode())
         paths[CARD_NAME] = card
         if len(paths) >= MOST_FILES:
-            raise UserError(f"the weights are {len(paths) + 1} files", expected=f"at most {MOST_FILES}: Kaggle takes no more")
+            raise UserError(f"the weights are {len(paths) + 1} files", expected=f"at most {MOST_FILES}, Kaggle's limit")
         publication = Publication(
             run=self._record.name,
             checkpoint=checkpoint.id,
@@ -320,7 +320,7 @@ class _Publisher:
         return publication, [*local, LocalFile(listing, PUBLICATION_NAME, listing.stat().st_size)]
 
     def _make_dataset(self, slug: str, folder: Path) -> None:
-        """Make the dataset, with a first version that only says whose it is, unless it is there."""
+        """Create the dataset if it is missing; its first version only names the run that it belongs to."""
         from state.kaggle.datasets import LocalFile, ensure_dataset, wait_until_ready
 
         clock = self._ports.clock
@@ -342,11 +342,11 @@ class _Publisher:
     def _architecture(self) -> Architecture:
         versions = self._record.header.data
         if not versions:
-            raise UserError(f"run {self._record.name} has no data, so nothing is known of its vocabulary")
+            raise UserError(f"run {self._record.name} has no data yet, so its vocabulary size is unknown")
         return resolve_architecture(self._record.spec.model, versions[0].vocab_size)
 
     def _tokenizer(self, folder: Path) -> Path:
-        """Return the tokenizer: beside the run's data here, else from the data's dataset."""
+        """Return the tokenizer: from the run's data folder, else downloaded from the data's dataset."""
         data = self._record.header.data[0]
         here = self._ports.home.run(self._record.name).data_folder(data.folder) / TOKENIZER_NAME
         if here.is_file() and data.tokenizer_sha256 in (None, files.sha256_of_file(here)):
@@ -355,30 +355,30 @@ class _Publisher:
         dataset = self._api.dataset(slug)
         if dataset is None or dataset.current_version is None:
             raise UserError(
-                f"the tokenizer of run {self._record.name} is neither at {here} nor in dataset {slug}",
-                remedy=f"gemma-orch upload --run {self._record.name} brings the data to the account, from where it lies; "
-                f"or put the tokenizer at {here}",
+                f"tokenizer of run {self._record.name} is missing: neither at {here} nor in dataset {slug}",
+                remedy=f"on the machine that has the data: gemma-orch upload --run {self._record.name}; "
+                f"or copy the tokenizer to {here}",
             )
         target = folder / TOKENIZER_NAME
         sha256 = self._api.download(slug, dataset.current_version, TOKENIZER_NAME, target)
         if data.tokenizer_sha256 not in (None, sha256):
             raise DataError(
                 f"{TOKENIZER_NAME} of dataset {slug} has sha256 {sha256[:12]}",
-                expected=f"{data.tokenizer_sha256[:12]}, which is what run {self._record.name} was trained with"
+                expected=f"{data.tokenizer_sha256[:12]}, the tokenizer that run {self._record.name} was trained with"
                 if data.tokenizer_sha256 is not None
                 else "",
             )
         return target
 
     def _checkpoint(self, folder: Path, checkpoint: CheckpointRecord) -> tuple[Path, Manifest]:
-        """Return a checkpoint's folder and its manifest, every byte verified; brought from the account when it is not here."""
+        """Return a checkpoint's folder and manifest, every byte verified; download it from the account if it is not here."""
         here = DirectoryCheckpointStore(self._ports.home.run(self._record.name).checkpoints)
         store = here if checkpoint.id in here.ids() else DirectoryCheckpointStore(folder)
         if checkpoint.id not in store.ids():
             self._fetch(store, checkpoint)
         manifest = store.verify(checkpoint.id)
         if manifest.state_sha256 != checkpoint.state_sha256:
-            raise CorruptCheckpointError(checkpoint.id, f"checkpoint {checkpoint.id} is not the one that the ledger knows")
+            raise CorruptCheckpointError(checkpoint.id, f"checkpoint {checkpoint.id} differs from its record in the ledger")
         return store.folder(checkpoint.id), manifest
 
     def _fetch(self, store: DirectoryCheckpointStore, checkpoint: CheckpointRecord) -> None:
@@ -387,8 +387,8 @@ class _Publisher:
         version = _version_of(dataset, checkpoint.id)
         if version is None:
             raise UserError(
-                f"checkpoint {checkpoint.id} is neither in this home nor in dataset {slug}",
-                remedy=f"if a kernel has it in its output: gemma-orch promote {checkpoint.id} --run {self._record.name}",
+                f"checkpoint {checkpoint.id} is missing: neither in this home nor in dataset {slug}",
+                remedy=f"if it is in a kernel's output: gemma-orch promote {checkpoint.id} --run {self._record.name}",
             )
         self._say(f"fetching checkpoint {checkpoint.id}, {format_size(checkpoint.total_bytes)}")
         with store.staged_copy(checkpoint.id) as staged:
@@ -399,7 +399,7 @@ class _Publisher:
                 raise CorruptCheckpointError(
                     checkpoint.id,
                     f"{manifest_name} of dataset {slug} has sha256 {sha256[:12]}",
-                    expected=f"{checkpoint.manifest_sha256[:12]}, which is what the ledger knows",
+                    expected=f"{checkpoint.manifest_sha256[:12]}, the digest in the ledger",
                 )
             original = target.read_bytes()
             manifest = Manifest.from_json(original, manifest_name)
@@ -419,5 +419,5 @@ def _version_of(dataset: DatasetInfo | None, checkpoint_id: str) -> int | None:
 
 
 def upload_limit_s(total_bytes: int) -> float:
-    """Return how long an upload may take before it is given up for now: at 100 kB a second, and an hour."""
+    """Return the most seconds that an upload may take: its time at 100 kB/s, plus an hour."""
     return total_bytes / 100e3 + 3600.0

@@ -1,7 +1,7 @@
-"""Put published weights into a private Kaggle model as well: one instance for each form, a version for each checkpoint.
+"""Publish weights as a private Kaggle model too: one instance for each format, one version for each checkpoint.
 
-A version says by the name of one of its files which publication it is: Kaggle shows the notes of no version but the newest one,
-and the first version has none. So the list of files is the look that answers every question: whether it is there, and whole.
+A marker file in each version identifies the publication by its name, so that one list of files shows whether a publication is
+there and complete. Version notes would not do: Kaggle shows only those of the newest version, and the first version has none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PROCESSING_LIMIT_S = 3600.0
 
 @dataclass(frozen=True)
 class PublishedForm:
-    """An instance of the model, and the version that has the weights."""
+    """An instance of the model, and its version with the weights."""
 
     form: ModelForm
     version: int
@@ -53,17 +53,17 @@ def publish_model(
     licence: str,
     say: Callable[[str], None] = lambda _text: None,
 ) -> list[PublishedForm]:
-    """Put what a dataset of weights holds into the run's model, or find it there.
+    """Publish the weights in a dataset as the run's model, unless the model already has them.
 
-    What `publish` was told to keep is sent from where it lies; what does not lie here any more comes from the dataset.
+    Files that `publish` kept in this home are uploaded from there; all others are downloaded from the dataset first.
 
     Raises:
-        UserError: Kaggle refuses it, or an instance of the model holds something else.
-        DataError: what is on the account is not what was sent.
-        TemporaryError: Kaggle does not do its part now; the same command goes on.
+        UserError: Kaggle refuses the model, or an instance of it holds something else.
+        DataError: the files on the account differ from the uploaded ones.
+        TemporaryError: Kaggle is unavailable or slow; the same command resumes.
     """
     publication = published.publication
-    assert publication.checkpoint is not None, "what was published is of a checkpoint"
+    assert publication.checkpoint is not None, "a finished publication names its checkpoint"
     folder = publication_folder(ports, record.name, record.checkpoints[publication.checkpoint])
     publisher = _ModelPublisher(api, ports.clock, folder, published, say)
     standing = [publisher.publish(model_slug(record.name), form, licence) for form in FORMATS]
@@ -73,14 +73,14 @@ def publish_model(
 
 @dataclass(frozen=True)
 class _Job:
-    """One form that is to stand."""
+    """One instance of the model to publish."""
 
     form: ModelForm
     card: str
     licence: str
     files: tuple[LocalFile, ...]
     uploads: Path
-    """Where begun uploads are remembered: the names of the forms' files, and perhaps their sizes, are the same."""
+    """Folder of this instance's resumable uploads; files of different instances may share names and sizes."""
     deadline_s: float
 
     @property
@@ -90,7 +90,7 @@ class _Job:
 
 
 class _ModelPublisher:
-    """Puts one publication into the instances of a model."""
+    """Publishes one publication as the instances of a model."""
 
     def __init__(self, api: KaggleApi, clock: Clock, folder: Path, published: Published, say: Callable[[str], None]) -> None:
         self._api = api
@@ -101,7 +101,7 @@ class _ModelPublisher:
         self._marker = f"{_MARKER_PREFIX}{published.publication.digest()[:16]}.json"
 
     def publish(self, model: str, name: str, licence: str) -> PublishedForm:
-        """See a form stand, made now if it was not before."""
+        """Publish one format unless it is already there, and wait until its version is complete."""
         from state.kaggle.errors import CorruptUploadError
         from state.kaggle.sending import SentMark, patiently, wait_for
 
@@ -110,20 +110,20 @@ class _ModelPublisher:
         spoiled: int | None = None
         try:
             version = patiently(lambda: self._standing(job), self._clock, job.deadline_s)
-        except CorruptUploadError as error:  # of an earlier call, which this one makes up for
+        except CorruptUploadError as error:  # an earlier call left it; this call uploads a new version
             spoiled, version = error.version, None
             mark.remove()
         if version is not None:
             return PublishedForm(job.form, version, is_new=False)
         if not (mark.is_accepted() and mark.left_s(_PROCESSING_LIMIT_S) > 0):
             self._send(job, mark)
-        what = f"the version of model {job.form} does not stand"
+        what = f"the version of model {job.form} is not complete"
         version = wait_for(lambda: self._standing(job, unless=spoiled), what, self._clock, _PROCESSING_LIMIT_S)
         mark.remove()
         return PublishedForm(job.form, version, is_new=True)
 
     def _job(self, form: ModelForm, licence: str) -> _Job:
-        """Say what is to stand: its files' names and sizes, and where they are to lie here."""
+        """Return the job of one format: the names, sizes and local paths of its files."""
         from state.kaggle.sending import LocalFile
 
         publication, place = self._published.publication, self._folder / "model" / form.slug
@@ -144,7 +144,7 @@ class _ModelPublisher:
         return _Job(form, card, licence, wanted, self._folder / "model-uploads" / form.slug, deadline_s)
 
     def _here(self, form: str, file: LocalFile) -> LocalFile:
-        """Return a file with its bytes here."""
+        """Return a file whose bytes are on this machine."""
         from state.kaggle.sending import LocalFile
 
         if file.name in (CARD_NAME, self._marker):
@@ -154,10 +154,10 @@ class _ModelPublisher:
         )
 
     def _source(self, name: str, exported: Path, target: Path) -> Path:
-        """Return where the bytes of a published file lie: as they were exported, or fetched from the dataset.
+        """Return the path of a published file: as exported, else downloaded from the dataset to `target`.
 
         Raises:
-            DataError: the dataset has other ones.
+            DataError: the downloaded bytes have another digest.
         """
         sha256 = self._published.publication.files[name].sha256
         for path in (exported, target):
@@ -170,10 +170,10 @@ class _ModelPublisher:
         return target
 
     def _current(self, form: ModelForm) -> tuple[int, dict[str, int]] | None:
-        """Return the newest version of an instance and its files; none of either while the first is processed.
+        """Return the newest version of an instance and its files, (0, {}) while the first is processed; None without an instance.
 
         Raises:
-            UserError: it holds something else.
+            UserError: the instance holds something else.
         """
         version = self._api.model_version(form)
         if version is None:
@@ -181,25 +181,25 @@ class _ModelPublisher:
         found = self._api.model_files(form, version) if version else None
         if found and not any(name.startswith(_MARKER_PREFIX) for name in found):
             raise UserError(
-                f"model {form} exists and was not made by this command",
-                expected=f"a file {_MARKER_PREFIX}*.json among its files",
+                f"model {form} already exists for something else: it has no {_MARKER_PREFIX}*.json",
+                expected="a model that gemma-orch publish has made",
                 remedy=f"delete that variation of the model on kaggle.com, or publish without --model: dataset "
                 f"{self._published.slug} has the weights",
             )
         return version, found or {}
 
     def _standing(self, job: _Job, *, unless: int | None = None) -> int | None:
-        """Return the version that has exactly these files.
+        """Return the version with exactly the job's files; None if there is none.
 
         Raises:
-            CorruptUploadError: the version of this publication has other ones.
+            CorruptUploadError: this publication's version has other files.
         """
         from state.kaggle.errors import CorruptUploadError
 
         form, sizes = job.form, {file.name: file.size_bytes for file in job.files}
         current = self._current(form)
         if current is not None and self._marker in current[1] and current[1] != sizes:
-            current = self._current(form)  # one wrong answer is no wrong version
+            current = self._current(form)  # a single answer may be stale
         if current is None or self._marker not in current[1]:
             return None
         version, found = current
@@ -210,9 +210,9 @@ class _ModelPublisher:
         raise CorruptUploadError(
             str(form),
             version,
-            f"version {version} of model {form} has other files than were sent: "
+            f"version {version} of model {form} differs from the uploaded files: "
             + ", ".join(sorted(name for name, _ in found.items() ^ sizes.items())),
-            remedy="publish it again; this version stays unused",
+            remedy="publish it again, as a new version",
         )
 
     def _make_model(self, model: str, card: str, deadline_s: float) -> None:
@@ -225,7 +225,7 @@ class _ModelPublisher:
         def send(_tokens: Sequence[str]) -> None:
             try:
                 self._api.create_model(model, card)
-            except SlugTakenError as error:  # an earlier send arrived, or the look before was older than the model
+            except SlugTakenError as error:  # an earlier request succeeded, or the read before was stale
                 if not error.may_be("model"):
                     raise
 
@@ -233,7 +233,7 @@ class _ModelPublisher:
         Sending(self._clock, deadline_s, _SETTLE_S, nothing, send, lambda: self._api.has_model(model)).do()
 
     def _send(self, job: _Job, mark: SentMark) -> None:
-        """Upload a form's files and let Kaggle make a version of them, once as far as can be seen."""
+        """Upload a format's files and create a version of them; before a retry, check that no version has appeared."""
         from state.kaggle.errors import SlugTakenError
         from state.kaggle.model_calls import ModelTexts
         from state.kaggle.sending import Sending, Uploads, patiently
@@ -248,7 +248,7 @@ class _ModelPublisher:
 
         def send(tokens: Sequence[str]) -> None:
             if not is_there:
-                with contextlib.suppress(SlugTakenError):  # the look before was older than the instance
+                with contextlib.suppress(SlugTakenError):  # the read before was stale: the instance exists
                     self._make_instance(form, tokens, ModelTexts(overview, job.card, job.licence))
                     return
             self._api.create_model_version(form, tokens, notes)
@@ -257,7 +257,7 @@ class _ModelPublisher:
             current = self._current(form)
             return current is not None and self._marker in current[1]
 
-        self._say(f"sending {len(local)} files, {format_size(job.total_bytes)}, to model {form}")
+        self._say(f"uploading {len(local)} files, {format_size(job.total_bytes)}, to model {form}")
         uploads = Uploads(self._api, local, job.uploads, deadline_s, self._clock, lambda _: None, "MODEL")
         Sending(self._clock, deadline_s, _SETTLE_S, uploads, send, has_happened, mark).do()
 
@@ -269,4 +269,4 @@ class _ModelPublisher:
         except UserError as error:
             if "licen" not in error.what.lower() or isinstance(error, CredentialsError):
                 raise
-            raise UserError(error.what, remedy="name one that Kaggle has: --model-licence 'Apache 2.0', say") from error
+            raise UserError(error.what, remedy="name a licence that Kaggle has, such as --model-licence 'Apache 2.0'") from error

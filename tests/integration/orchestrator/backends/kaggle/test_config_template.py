@@ -29,7 +29,11 @@ def test_on_a_terminal_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Pat
         os.close(ours)
         os.close(theirs)
         assert asked.returncode == 0, asked.stderr
-        for said in ("'no name!' is no user name", "the run's name is invalid: 'Upper'", "'a--b' cannot have kernels"):
+        for said in (
+            "Kaggle user name is invalid: 'no name!'",
+            "the run's name is invalid: 'Upper'",
+            "'a--b' cannot have kernels",
+        ):
             assert said in asked.stderr
         assert "gemma-orch doctor --backend kaggle" in asked.stdout
         assert tomllib.loads(path.read_text())["run"]["name"] == "konkani"
@@ -45,5 +49,5 @@ def test_on_a_terminal_it_asks_and_proposes_what_it_found(tmp_path: Path) -> Non
         os.close(theirs)
         assert asked.returncode == 0, asked.stderr
         assert "Kaggle user name [tester]" in asked.stderr
-        assert "name of the run [my-gemma]" in asked.stderr
+        assert "Name of the run [my-gemma]" in asked.stderr
         assert tomllib.loads(path.read_text())["run"]["name"] == "konkani"

@@ -46,9 +46,9 @@ def test_every_name_that_is_taken_has_slugs_that_are_their_own_and_short_enough(
         ("x" * 32, None, "too long"),
         ("a--b", None, "not their own slugs"),
         ("Konkani", None, "the run's name is invalid"),
-        ("konkani", "some body", "no user name"),
-        ("konkani", 'x"\n', "no user name"),
-        ("konkani", "", "no user name"),
+        ("konkani", "some body", "user name is invalid"),
+        ("konkani", 'x"\n', "user name is invalid"),
+        ("konkani", "", "user name is invalid"),
     ],
 )
 def test_names_that_kaggle_would_change_are_refused(name: str, owner: str | None, said: str) -> None:

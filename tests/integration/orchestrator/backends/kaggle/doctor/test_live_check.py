@@ -64,16 +64,16 @@ def test_there_are_eleven_facts_each_with_what_is_assumed_how_it_is_measured_and
 def test_a_kaggle_as_assumed_confirms_every_fact() -> None:
     found = judged(GOOD)
     assert all(finding.ok for finding in found.values())
-    assert "version 5 of gemma-orch-canary was made by the session" in found["session token"].found
+    assert "the session made version 5 of gemma-orch-canary" in found["session token"].found
     assert "does not pin" in found["owner/slug/N as a source"].found
     assert "its files are lost" in found["outputs after the limit"].found
-    assert "100 ms each, none was refused" in found["API rate"].found
+    assert "100 ms each, none refused" in found["API rate"].found
 
 
 def test_what_is_otherwise_is_told_with_what_follows() -> None:
     denied = {**SESSION, "upload": {"error": "HTTP 403: no"}, "mounted": [], "devices": ["GPU 0: Tesla T4"]}
     cases = {
-        "session token": (replace(GOOD, session=denied), "it may not: HTTP 403", False),
+        "session token": (replace(GOOD, session=denied), "refused: HTTP 403", False),
         "SIGTERM": (
             replace(GOOD, limit=EndedSession("cancelled", "LIVE-CHECK signal 15 after 118.0\n", ())),
             "a signal came: signal 15 after 118.0 s",
@@ -88,16 +88,16 @@ def test_what_is_otherwise_is_told_with_what_follows() -> None:
         ),
         "mount layout": (replace(GOOD, session=denied), "was not mounted", False),
         "machine given": (replace(GOOD, session=denied), "1 GPUs", False),
-        "slug": (replace(GOOD, kernel=None), "cannot be found", False),
+        "slug": (replace(GOOD, kernel=None), "is not found", False),
         "API rate": (replace(GOOD, refused="HTTP 429"), "then HTTP 429", False),
-        "one namespace": (replace(GOOD, collision=""), "was taken beside the dataset", True),
+        "one namespace": (replace(GOOD, collision=""), "Kaggle accepted a kernel with the dataset's name", True),
     }
     for subject, (evidence, said, ok) in cases.items():
         finding = judged(evidence)[subject]
         assert (said in finding.found, finding.ok, finding.remedy is None) == (True, ok, ok), finding
-    assert "no version came of it" in judged(replace(GOOD, uploaded=None))["session token"].found
+    assert "no version appeared" in judged(replace(GOOD, uploaded=None))["session token"].found
     assert "is refused" in judged(replace(GOOD, pin_refused="no such source"))["owner/slug/N as a source"].found
-    assert "one version only" in judged(replace(GOOD, pinned=None))["owner/slug/N as a source"].found
+    assert "only one version" in judged(replace(GOOD, pinned=None))["owner/slug/N as a source"].found
     lost = judged(replace(GOOD, session=denied))["owner/slug/N as a source"]
     assert (lost.ok, "nothing was mounted" in lost.found) == (False, True)
 
@@ -154,7 +154,7 @@ def test_another_kaggle_is_measured_as_it_is(tmp_path: Path) -> None:
         assert "it pins" in found["owner/slug/N as a source"].found
         assert "its files are kept" in found["outputs after the limit"].found
         assert "a signal came: signal 15" in found["SIGTERM"].found
-        assert "it is deleted again" in found["one namespace"].found
+        assert "it was deleted again" in found["one namespace"].found
         assert user.api.kernel(CANARY_SLUG) is None
 
 

@@ -194,7 +194,7 @@ def test_a_byte_that_changed_on_the_way_is_found_by_reading_back(shop: Shop) -> 
 
 def test_a_dataset_of_somebody_else_is_never_written_to(shop: Shop) -> None:
     shop.sdk.create_dataset("my-photos", {"cat.png": b"cat"})
-    with pytest.raises(UserError, match=r"my-photos exists and was not made by this command") as error:
+    with pytest.raises(UserError, match=r"my-photos already exists for something else") as error:
         shop.publish(shop.saved(), slug="my-photos")
     assert "another --dataset-slug" in error.value.remedy
     other = Publication(run="another-run").to_json()
@@ -208,14 +208,14 @@ def test_a_checkpoint_and_a_tokenizer_that_are_not_here_come_from_the_account(sh
     made, _ = manifest(20)
     record = shop.record(made, data=DATA.evolve(tokenizer_sha256=hashlib.sha256(_TOKENIZER).hexdigest()))
     (shop.ports.home.run(RUN).data / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"step-00000020-s001a1 is neither in this home nor in dataset"):
+    with pytest.raises(UserError, match=r"step-00000020-s001a1 is missing: neither in this home nor in dataset"):
         shop.publish(record)
     flat = checkpoint_file_names(made.id, ("state.safetensors", "manifest.json"))
     note = VersionNote(session=1, attempt=1, fence=1, step=20, checkpoint=made.id, manifest_sha256=manifest(20)[1])
     slug = attempt_dataset_slug(RUN, 1, 1)
     shop.sdk.create_dataset(slug, {"session.json": b"{}"})
     shop.sdk.new_version(slug, {flat["state.safetensors"]: bytes(10), flat["manifest.json"]: made.to_json()}, str(note))
-    with pytest.raises(UserError, match=r"the tokenizer of run tamil is neither at"):
+    with pytest.raises(UserError, match=r"tokenizer of run tamil is missing: neither at"):
         shop.publish(record)
     shop.sdk.create_dataset(data_slug(DATA.sha256, 0), {"data.json": b"{}", "tokenizer.model": _TOKENIZER})
     published = shop.publish(record)
@@ -227,7 +227,7 @@ def test_a_tokenizer_of_another_text_is_refused(shop: Shop) -> None:
     shop.sdk.create_dataset(data_slug(DATA.sha256, 0), {"tokenizer.model": b"a third"})
     made = commit_checkpoint(shop.store, 20)
     right = DATA.evolve(tokenizer_sha256=hashlib.sha256(_TOKENIZER).hexdigest())
-    with pytest.raises(DataError, match=r"which is what run tamil was trained with"):
+    with pytest.raises(DataError, match=r"the tokenizer that run tamil was trained with"):
         shop.publish(shop.record(made, data=right))
 
 
@@ -247,7 +247,7 @@ def test_no_credential_is_in_what_is_published(shop: Shop) -> None:
 
 @pytest.mark.parametrize("slug", ["Weights", "a", "x" * 51, "two--hyphens", "-edge"])
 def test_a_slug_that_kaggle_would_change_is_refused(slug: str) -> None:
-    with pytest.raises(UserError, match=r"cannot name a dataset"):
+    with pytest.raises(UserError, match=r"--dataset-slug is invalid"):
         checked_slug(RUN, slug)
 
 
@@ -263,7 +263,7 @@ def test_a_slug_that_kaggle_would_change_is_refused(slug: str) -> None:
     ],
 )
 def test_a_slug_that_is_the_name_of_something_else_of_ours_is_refused(slug: str) -> None:
-    with pytest.raises(UserError, match=r"is a name that gemma-orch keeps for .+"):
+    with pytest.raises(UserError, match=r"gemma-orch reserves .+ for .+"):
         checked_slug(RUN, slug)
 
 

@@ -132,7 +132,7 @@ def test_looks_that_are_older_than_the_model_do_no_harm(shop: Showroom) -> None:
 def test_a_version_that_kaggle_only_said_it_made_is_made_by_the_same_command_later(shop: Showroom) -> None:
     record = shop.saved()
     shop.sdk.emulator.faults.add(Fault("CreateModelInstance", "lie", calls=[1]))
-    with pytest.raises(TemporaryError, match=r"gemma-pytorch does not stand after 3600 s"):
+    with pytest.raises(TemporaryError, match=r"gemma-pytorch is not complete after 3600 s"):
         shop.show(record)
     assert [each.version for each in shop.show(record)] == [1, 1]
 
@@ -154,7 +154,7 @@ def test_a_version_that_lacks_a_file_is_told_and_made_up_for_by_the_same_command
     record = shop.saved()
     shop.sdk.emulator.faults.add(Fault("CreateModelInstance", "lose_file", files="config.json", calls=[1]))
     with pytest.raises(
-        CorruptUploadError, match=r"version 1 of model .*gemma-pytorch has other files than were sent: config.json"
+        CorruptUploadError, match=r"version 1 of model .*gemma-pytorch differs from the uploaded files: config.json"
     ):
         shop.show(record)
     assert [each.version for each in shop.show(record)] == [2, 1]
@@ -182,7 +182,7 @@ def test_an_instance_of_somebody_elses_is_never_written_to(shop: Showroom) -> No
         shop.api.transport.put(session, url, b"a", {})
     shop.api.create_model_instance(_HF, [token], ModelTexts("", "", "MIT"))
     shop.sdk.emulator.clock.advance(60)
-    with pytest.raises(UserError, match=r"gemma-orch-tamil-model/hf exists and was not made by this command"):
+    with pytest.raises(UserError, match=r"gemma-orch-tamil-model/hf already exists for something else"):
         shop.show(shop.saved())
     assert len(shop.model.instances[0].versions) == 1
 
