@@ -52,7 +52,10 @@ def status(
 def rerun(
     context: typer.Context,
     session: Annotated[int, typer.Argument(min=1, help="The session's number, as status shows it.")],
-    adopt: Annotated[bool, typer.Option("--adopt", help="The run goes on from the result.")] = False,
+    make_head: Annotated[
+        bool, typer.Option("--make-head", help="Make the result the head, even if later sessions exist.")
+    ] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", hidden=True, help="Earlier name of --make-head.")] = False,
     run: RunOption = None,
 ) -> None:
     """Run one session again from its start checkpoint.
@@ -68,7 +71,7 @@ def rerun(
     name = run_named(ports, run)
     record = ports.runs.load(name)
     head, before = record.header.head, len(record.attempts)
-    ask_for_rerun(ports, name, session, adopt=adopt)
+    ask_for_rerun(ports, name, session, adopt=make_head or adopt)
     with watching(ports, name):
         drive(ports, name, until=lambda record: record.wishes.rerun is None and record.live_attempt is None)
     new = [attempt for attempt in ports.runs.load(name).attempts[before:] if attempt.branch is not None]

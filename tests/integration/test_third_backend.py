@@ -50,6 +50,14 @@ def test_a_run_is_begun_shown_extended_and_stopped_on_a_backend_that_no_module_n
     assert "already finished, at step 30" in toys.works("stop").stdout
 
 
+@pytest.mark.parametrize("option", ["--make-head", "--adopt"])
+def test_a_rerun_becomes_the_head_by_either_name_of_the_option_though_a_later_session_exists(toys: Toys, option: str) -> None:
+    toys.works("start", *RUN, "--total-steps", "20")
+    toys.works("start", *RUN, "--total-steps", "30")
+    toys.works("rerun", "1", option)
+    assert json.loads(toys.works("status", "--json").stdout)["head"] == "step-00000020-s001a2"
+
+
 def test_init_writes_the_config_file_of_the_kind_and_says_what_comes_before_start(toys: Toys, tmp_path: Path) -> None:
     path = tmp_path / "toy.toml"
     said = toys.works("init", str(path), "--backend", "toy", "--owner", "me")

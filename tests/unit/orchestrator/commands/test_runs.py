@@ -86,6 +86,11 @@ def test_rerunning_a_session_that_is_not_there_names_those_that_are(with_run: Te
     assert "1 to 2" in str(with_run.fail("rerun", "9", "--run", "finished"))
 
 
+def test_the_help_of_rerun_shows_only_the_present_name_of_make_head(terminal: Terminal) -> None:
+    shown = terminal.type("rerun", "--help").output
+    assert ("--make-head" in shown, "--adopt" in shown) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
