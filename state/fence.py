@@ -30,7 +30,7 @@ def judge_commit(*, fence: int, newest_fence: int, branch: str | None, step: int
         newest_fence: The newest token that an attempt of the run has.
         branch: The branch that the attempt was launched for, if any.
         step: The checkpoint's step.
-        head_step: The head's step; 0 when there is none.
+        head_step: The head's step; 0 if the run has no head yet.
     """
     if branch is not None or fence < newest_fence or step <= head_step:
         return Commit.BRANCH

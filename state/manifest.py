@@ -68,7 +68,7 @@ class Manifest(Document):
     order_version: int = Field(default=1, description="version of the order in which data is read; older manifests lack it")
     data_sha256: str = Field(description="digest of the data version that the last step read")
     data_position: DataPosition
-    next_loss: float = Field(description="loss of the step after this one, before its update: the canary of the next session")
+    next_loss: float = Field(description="loss of the next step, before its update: the canary of this checkpoint")
     train_s: float = Field(ge=0.0, description="seconds of this attempt's training up to this checkpoint")
     environment: Environment
     state_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -73,14 +73,14 @@ def unimax_weights(
 
 
 def budget_exceeds_caps(tokens_by_language: Mapping[str, int], *, budget_tokens: int, max_epochs: float) -> bool:
-    """Return whether so many tokens cannot be trained on without reading some text more than `max_epochs` times."""
+    """Return whether the budget requires reading some text more than `max_epochs` times."""
     return budget_tokens > max_epochs * sum(tokens_by_language.values())
 
 
 def epochs_by_language(
     tokens_by_language: Mapping[str, int], mixture: Mapping[str, float], *, budget_tokens: int
 ) -> dict[str, float]:
-    """Return how often each language's text is read when so many tokens are trained on in these shares."""
+    """Return how often each language's text is read when the budget is spent in these shares."""
     return {name: budget_tokens * share / tokens_by_language[name] for name, share in mixture.items()}
 
 
@@ -89,7 +89,7 @@ def _with_tokens(tokens_by_language: Mapping[str, int]) -> list[str]:
     empty = [name for name in languages if tokens_by_language[name] < 1]
     if not languages or empty:
         raise UserError(
-            f"languages without tokens: {', '.join(empty)}" if empty else "there are no languages to mix",
+            f"languages without tokens: {', '.join(empty)}" if empty else "languages are missing",
             expected="at least one language, each with text",
         )
     return languages
@@ -106,7 +106,7 @@ def _check_given(given: Mapping[str, float], languages: list[str]) -> None:
     for name, weight in given.items():
         if name not in languages:
             raise UserError(
-                f"a weight is given for {name!r}, which is not in the data",
+                f"the data has no language {name!r}, for which a weight is given",
                 expected=f"only {', '.join(languages)}",
                 remedy=did_you_mean(name, languages) or "correct the name, or add text in this language to the corpus",
             )
