@@ -1,4 +1,4 @@
-"""How far a session has come, and the report that is made of it."""
+"""Counts a session's steps, seconds and checkpoints, and makes its report from them."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from worker.failure import Failure
 
 @dataclass
 class Progress:
-    """How far the session has come; the report is made of it."""
+    """A session's counters: steps, checkpoints and seconds so far."""
 
     start_step: int
     step: int
     head: str | None
-    """The checkpoint that what is trained now goes on from."""
+    """The checkpoint that the current training continues; the parent of the next one."""
     started_at: datetime
     saved_step: int | None = None
     head_of_attempt: str | None = None
     steps_trained: int = 0
-    """By this process."""
+    """By this process; earlier processes of the attempt are not counted."""
     last_loss: float | None = None
     longest_save_s: float | None = None
     train_s: float = 0.0
-    """Of this attempt, earlier processes of it included."""
+    """Seconds trained by this attempt, including its earlier processes."""
     seconds: Seconds = field(default_factory=Seconds)
 
     def resume(self, own: Manifest) -> None:
-        """Go on from a checkpoint that an earlier process of this attempt has committed."""
+        """Continue from a checkpoint that an earlier process of this attempt committed."""
         self.step = self.saved_step = own.step
         self.head = self.head_of_attempt = own.id
         self.train_s = own.train_s
 
     def is_unsaved(self) -> bool:
-        """Return whether steps have been trained that no checkpoint holds."""
+        """Return whether the current step is in no checkpoint yet."""
         return self.step not in (self.start_step, self.saved_step)
 
     def trained(self, step: int, loss: float, seconds: float) -> None:
@@ -52,8 +52,8 @@ class Progress:
 
         Args:
             saved: The checkpoint.
-            behind: Whether it was made beside the training. Such a save waits for the processor as long as anything else
-                wants it, and tells nothing of what the session's last one takes.
+            behind: Whether it was saved beside the training. Such a save waits while the training uses the processor, so
+                its duration is no estimate for the session's last save and is counted separately.
         """
         self.saved_step = saved.step
         self.head = self.head_of_attempt = saved.checkpoint_id
@@ -63,26 +63,26 @@ class Progress:
             self.longest_save_s = max(saved.seconds, self.longest_save_s or 0.0)
 
     def spend(self, **seconds: float) -> None:
-        """Add to the session's seconds."""
+        """Add seconds to the named kinds of time."""
         self.seconds = self.seconds.evolve(**({name: getattr(self.seconds, name) + amount for name, amount in seconds.items()}))
 
     def seconds_until(self, whole_s: float) -> Seconds:
-        """Return where the time went; training is what nothing else has taken."""
+        """Return the seconds by kind; training gets all that no other kind has taken."""
         spent_s = self.seconds.startup + self.seconds.restore + self.seconds.save
         return self.seconds.evolve(whole=whole_s, train=max(0.0, whole_s - spent_s))
 
     def report(
         self, spec: SessionSpec, outcome: Outcome, reason: str, *, ended_at: datetime, whole_s: float, failure: Failure | None
     ) -> SessionReport:
-        """Return what the session says at its end.
+        """Return the session's report.
 
         Args:
-            spec: What it was told.
+            spec: The session's spec.
             outcome: How it ended.
-            reason: Why, in the user's words.
-            ended_at: When.
+            reason: Why it ended, in words for the user.
+            ended_at: When it ended.
             whole_s: Seconds since the process started.
-            failure: What went wrong, if anything.
+            failure: The failure, if there was one.
         """
         return SessionReport(
             run=spec.run,

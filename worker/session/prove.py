@@ -1,6 +1,6 @@
-"""Shows that cutting a training into sessions changes nothing: the same steps straight and in pieces, state against state.
+"""Proves that cutting a training into sessions changes no bit: trains the same steps straight and in pieces, and compares.
 
-Every piece is a real session in a process of its own.
+Each piece is a real session in its own process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 from worker.session.runner import read_spec
 
 _UNLIMITED_S = 7 * 24 * 3600.0
-_PATIENCE_S = 60.0  # for a session that is asked to stop: it saves first
+_PATIENCE_S = 60.0  # how long to wait for a session that is asked to stop: it saves first
 
 Say = Callable[[str], None]
 
@@ -38,7 +38,7 @@ class Piece(Document):
 
 
 class Certificate(Document):
-    """What a proof has found."""
+    """The result of a proof: whether the final states are identical, and what they were made of."""
 
     schema_version: Literal[1] = 1
     identical: bool
@@ -97,14 +97,14 @@ def prove(template: SessionSpec, steps: int, num_pieces: int, work_dir: Path, *,
     """Train the template's first steps once straight and once in pieces, and compare the states.
 
     Args:
-        template: What the sessions are told, but for where they begin and end.
-        steps: How many steps.
-        num_pieces: How many sessions to cut them into.
-        work_dir: Where the sessions' folders are left.
-        say: Told in a line of every session that has ended.
+        template: The sessions' spec; where each one begins and ends is filled in here.
+        steps: Number of steps to train.
+        num_pieces: Number of sessions to cut them into.
+        work_dir: Folder for the sessions; it is not removed.
+        say: Called with one line after each session.
 
     Raises:
-        UserError: the steps cannot be cut into so many pieces.
+        UserError: there are fewer steps than pieces, or less than one piece.
         GemmaOrchError: a session failed.
     """
     if not 1 <= num_pieces <= steps:
@@ -129,7 +129,7 @@ def _piece(first_step: int, manifest: Manifest) -> Piece:
 
 
 def _chain(template: SessionSpec, ends: list[int], layout: RunLayout, say: Say) -> list[Manifest]:
-    """Run sessions that end at the given steps; return the manifests of their last checkpoints."""
+    """Run a chain of sessions that end at the given steps; return the manifests of their last checkpoints."""
     store = DirectoryCheckpointStore(layout.checkpoints)
     clock = SystemClock()
     manifests: list[Manifest] = []
@@ -164,7 +164,7 @@ def _chain(template: SessionSpec, ends: list[int], layout: RunLayout, say: Say) 
 def _run(spec: SessionSpec, layout: AttemptLayout, store: DirectoryCheckpointStore) -> Manifest:
     layout.root.mkdir(parents=True, exist_ok=True)
     layout.spec.write_bytes(spec.to_json())
-    # As this process was started: with -P, a session imports nothing from the current folder.
+    # Pass -P on if this process has it: then a session imports nothing from the current folder.
     command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "worker", str(layout.spec)]
     with open(layout.log, "ab") as log:
         code = _run_to_its_end(subprocess.Popen(command, stdout=log, stderr=log))
@@ -179,11 +179,11 @@ def _run(spec: SessionSpec, layout: AttemptLayout, store: DirectoryCheckpointSto
 
 
 def _run_to_its_end(session: subprocess.Popen[bytes]) -> int:
-    """Wait for a session and return its exit code; it does not outlive an interrupt of this process."""
+    """Wait for a session and return its exit code; an interrupt of this process ends the session too."""
     try:
         return session.wait()
     except KeyboardInterrupt:
-        session.terminate()  # the terminal has told it already, but a plain kill -INT has not
+        session.terminate()  # Ctrl-C in a terminal reaches the session too, kill -INT of this process does not
         try:
             session.wait(_PATIENCE_S)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The story of one session, from its spec to its report."""
+"""Runs one session from its spec to its report: restore, train, save, report."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ if TYPE_CHECKING:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a closed terminal or a full disk: nobody hears it, and nothing stops for it
+    with contextlib.suppress(OSError):  # a closed terminal or a full disk loses the line; the session goes on
         sys.stderr.write(text + "\n")
 
 
 @dataclass(frozen=True)
 class Host:
-    """What a session takes from the process that runs it."""
+    """What the process gives the session that it runs: the clock, the stop signal, callbacks."""
 
     clock: Clock
     started_s: float
     """When the process started, on the clock's monotonic axis."""
     lock_descriptor: int | None = None
-    """The attempt's lock, taken by the launching process; None when started by hand."""
+    """The attempt's lock, already taken by the launching process; None when the worker was started by hand."""
     asked_to_stop: Callable[[], str | None] = lambda: None
-    """Tells the signal that asked for it, or None."""
+    """Returns the name of the signal that asked the session to stop, or None."""
     committed: Callable[[str], None] = lambda checkpoint_id: None
-    """Told of every checkpoint that has come to exist, on the saving thread, before older ones are deleted."""
+    """Called with each committed checkpoint's id, on the saving thread, before older checkpoints are deleted."""
     delivery_reserve_s: Callable[[], float] = lambda: 0.0
-    """Tells how many seconds the process needs after the session's end, to bring the last checkpoint away."""
+    """Returns the seconds that the process needs after the session's end to upload the last checkpoint."""
     start_may_be_links: bool = False
-    """Whether the checkpoint to start from may be made of links: to what is mounted, which is not copied."""
+    """Whether the start checkpoint's files may be symbolic links (to a mounted dataset, so that nothing is copied)."""
     free_bytes: Callable[[Path], int] = files.free_bytes
     say: Callable[[str], None] = _say
     exit_at_once: Callable[[int], None] = os._exit
@@ -70,16 +70,17 @@ class Host:
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a session ends well."""
+    """The outcome and the reason of a session that ends without an error."""
 
     outcome: Outcome
     reason: str
 
 
 def run_session(spec_file: Path, host: Host) -> int:
-    """Run the session whose spec is the file; its folder is the attempt's. Return the exit code.
+    """Run the session of a spec file and return the exit code. The file's folder is the attempt's folder.
 
-    A session that has ended well is left as it is; one that was killed goes on from its own last checkpoint.
+    A session that has already ended without an error is not run again. One that was killed resumes from the last
+    checkpoint that it committed itself.
     """
     try:
         spec = read_spec(spec_file)
@@ -96,11 +97,11 @@ def run_session(spec_file: Path, host: Host) -> int:
 
 
 def read_spec(spec_file: Path) -> SessionSpec:
-    """Read what a session is told.
+    """Read a session's spec.
 
     Raises:
-        UserError: there is no such file.
-        DataError: it is no valid spec.
+        UserError: the file cannot be read.
+        DataError: it is not a valid spec.
     """
     try:
         text = spec_file.read_bytes()
@@ -113,7 +114,7 @@ def read_spec(spec_file: Path) -> SessionSpec:
 
 
 class Session:
-    """One session in this process."""
+    """One session, run in this process."""
 
     def __init__(self, spec: SessionSpec, layout: AttemptLayout, host: Host) -> None:
         self._spec = spec
@@ -150,7 +151,7 @@ class Session:
         self._own = OwnCheckpoints(spec, self._store, host.say)
 
     def already_ended(self) -> str | None:
-        """Return how the session has ended, when it has ended well and what it saved stands."""
+        """Return how the session ended, if it ended without an error and its checkpoint, or a later one, still exists."""
         try:
             report = SessionReport.from_json(self._layout.report.read_bytes(), str(self._layout.report))
         except (OSError, DataError):
@@ -163,10 +164,10 @@ class Session:
         return later and f"the run has gone on to checkpoint {later}"
 
     def _later_checkpoint(self, step: int) -> str | None:
-        """Return the newest checkpoint beyond a step that a later attempt of this run, on the same branch, has committed."""
+        """Return the newest checkpoint after `step` that a later attempt of this run committed on the same branch."""
         found: list[tuple[int, str]] = []
         for name in self._store.ids():
-            with contextlib.suppress(CorruptCheckpointError):  # pruned at this moment, or no proof of anything
+            with contextlib.suppress(CorruptCheckpointError):  # pruned meanwhile, or corrupt: it proves nothing
                 manifest, _ = self._store.manifest(name)
                 same = (manifest.run, manifest.branch) == (self._spec.run, self._spec.branch)
                 if same and manifest.fence > self._spec.fence and manifest.step > step:
@@ -178,18 +179,18 @@ class Session:
         self._watchdog.watch()
         self._host.say(begins(self._spec, self._end_step))
         try:
-            files.remove_tree(self._layout.report)  # of an earlier process of this attempt that failed
+            files.remove_tree(self._layout.report)  # left by an earlier process of this attempt that failed
             training, saver, canary = self._begin()
             with contextlib.closing(training.batches):
                 ending = self._train(training, saver, canary)
                 self._save_last(training, saver)
-        except Exception as error:  # noqa: BLE001 - the worker's last resort: whatever it is, there is a report of it
+        except Exception as error:  # noqa: BLE001 - the worker's last resort: every error ends in a report
             return self._fail(error)
         self._report(ending.outcome, ending.reason)
         return ExitCode.DONE
 
     def _begin(self) -> tuple[Training, Saver, Canary | None]:
-        """Put the training together, restore and verify its state in one pass, and make ready to save."""
+        """Assemble the training, restore and verify its state in one pass, and prepare the saver."""
         self._phase(Phase.STARTING)
         load_torch(self._host.say)  # not before the lock and the spec are known to be good
         from worker.device import computes_alike
@@ -220,13 +221,21 @@ class Session:
         return training, saver, self._canary(start, alike=alike)
 
     def _canary(self, start: Manifest | None, *, alike: bool) -> Canary | None:
-        """Return what the first step must show; nothing where other data begins: the checkpoint did not know of it."""
+        """Return the loss that the first step must show.
+
+        None for a new run, and where a new data version begins at this step: the checkpoint's `next_loss` was computed
+        with the data before it.
+        """
         if start is None or any(version.first_step == start.step for version in self._spec.data):
             return None
         return Canary(start.id, start.next_loss, alike)
 
     def _check_start(self) -> None:
-        """Refuse a checkpoint of another training before the data is opened and the model made: nothing explains more."""
+        """Refuse a checkpoint of another training.
+
+        Called before the data is opened and the model is made: with another training, those fail too, and their messages
+        would hide the cause.
+        """
         from worker.session.assembly import check_trajectory
 
         start = self._own.find()
@@ -236,10 +245,10 @@ class Session:
             check_trajectory(self._spec, start)
 
     def _restore(self, state: Mapping[str, Tensor]) -> Manifest | None:
-        """Fill the state from the checkpoint to go on from, verified as it is read; return its manifest, None at the beginning.
+        """Restore the state, verifying each byte as it is read. Return the checkpoint's manifest, or None for a new run.
 
-        That is this attempt's own last good one, when an earlier process of it was killed; else the one that the spec
-        expects, and no other.
+        Restores the last good checkpoint of this attempt, if an earlier process of it was killed; else exactly the
+        checkpoint that the spec names.
         """
         from worker.checkpoint.snapshot import restore_state
         from worker.session.assembly import check_trajectory
@@ -257,7 +266,7 @@ class Session:
         return self._store.read(expected.id, reader, expected) if expected else None
 
     def _train(self, training: Training, saver: Saver, canary: Canary | None) -> Ending:
-        """Train until something ends the session, taking checkpoints on the way; return what ended it."""
+        """Train and take checkpoints until the session must end; return why it ends."""
         self._phase(Phase.TRAINING)
         while (ending := self._ending(training.trainer.step, saver)) is None:
             self._collected(saver.poll())
@@ -267,7 +276,7 @@ class Session:
         return ending
 
     def _ending(self, step: int, saver: Saver) -> Ending | None:
-        """Return why the session ends at this step boundary, or None when it goes on."""
+        """Return why the session must end at this step boundary, or None to go on."""
         trained = self._progress.steps_trained
         if step >= self._spec.total_steps:
             return Ending(Outcome.COMPLETED, f"the run's last step, {self._spec.total_steps}, is trained")
@@ -305,7 +314,7 @@ class Session:
         self._telemetry.step(result, seconds)
 
     def _save_last(self, training: Training, saver: Saver) -> None:
-        """Make a checkpoint of the last step, unless there is one."""
+        """Save a checkpoint of the last step, unless it exists."""
         self._phase(Phase.SAVING)
         begun_s = self._clock.monotonic()
         trainer = training.trainer
@@ -320,7 +329,7 @@ class Session:
         self._phase(Phase.ENDING)
 
     def _save_if_due(self, training: Training, saver: Saver) -> None:
-        """Begin a checkpoint when it is time for one and none is being made."""
+        """Begin a checkpoint if one is due and none is in flight."""
         begun_s = self._clock.monotonic()
         if saver.step_in_flight is None and self._progress.is_unsaved() and self._budget.save_is_due(begun_s):
             self._begin_save(training, saver)
@@ -334,12 +343,12 @@ class Session:
         saver.begin(SaveRequest(name, step, self._manifest_of(name, training)), urgent=urgent)
 
     def _manifest_of(self, name: str, training: Training) -> Callable[[WrittenState], Manifest]:
-        """Return what makes the manifest of the state as it is now, once it is written."""
+        """Return the function that makes the manifest of the current state after its file is written."""
         spec, parent, train_s = self._spec, self._progress.head, self._progress.train_s
 
         def manifest(written: WrittenState) -> Manifest:
-            # The one gate to all that lasts: blocks are verified beside the training, and every checkpoint, so also the last
-            # state of a session that ends well, exists by its manifest only. No manifest before all that was read is verified.
+            # Blocks of data are verified beside the training, so some may still be unverified here. A checkpoint exists only
+            # through its manifest, so waiting here keeps every checkpoint free of tokens that were not verified.
             training.batches.settle()
             position = training.batches.data_position(written.step)
             return Manifest(
@@ -367,34 +376,37 @@ class Session:
         return manifest
 
     def _collected(self, saved: Saved | None, *, behind: bool = True) -> None:
-        """Take note of a checkpoint that has come to exist."""
+        """Record a checkpoint that has been committed, if there is one."""
         if saved is None:
             return
         self._progress.committed(saved, behind=behind)
-        if self._spec.save_estimate_s is None:  # better than no measurement, though it may have waited for the processor
+        if self._spec.save_estimate_s is None:  # the first measurement; it may include waiting for the processor
             self._budget = self._budget.after_save(saved.seconds)
         self._telemetry.saved(saved.step)
         self._host.say(is_saved(saved))
 
     def _committed(self, request: SaveRequest) -> None:
-        """Tell those who wait for checkpoints of a new one; called on the saving thread."""
+        """Announce a committed checkpoint, then prune older ones; called on the saving thread."""
         self._host.committed(request.checkpoint_id)
         self._own.committed(request.checkpoint_id, request.step)
 
     def _fail(self, error: Exception) -> int:
-        """Bring home what can be, and report the error; return the exit code."""
+        """Finish the checkpoint in flight if possible, report the error, and return the exit code."""
         failure = understand(self._cause(error))
         self._host.say(failure.reason if failure.expected else "".join(traceback.format_exception(error)))
         if self._saver is not None:
             try:
                 self._collected(self._saver.rescue())
             except (OSError, GemmaOrchError) as another:
-                self._host.say(f"the checkpoint that was being made is lost too: {another}")
+                self._host.say(f"the checkpoint in flight is lost too: {another}")
         self._report(Outcome.FAILED, failure.reason, failure)
         return failure.exit_code
 
     def _cause(self, error: Exception) -> Exception:
-        """Return what an error comes from: damaged tokens, where some were trained on, whatever they have led to."""
+        """Return the data error behind an error, if corrupt tokens were trained on; else the error itself.
+
+        Corrupt tokens can show up as something else first, such as a wrong canary or a diverged loss.
+        """
         try:
             if self._batches is not None:
                 self._batches.settle()
@@ -403,7 +415,7 @@ class Session:
         return error
 
     def _hung(self, problem: str) -> None:
-        """Report that nothing happens any more, and end the process whatever its other threads wait for."""
+        """Report that the session hangs, and end the process at once: its other threads may be blocked forever."""
         self._host.say(problem)
         faulthandler.dump_traceback(sys.stderr)
         self._report(Outcome.HUNG, problem, hung(problem))
@@ -415,7 +427,7 @@ class Session:
         reason: str,
         failure: Failure | None = None,
     ) -> None:
-        """Write the session's report, its last act."""
+        """Write the session's report. Nothing happens after it."""
         self._watchdog.close()
         self._telemetry.close()
         spec, step = self._spec, self._progress.step
@@ -434,16 +446,16 @@ class Session:
         self._host.say(f"session {spec.session}, attempt {spec.attempt}: {outcome} at step {step}: {reason}")
 
     def _too_short(self, now_s: float) -> UserError:
-        """Return the error that says which limit would do."""
+        """Return the error for a session limit that leaves no time to train; it names a sufficient limit."""
         spec, budget = self._spec, self._budget
         return UserError(
-            f"a session of {format_duration(spec.limit_s)} is too short: {format_duration(now_s - self._host.started_s)} "
-            f"went into the start, and one step and its save take {format_duration(budget.needed_s())} more",
+            f"a session of {format_duration(spec.limit_s)} is too short: starting took "
+            f"{format_duration(now_s - self._host.started_s)}, a step and its save need {format_duration(budget.needed_s())} more",
             expected=f"at least {format_duration(math.ceil(budget.sufficient_limit_s(now_s)))}",
             remedy="raise --session-limit",
         )
 
     def _phase(self, phase: Phase) -> None:
-        """Tell the heartbeat and the watchdog what happens from now on."""
+        """Tell the heartbeat and the watchdog which phase begins."""
         self._telemetry.phase(phase)
         self._watchdog.phase(phase.value)

@@ -1,6 +1,6 @@
-"""What a running session shows: one line of metrics a step, a heartbeat, and now and then a line for people.
+"""Writes what a running session shows: metrics (one line a step), a heartbeat, and a log line from time to time.
 
-It never stops the training: what cannot be written is told once and left out.
+It never stops the training: if a file cannot be written, it logs that once and goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STEPS_REMEMBERED = 20
 
 
 def begins(spec: SessionSpec, end_step: int) -> str:
-    """Return the line that says what a session is about to do."""
+    """Return the log line of a session's begin."""
     start_step = spec.start.step if spec.start else 0
     return (
         f"session {spec.session}, attempt {spec.attempt}: begins, from step {start_step} to {end_step} at most, "
@@ -40,13 +40,13 @@ def begins(spec: SessionSpec, end_step: int) -> str:
 
 
 def goes_on_from(start: Manifest | None, spec: SessionSpec) -> str:
-    """Return the line that says where the training's state comes from, and how large the model is."""
+    """Return the log line that names the origin of the training state and the size of the model."""
     origin = f"restored from checkpoint {start.id}" if start else f"starts from the seed {spec.training.seed}"
     return f"{origin}, {spec.architecture.num_parameters():,} parameters"
 
 
 def is_saved(saved: Saved) -> str:
-    """Return the line that says that a checkpoint has come to exist."""
+    """Return the log line of a committed checkpoint."""
     return f"checkpoint {saved.checkpoint_id} is saved, {format_duration(saved.seconds)}"
 
 
@@ -55,11 +55,11 @@ class Telemetry:
 
     Args:
         layout: The attempt's folder.
-        clock: Where the time comes from.
-        left_s: Tells how many seconds the session has left.
-        start_step: The session's first checkpoint's step.
+        clock: The clock.
+        left_s: Returns the seconds that the session has left.
+        start_step: The step of the checkpoint that the session starts from; 0 for a new run.
         tokens_per_step: Tokens that a step trains on.
-        say: Where to tell how the training goes, and what cannot be written.
+        say: Called with log lines: how the training goes, and files that cannot be written.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class Telemetry:
         self._complained = False
 
     def phase(self, phase: Phase) -> None:
-        """Tell what the worker does from now on."""
+        """Note the worker's new phase and write a heartbeat."""
         self._phase = phase
         self._beat()
 
     def resumed(self, step: int) -> None:
-        """Tell that the training goes on from this attempt's own checkpoint of a step."""
+        """Note that the training continues from this attempt's own checkpoint of a step."""
         self._step = self._saved_step = step
 
     def saved(self, step: int) -> None:
-        """Tell that the checkpoint of a step exists."""
+        """Note that the checkpoint of a step is committed."""
         self._saved_step = step
 
     def step(self, result: StepResult, seconds: float) -> None:
-        """Tell that a step is done."""
+        """Write a step's metrics; write a heartbeat and a log line if they are due."""
         self._step, self._loss = result.step, result.loss
         self._recent_s.append(seconds)
         self._write_line(
@@ -127,7 +127,7 @@ class Telemetry:
             self._say(f"step {result.step}: loss {result.loss:.4f}, {tokens_per_s:,.0f} tokens/s")
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write a last heartbeat and close the metrics file."""
         self._beat()
         if self._metrics is not None:
             with self._never_stopping():
@@ -175,7 +175,7 @@ class Telemetry:
 
 
 def _open_after_last_line(layout: AttemptLayout) -> IO[str]:
-    """Open the metrics for more lines; a line that a killed process left unfinished is ended first."""
+    """Open the metrics file to append lines; if a killed process left its last line unfinished, end that line first."""
     cut_short = False
     with contextlib.suppress(FileNotFoundError), open(layout.metrics, "rb") as file:
         cut_short = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"

@@ -1,4 +1,4 @@
-"""Ends a session that does nothing any more: better a report that says so than a session burned to its limit."""
+"""Ends a session that hangs, so that it is reported and retried instead of using up its time limit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from state.clock import Clock
 from state.quantities import format_duration
 
-FIRST_STEP_S = 30 * 60.0  # compiling a large model's layers on a slow machine
-PHASE_S = 30 * 60.0  # reading or writing tens of gigabytes on a slow disk
-LEAST_STEP_S = 60.0  # a machine that sleeps or swaps for a moment is not hung
+FIRST_STEP_S = 30 * 60.0  # time to compile a large model's layers on a slow machine
+PHASE_S = 30 * 60.0  # time to read or write tens of gigabytes on a slow disk
+LEAST_STEP_S = 60.0  # a machine that sleeps or swaps for a moment does not hang
 STEP_MULTIPLE = 20
 _STEPS_REMEMBERED = 50
 
 
 class Watchdog:
-    """Watches that something happens in time; a thread of its own looks, the training only leaves notes.
+    """Detects that a step or phase takes too long. The training notes what it begins; a thread compares that with the clock.
 
     Args:
-        clock: Where the time comes from.
-        on_hang: Called once, on the watching thread, with what did not happen in time.
+        clock: The clock.
+        on_hang: Called once, on the watchdog's thread, with a text that names what takes too long.
     """
 
     def __init__(self, clock: Clock, on_hang: Callable[[str], None]) -> None:
@@ -33,11 +33,11 @@ class Watchdog:
         self._over = threading.Event()
 
     def watch(self, *, every_s: float = 1.0) -> None:
-        """Start looking every so often."""
+        """Start the watchdog's thread, which checks every `every_s` seconds."""
         threading.Thread(target=self._look, args=(every_s,), name="watchdog", daemon=True).start()
 
     def phase(self, what: str, allowed_s: float = PHASE_S) -> None:
-        """Note that something other than a step begins, and how long it may take."""
+        """Note that a phase (anything but a step) begins, and how long it may take."""
         self._note = (self._clock.monotonic(), what, allowed_s)
 
     def step_begins(self, number: int) -> None:
@@ -55,7 +55,7 @@ class Watchdog:
         return max(LEAST_STEP_S, STEP_MULTIPLE * statistics.median(self._recent_s))
 
     def problem(self) -> str | None:
-        """Return what has not happened in time, or None."""
+        """Return a text that names the step or phase that takes too long, or None."""
         begun_s, what, allowed_s = self._note
         passed_s = self._clock.monotonic() - begun_s
         if passed_s <= allowed_s:
@@ -64,7 +64,7 @@ class Watchdog:
         return f"{what} has not ended for {format_duration(passed_s)}, {format_duration(allowed_s)} are allowed{usual}"
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop the thread."""
         self._over.set()
 
     def _look(self, every_s: float) -> None:

@@ -413,7 +413,7 @@ def test_when_that_checkpoint_is_lost_as_well_both_are_told(run: SmallRun):
     spec = run.spec(checkpoint_every_s=1e-6)
     assert run.run(spec, asked_to_stop=unplug, free_bytes=lambda path: 2**40) == 3
     assert run.report(spec).head is None
-    assert any("the checkpoint that was being made is lost too" in line for line in run.said)
+    assert any("the checkpoint in flight is lost too" in line for line in run.said)
 
 
 def test_a_report_that_cannot_be_written_is_told(run: SmallRun):
