@@ -1,4 +1,4 @@
-"""The checkpoints that an attempt itself has committed: which of them to go on from, and which may go."""
+"""The checkpoints that an attempt has committed itself: which one to resume from, and which to prune."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore, Reader
 
 
 class OwnCheckpoints:
-    """The checkpoints of one attempt in a store; the controller looks after all others.
+    """The checkpoints of one attempt in a store; the controller manages all others.
 
     Args:
-        spec: What the attempt is told.
-        store: Where its checkpoints are.
-        say: Takes a line for the user; called on the saving thread, too.
+        spec: The attempt's session spec.
+        store: The store that holds its checkpoints.
+        say: Called with log lines, also on the saving thread.
     """
 
     def __init__(self, spec: SessionSpec, store: DirectoryCheckpointStore, say: Callable[[str], None]) -> None:
@@ -30,10 +30,10 @@ class OwnCheckpoints:
         self._kept: list[PruneCandidate] = []
 
     def find(self) -> Manifest | None:
-        """Find what earlier processes of the attempt have committed, and remove what they left half written.
+        """Find the checkpoints that earlier processes of the attempt committed, and remove their unfinished files.
 
         Returns:
-            The manifest of the newest one, of which no file has been read yet; None when there is none.
+            The manifest of the newest one (its files have not been read yet), or None if there is none.
         """
         spec = self._spec
         self._store.sweep(lambda attempt: attempt == self._attempt)
@@ -54,23 +54,24 @@ class OwnCheckpoints:
         return found[-1] if found else None
 
     def read_newest_good(self, reader: Reader) -> Manifest | None:
-        """Have the newest checkpoint that was found read; quarantine a corrupt one and try the one before it.
+        """Read the newest checkpoint that was found; if it is corrupt, quarantine it and fall back to the one before it.
 
         Returns:
-            The manifest of the one that was read, or None when there is no good one: then the reader may have left anything.
+            The manifest of the checkpoint that was read. None if none is good; then the state that the reader filled is
+            undefined.
         """
         while self._kept:
             newest = self._kept[-1].id
             try:
                 return self._store.read(newest, reader)
             except CorruptCheckpointError as error:
-                self._say(f"{error}\nput aside; going back to the checkpoint before it")
+                self._say(f"{error}\nquarantined; falling back to the checkpoint before it")
                 self._store.quarantine(newest, str(error))
                 self._kept.pop()
         return None
 
     def committed(self, checkpoint_id: str, step: int) -> None:
-        """Count one more, and delete those that are not to be kept now."""
+        """Record a committed checkpoint, and prune those that the retention rule does not keep any more."""
         self._kept.append(PruneCandidate(checkpoint_id, step, verified=True))
         start = self._spec.start
         protected = {checkpoint_id} | ({start.id} if start else set())
@@ -78,5 +79,5 @@ class OwnCheckpoints:
             try:
                 self._store.delete(name)
             except OSError as error:
-                self._say(f"checkpoint {name} could not be deleted: {error}")
+                self._say(f"checkpoint {name} cannot be deleted: {error}")
             self._kept = [candidate for candidate in self._kept if candidate.id != name]

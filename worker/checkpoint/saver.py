@@ -1,4 +1,18 @@
-"""Checkpoints beside the training: a copy stops it, everything else happens on a thread of low priority."""
+"""Saves checkpoints beside the training: only the copy of the state stops it; a thread of low priority does the rest.
+
+The states of one save:
+
+    idle --begin--> copied --thread--> written --next_loss--> committed --poll or finish--> idle
+                      |                   |                       |
+                      |  the file is      |  waits for the loss   |  the manifest exists,
+                      |  written and      |  of the next step,    |  `after_commit` has run
+                      |  hashed in        |  which the manifest   |
+                      |  chunks           |  records              |
+                      |                   |
+                      +---- an error -----+---- rescue without a next loss ----> removed --> idle
+
+`begin` copies the state on the training thread. From then on the training changes the live tensors, never the copy.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +40,13 @@ if TYPE_CHECKING:
 
 STATE_FILE = "state.safetensors"
 
-_CHUNK_BYTES = 2 * 1024 * 1024  # whole pages; stays in the processor's cache between the write and the two digests
-_SPARE_BYTES = 1024 * 1024  # manifest, report and metrics
+_CHUNK_BYTES = 2 * 1024 * 1024  # whole pages; small enough to stay in the processor's cache for the write and two digests
+_SPARE_BYTES = 1024 * 1024  # room for manifest, report and metrics
 
 
 @dataclass(frozen=True)
 class WrittenState:
-    """What a manifest says of a state that has been written."""
+    """The facts about a written state that its manifest records."""
 
     step: int
     next_loss: float
@@ -42,38 +56,38 @@ class WrittenState:
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """A checkpoint to be made of the state as it is now."""
+    """The request to save the current state as a checkpoint."""
 
     checkpoint_id: str
     step: int
     manifest: Callable[[WrittenState], Manifest]
-    """Makes the manifest out of what was written, on the saving thread; where it raises, there is no checkpoint."""
+    """Makes the manifest from what was written. Called on the saving thread; if it raises, no checkpoint is committed."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that exists."""
+    """A committed checkpoint."""
 
     checkpoint_id: str
     step: int
     seconds: float
-    """From the copy to the manifest, without waiting for the next step's loss."""
+    """From the copy to the manifest, without the wait for the next step's loss."""
 
 
 class Saver:
-    """Makes one checkpoint at a time out of the live state.
+    """Makes one checkpoint at a time from the live state.
 
-    `begin` copies the state. A thread writes and hashes the copy, waits until it is told the loss of the next step, which
-    the manifest promises to the next session, and commits. `finish` takes over what is left at full priority: a thread of
-    low priority can wait long for a core on a busy machine, and an ordinary user cannot raise a priority again.
+    `begin` copies the state. A thread writes and hashes the copy, waits for the loss of the next step (the canary of the
+    session that restores this checkpoint), and commits. `finish` does the remaining work on the calling thread, because
+    a thread of low priority can wait long for a core on a busy machine, and an ordinary user cannot raise a priority again.
 
     Args:
-        store: Where checkpoints are committed.
+        store: The store to commit to.
         image: Memory for the copy.
-        root: The store's folder, whose disk must have room.
-        clock: What the seconds of a save are measured with.
-        after_commit: Called on the saving thread when a checkpoint has come to exist (pruning).
-        free_bytes: How many bytes the disk of a folder has left.
+        root: The store's folder; its disk must have room.
+        clock: Measures the seconds of a save.
+        after_commit: Called on the saving thread after each commit (pruning).
+        free_bytes: Returns the free bytes on the disk of a folder.
     """
 
     def __init__(
@@ -97,11 +111,11 @@ class Saver:
 
     @property
     def step_in_flight(self) -> int | None:
-        """The step whose checkpoint is being made; None when there is none."""
+        """The step whose checkpoint is in flight, or None."""
         return self._save.request.step if self._save else None
 
     def check_room(self) -> None:
-        """Raise UserError when the disk has no room for one more checkpoint."""
+        """Raise UserError if the disk has no room for one more checkpoint."""
         free = self._free_bytes(self._root)
         if free < self._needed_bytes:
             raise disk_full(self._needed_bytes, free, self._root)
@@ -114,42 +128,42 @@ class Saver:
             urgent: Whether nothing is trained meanwhile, so that the thread may run at full priority.
 
         Raises:
-            UserError: there is no room on the disk.
+            UserError: the disk has no room for it.
         """
         if self._save is not None:
-            raise RuntimeError(f"the checkpoint of step {self._save.request.step} is still being made")
+            raise RuntimeError(f"the checkpoint of step {self._save.request.step} is still in flight")
         self.check_room()
         self._image.take()
         self._save = _Save(request, self._image, self._store, self._clock, self._after_commit)
         self._save.start(urgent=urgent)
 
     def next_loss(self, loss: float) -> None:
-        """Tell the loss of the step after the one that is being saved; later calls for the same save change nothing."""
+        """Give the loss of the step after the saved one. Only the first call for a save counts."""
         if self._save is not None:
             self._save.tell_next_loss(loss)
 
     def poll(self) -> Saved | None:
-        """Return the checkpoint when it has come to exist since the last call, else None.
+        """Return the checkpoint that was committed since the last call, or None; never waits.
 
         Raises:
             UserError: the disk is full.
-            Exception: whatever else the saving ended with.
+            Exception: any other error that ended the save.
         """
         if self._save is None or not self._save.is_over:
             return None
         return self._collect()
 
     def finish(self) -> Saved | None:
-        """Wait for the checkpoint in flight and return it, or None when there is none; errors as `poll`.
+        """Finish the checkpoint in flight and return it; return None if there is none. Raises the same errors as `poll`.
 
-        The next step's loss must have been told.
+        Call `next_loss` first: the commit waits for it.
         """
         if self._save is None:
             return None
         return self._collect()
 
     def rescue(self) -> Saved | None:
-        """Bring home what can still become a checkpoint when the training has failed; give up the rest."""
+        """After a failure of the training: finish the checkpoint in flight if its next loss is known, else drop it."""
         if self._save is None:
             return None
         if not self._save.knows_next_loss:
@@ -171,7 +185,7 @@ class Saver:
 
 
 class _Save:
-    """One checkpoint on its way; its work can pass from one thread to another between two chunks."""
+    """One checkpoint in flight. Its work is a generator, so another thread can continue it after any chunk."""
 
     def __init__(
         self,
@@ -202,23 +216,23 @@ class _Save:
 
     @property
     def knows_next_loss(self) -> bool:
-        """Whether all is known that the manifest needs."""
+        """Whether the next loss, the last thing that the manifest needs, is known."""
         return self._next_loss is not None
 
     def start(self, *, urgent: bool) -> None:
-        """Begin the work on a thread of its own."""
+        """Begin the work on its own thread."""
         self._urgent = urgent
         self._future = self._executor.submit(self._run, urgent=urgent)
         self._executor.shutdown(wait=False)
 
     def tell_next_loss(self, loss: float) -> None:
-        """Give what the manifest waits for."""
+        """Give the next loss, which the manifest waits for."""
         if self._next_loss is None:
             self._next_loss = loss
             self._told.set()
 
     def finish(self) -> None:
-        """Do what is left of the work on the calling thread, and raise whatever it ended with."""
+        """Do the remaining work on the calling thread; raise the error that ended it, if any."""
         assert self._future is not None
         self._leave.set()
         if not self._future.result():
@@ -226,22 +240,22 @@ class _Save:
             self._run(urgent=True)
 
     def abandon(self) -> None:
-        """Drop the checkpoint; what is staged of it is removed."""
+        """Drop the checkpoint and remove its staged files."""
         assert self._future is not None
         self._leave.set()
         self._told.set()
-        with contextlib.suppress(OSError):  # it is dropped anyway
+        with contextlib.suppress(OSError):  # an error no longer matters: the checkpoint is dropped
             self._future.result()
         self._work.close()
 
     def _run(self, *, urgent: bool) -> bool:
-        """Work until all is done or somebody else takes over; return whether all is done."""
+        """Work until all is done or another thread takes over; return whether all is done."""
         if not urgent:
             lower_priority()
         return all(not self._leave.is_set() for _ in self._work)
 
     def _chunks(self) -> Generator[None, None, None]:
-        """Make the checkpoint, with a pause for breath after every chunk."""
+        """Make the checkpoint; yield after each chunk, where another thread may take over."""
         begun_s = self._clock.monotonic()
         staged = self._store.stage(self.request.checkpoint_id)
         try:
@@ -255,7 +269,7 @@ class _Save:
             written = WrittenState(self.request.step, self._next_loss, tensors, file)
             self._store.commit(staged, self._manifest(written, staged))
         except (OSError, GeneratorExit):
-            _remove(staged)  # a full disk needs the room, and nobody needs a part of a checkpoint
+            _remove(staged)  # a part of a checkpoint is useless, and a full disk needs the room
             raise
         self._after_commit(self.request)
         self.seconds += self._clock.monotonic() - begun_s
@@ -264,12 +278,12 @@ class _Save:
         try:
             return self.request.manifest(written)
         except GemmaOrchError:
-            _remove(staged)  # of such a state there is to be no checkpoint
+            _remove(staged)  # this state must not become a checkpoint, for instance after a corrupt block of data
             raise
 
 
 def _write(image: StateImage, path: Path, *, direct: bool) -> Generator[None, None, tuple[tuple[TensorEntry, ...], FileEntry]]:
-    """Write the image and digest it on the way, in one pass over the memory."""
+    """Write the image and compute all digests, in one pass over the memory."""
     memory = memoryview(image.buffer)
     whole, tensor = hashlib.sha256(), hashlib.sha256()
     entries: list[TensorEntry] = []
@@ -290,5 +304,5 @@ def _write(image: StateImage, path: Path, *, direct: bool) -> Generator[None, No
 
 
 def _remove(staged: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here is the one to tell
+    with contextlib.suppress(OSError):  # the error that led here is the one to report
         files.remove_tree(staged)

@@ -1,11 +1,11 @@
-"""The training state in the worker's hands: as tensors, as the image of a file, and back.
+"""Copies the training state into the image of a safetensors file, and restores it from such files.
 
 Names of tensors: `model.<parameter>`, `optimizer.exp_avg.<parameter>`, `optimizer.exp_avg_sq.<parameter>`.
 
-Checkpoints are safetensors files that `torch.distributed.checkpoint` reads, sharded or whole, so that a state may move to
-another number of ranks. Writing does not go through it: measured with the 566 MB state of the 50 M-parameter
-configuration on 2 cores (torch 2.13), its writer took 2.3-4.6 s and another 600 MB of memory, since it serialises all
-tensors into one bytes object first; writing the image below took 0.4 s and none.
+Checkpoints are safetensors files that `torch.distributed.checkpoint` can read, sharded or whole, so that a state can move
+to another number of ranks. We do not write with it, because its writer first serialises all tensors into one bytes object.
+Measured with the 566 MB state of the 50 M-parameter configuration on 2 cores (torch 2.13): its writer took 2.3-4.6 s and
+another 600 MB of memory; writing the image below took 0.4 s and no more memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STAGING_BYTES = 16 * 1024 * 1024
 
 
 def training_state(model: TrainableModel, optimizer: AdamW) -> dict[str, Tensor]:
-    """Return every tensor of the state by name, in name order; they are the live ones, not copies."""
+    """Return every tensor of the state by name, in name order: the live tensors, not copies."""
     tensors = {_MODEL + name: parameter.detach() for name, parameter in model.named_parameters()}
     for kind, moments in zip(_MOMENTS, (optimizer.exp_avg, optimizer.exp_avg_sq), strict=True):
         tensors |= {kind + name: moment for name, moment in moments.items()}
@@ -46,7 +46,7 @@ def training_state(model: TrainableModel, optimizer: AdamW) -> dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ImagePart:
-    """Where one tensor lies in the image."""
+    """One tensor's place in the image, in bytes from its begin."""
 
     name: str
     dtype: str
@@ -56,13 +56,12 @@ class ImagePart:
 
 
 class StateImage:
-    """A safetensors file in memory, made once, into which a state is copied again and again.
+    """A safetensors file in memory. It is made once; each checkpoint copies the state into it.
 
-    The copy is all that a checkpoint keeps the training waiting for. The memory is touched when the image is made: the
-    first copy would otherwise pay for every page.
+    The training waits for this copy only.
 
     Args:
-        tensors: The state whose copies it will hold; their shapes never change.
+        tensors: The state to copy; shapes must not change.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -72,7 +71,7 @@ class StateImage:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self.buffer.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(self.buffer, dtype=np.uint8)
-        whole.fill(0)
+        whole.fill(0)  # touches every page now; otherwise the first copy would wait for the system to provide them
         whole[: len(header)] = np.frombuffer(header, dtype=np.uint8)
         self._sources = tuple(tensors.values())
         image = torch.from_numpy(whole)
@@ -82,11 +81,11 @@ class StateImage:
         )
 
     def take(self) -> None:
-        """Copy the state as it is now."""
+        """Copy the current state into the image."""
         for copy, source in zip(self._copies, self._sources, strict=True):
             if source.device.type == "cpu":
-                # One thread copies as fast as the memory allows. Torch's copy takes all threads, each of which must get
-                # a core for each tensor: 8 ms a tensor were measured on a busy machine, against 0.2 ms.
+                # One thread copies as fast as the memory allows. Torch's copy uses all threads, and each of them waits for
+                # a core for each tensor: measured on a busy machine, 8 ms a tensor against 0.2 ms.
                 np.copyto(copy.numpy(), source.numpy())
             else:
                 copy.copy_(source, non_blocking=True)
@@ -97,22 +96,23 @@ class StateImage:
 def restore_state(
     folder: Path, file_names: Sequence[str], tensors: Mapping[str, Tensor], *, others_allowed: bool = False
 ) -> tuple[FileEntry, ...]:
-    """Read a checkpoint's tensors into the live ones in one pass, whatever number of ranks wrote it.
+    """Read a checkpoint's tensors into the live ones in one pass; any number of ranks may have written them.
 
-    No other file of the folder is read. Every byte is digested on its way into the tensors, so that what the caller compares
-    with the manifest is what was restored; `DirectoryCheckpointStore.read` does that. Until then, the tensors hold anything.
+    Reads no other file of the folder. Every byte is hashed on its way into the tensors, so that the returned digests are
+    those of the restored bytes. The caller must compare them with the manifest (`DirectoryCheckpointStore.read` does);
+    until then, the tensors' values cannot be trusted.
 
     Args:
         folder: The checkpoint's folder.
         file_names: Its safetensors files.
-        tensors: Where to, by name.
-        others_allowed: Whether the checkpoint may hold more than these.
+        tensors: The tensors to fill, by name.
+        others_allowed: Whether the checkpoint may hold further tensors.
 
     Returns:
-        What was read of each file, in the given order.
+        Size and digest of each file as read, in the given order.
 
     Raises:
-        DataError: the checkpoint lacks a tensor or a part of one, has another shape of it, or holds one that is not asked for.
+        DataError: a tensor is missing, incomplete, has another shape or dtype, or is unknown.
     """
     restoring = _Restoring(folder.name, tensors)
     entries = []
@@ -127,10 +127,10 @@ def restore_state(
 
 
 def read_weights(store: DirectoryCheckpointStore, checkpoint_id: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return a checkpoint's weights alone, on the CPU in fp32, by the names of the parameters; every byte is verified.
+    """Return only a checkpoint's weights, by parameter name, on the CPU in fp32; every byte of the checkpoint is verified.
 
     Raises:
-        CorruptCheckpointError: the checkpoint is not what its manifest says.
+        CorruptCheckpointError: a file does not match the manifest.
         DataError: a weight is missing or has another shape.
     """
     weights = {name: torch.empty(shape) for name, shape in shapes.items()}
@@ -143,7 +143,7 @@ def read_weights(store: DirectoryCheckpointStore, checkpoint_id: str, shapes: Ma
 
 
 class _Restoring:
-    """Live tensors that are being filled from the files of a checkpoint, piece by piece."""
+    """Fills live tensors from the files of a checkpoint, piece by piece, and checks that nothing is missing."""
 
     def __init__(self, checkpoint: str, tensors: Mapping[str, Tensor]) -> None:
         self._checkpoint = checkpoint
@@ -151,9 +151,12 @@ class _Restoring:
         self._taken: dict[str, list[TensorPiece]] = {}
 
     def take(self, piece: TensorPiece, file: DigestedFile) -> None:
-        """Read a piece, which is the next of its file, into its place."""
+        """Read a piece into its place. Pieces must come in the order of the file."""
         if not file.size_bytes <= piece.begin <= piece.end:
-            raise DataError(f"tensor {piece.tensor} of checkpoint {self._checkpoint} shares bytes with another one, or has none")
+            raise DataError(
+                f"tensor {piece.tensor} of checkpoint {self._checkpoint} has invalid bytes: {piece.begin} to {piece.end}",
+                expected="bytes that no other tensor shares",
+            )
         file.skip(piece.begin - file.size_bytes)
         tensor = self._tensors.get(piece.tensor)
         if tensor is None:
@@ -165,12 +168,12 @@ class _Restoring:
         self._taken.setdefault(piece.tensor, []).append(piece)
 
     def check_whole(self, *, others_allowed: bool) -> None:
-        """Check that every tensor was filled, and, unless others are allowed, that nothing else was there."""
+        """Check that every tensor was filled completely and, unless others are allowed, that no other tensor was found."""
         wanted, found = self._tensors.keys(), self._taken.keys()
         if lacking := wanted - found:
-            raise DataError(f"checkpoint {self._checkpoint} lacks {len(lacking)} tensors, {min(lacking)} for one")
+            raise DataError(f"{len(lacking)} tensors are missing in checkpoint {self._checkpoint}: {min(lacking)} is the first")
         if not others_allowed and (unknown := found - wanted):
-            raise DataError(f"checkpoint {self._checkpoint} has {len(unknown)} unknown tensors, {min(unknown)} for one")
+            raise DataError(f"{len(unknown)} tensors of checkpoint {self._checkpoint} are unknown: {min(unknown)} is the first")
         for name, tensor in self._tensors.items():
             numbers = sum(prod(piece.shape) for piece in self._taken[name])  # no two pieces overlap
             if numbers != tensor.numel():
@@ -195,7 +198,7 @@ class _Restoring:
 
 
 def _overlap(one: TensorPiece, other: TensorPiece) -> bool:
-    """Return whether two pieces of a tensor share a number; one without numbers shares none."""
+    """Return whether two pieces of a tensor share an element; an empty piece shares none."""
     sides = zip(one.offset, one.shape, other.offset, other.shape, strict=True)
     return all(max(at, its_at) < min(at + length, its_at + its_length) for at, length, its_at, its_length in sides)
 
@@ -204,7 +207,7 @@ def _read_tensor(file: DigestedFile, target: Tensor) -> None:
     """Fill a tensor, on any device, with the next bytes of a file."""
     if not target.numel():
         return
-    if not target.is_contiguous():  # a block that is narrower than its tensor
+    if not target.is_contiguous():  # the block is narrower than its tensor: read it whole, then copy it into place
         block = torch.empty(target.shape, dtype=target.dtype)
         _read_tensor(file, block)
         target.copy_(block)
@@ -222,7 +225,7 @@ def _read_tensor(file: DigestedFile, target: Tensor) -> None:
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, tuple[ImagePart, ...]]:
-    """Return the file's header, length prefix included, and where each tensor lies behind it."""
+    """Return the file's header, including its length prefix, and the place of each tensor after it."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
@@ -234,7 +237,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, tuple[ImagePart, ...]
         }
         offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % mmap.PAGESIZE)  # tensors start on a page: copies and reads are aligned
+    text += b" " * (-(8 + len(text)) % mmap.PAGESIZE)  # the tensors begin at a page, so that copies and reads are aligned
     start = 8 + len(text)
     parts = []
     offset = start

@@ -450,7 +450,7 @@ class Session:
         spec, budget = self._spec, self._budget
         return UserError(
             f"a session of {format_duration(spec.limit_s)} is too short: starting took "
-            f"{format_duration(now_s - self._host.started_s)}, a step and its save need {format_duration(budget.needed_s())} more",
+            f"{format_duration(now_s - self._host.started_s)}, step and save need {format_duration(budget.needed_s())} more",
             expected=f"at least {format_duration(math.ceil(budget.sufficient_limit_s(now_s)))}",
             remedy="raise --session-limit",
         )

@@ -175,7 +175,7 @@ def test_a_loss_that_no_save_waits_for_is_nothing(bench: Bench):
 
 def test_one_checkpoint_at_a_time(bench: Bench):
     bench.begin(1)
-    with pytest.raises(RuntimeError, match="step 1 is still being made"):
+    with pytest.raises(RuntimeError, match="step 1 is still in flight"):
         bench.begin(2)
     bench.saver.next_loss(1.0)
     bench.saver.finish()

@@ -161,14 +161,14 @@ def test_a_checkpoint_without_a_tensor_is_refused(tmp_path: Path, sharded: bool)
     else:
         save_file(less, tmp_path / FILE)
         names = [FILE]
-    with pytest.raises(DataError, match=f"lacks 1 tensors, {missing} for one"):
+    with pytest.raises(DataError, match=f"1 tensors are missing in checkpoint .*: {missing} is the first"):
         restore_state(tmp_path, names, blank(state))
 
 
 def test_a_checkpoint_with_an_unknown_tensor_is_refused(tmp_path: Path):
     state = make_state()
     save_file(state | {"model.extra": torch.zeros(1)}, tmp_path / FILE)
-    with pytest.raises(DataError, match=r"has 1 unknown tensors, model\.extra for one"):
+    with pytest.raises(DataError, match=r"1 tensors of checkpoint .* are unknown: model\.extra is the first"):
         restore_state(tmp_path, [FILE], blank(state))
 
 
