@@ -1,4 +1,4 @@
-"""Batches of token sequences from the shards of a data folder; a batch is a pure function of (seed, step).
+"""Makes batches of token sequences from the shards of a data folder; a batch is a pure function of (seed, step).
 
 Legend: B sequences in a batch, T positions in a sequence.
 """
@@ -25,7 +25,7 @@ def read_data_manifest(data_dir: Path) -> DataManifest:
     """Return the manifest of a data folder.
 
     Raises:
-        DataError: there is none, so this is no finished data folder, or it is not valid.
+        DataError: it is missing (so the folder was never finished), unreadable or invalid.
     """
     path = data_dir / DATA_MANIFEST_NAME
     try:
@@ -33,7 +33,7 @@ def read_data_manifest(data_dir: Path) -> DataManifest:
     except OSError as error:
         raise DataError(
             f"{data_dir} is no data folder: {DATA_MANIFEST_NAME} cannot be read ({error.strerror})",
-            remedy="bring the folder back; what a run has prepared for itself, the same gemma-orch start command prepares again",
+            remedy="restore the folder; if this run prepared it itself, the same gemma-orch start command prepares it again",
         ) from error
     return DataManifest.from_json(text, str(path))
 
@@ -41,15 +41,15 @@ def read_data_manifest(data_dir: Path) -> DataManifest:
 class TokenData:
     """A data folder's languages, each cut into sequences of T + 1 tokens at stride T.
 
-    Sequence i of a language is tokens i * T to i * T + T, both included: its last token is the next one's first, so
+    Sequence i of a language is tokens i * T to i * T + T, both included. Its last token is the next sequence's first, so
     that every token but the first is a target exactly once.
 
     Args:
         data_dir: The data folder.
-        manifest: What it holds.
+        manifest: The folder's manifest.
         sequence_length: T.
-        scratch: Where a fast disk may hold copies of what is read next; none: the folder is fast enough itself.
-        read: How bytes of shards are read that are to be verified or copied, or that are not verified yet.
+        scratch: Where copies of the next blocks may lie on a fast disk; None if the data folder itself is fast.
+        read: Reads bytes of shards: to verify or copy a block, and until it is verified.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class TokenData:
         """Open a data folder; no token is read yet.
 
         Raises:
-            DataError: a shard is missing, or has another size than the manifest says.
+            DataError: a shard is missing, or its size differs from the manifest.
         """
         return cls(data_dir, manifest, sequence_length, scratch)
 
     def check_mixture(self, weights: Mapping[str, float]) -> None:
-        """Check that every language that is to be trained on has at least one sequence.
+        """Check that every language with a weight has at least one sequence.
 
         Raises:
-            DataError: one has fewer tokens than a sequence and its target need.
+            DataError: a language has fewer than T + 1 tokens.
         """
         for name, weight in sorted(weights.items()):
             if weight > 0.0 and self.num_sequences.get(name) == 0:
@@ -99,10 +99,10 @@ class TokenData:
                 )
 
     def sequences(self, language: str, indices: I64Array) -> Tokens:
-        """Return sequences of a language by index, [len(indices), T + 1], as they are stored, verified.
+        """Return sequences of a language by index, [len(indices), T + 1], as stored and verified.
 
         Raises:
-            DataError: a shard's bytes are not those that were prepared.
+            DataError: a block's digest differs from the manifest.
             TemporaryError: a shard cannot be read.
         """
         out = np.empty((len(indices), self.width), dtype=self.dtype)
@@ -116,11 +116,11 @@ class Batches:
     """The run's batches: what each step trains on.
 
     Args:
-        data: Where the sequences are; with scratch, close() ends what keeps it filled.
+        data: The sequences. If it has scratch, call `close` at the end to stop the copying thread.
         seed: Seed of the run.
         batch_size: Sequences in a step, over all ranks.
         weights: Share of each language, summing to 1.
-        say: Takes a line for the user when scratch does not help as it should; may be called on another thread.
+        say: Called with a line for the user if scratch cannot be used; may be called on another thread.
     """
 
     def __init__(
@@ -146,11 +146,11 @@ class Batches:
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[I64Array, I64Array]:
         """Return (inputs, targets) of a step, [B / world_size, T] each: a rank's contiguous part of the batch.
 
-        Blocks that it is the first to read from are verified while the step is trained: nothing that comes of the batch
-        may be kept before `settle` has returned.
+        Blocks that are read for the first time are verified while the step is trained. Call `settle` before you keep
+        anything computed from the batch.
 
         Raises:
-            DataError: a shard's bytes, of this step or an earlier one, are not those that were prepared.
+            DataError: a block's digest, of this step or an earlier one, differs from the manifest.
             TemporaryError: a shard cannot be read.
         """
         if self._copier:
@@ -160,7 +160,7 @@ class Batches:
         return tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
 
     def settle(self) -> None:
-        """Wait until all that has been returned is verified; errors as `batch`."""
+        """Wait until everything returned so far is verified. Raises the same errors as `batch`."""
         self.data.verification.settle()
 
     def batch_languages(self, step: int) -> list[str]:
@@ -168,11 +168,11 @@ class Batches:
         return [self.order.languages[index] for index in self.order.step(step).language.tolist()]
 
     def data_position(self, step: int) -> DataPosition:
-        """Return how far the data has been read when `step` steps are done."""
+        """Return how far the data has been read after `step` steps."""
         return self.order.position(step)
 
     def close(self) -> None:
-        """Let go of scratch and end what runs beside; batches can still be read, from the data folder."""
+        """Free scratch and end the threads; batches can still be read, from the data folder."""
         if self._copier:
             self._copier.close()
             self._copier = None
@@ -180,7 +180,7 @@ class Batches:
 
     def _tokens(self, samples: Samples) -> Tokens:
         out = np.empty((len(samples.language), self.data.width), dtype=self.data.dtype)
-        # Row by row: a row is long, and numpy's ways to gather many take longer to begin than a batch has rows.
+        # Row by row: rows are long and a batch has few, so a loop is faster than numpy's gathering with its start-up cost.
         for row, index, sequence in zip(out, samples.language.tolist(), samples.sequence.tolist(), strict=True):
             language, start = self.order.languages[index], sequence * self.data.sequence_length
             if not (self._copier and self._copier.fill(language, start, row)):
@@ -195,13 +195,13 @@ def _copier(data: TokenData, order: BatchOrder, say: Callable[[str], None]) -> C
     num_slots = data.scratch.num_slots(order, num_blocks, slot_bytes(data.dtype))
     if not num_slots:
         say(
-            f"{data.scratch.budget_bytes} bytes of scratch hold no block of {slot_bytes(data.dtype)} bytes; "
-            "reading goes on without it, slower"
+            f"scratch is too small: {data.scratch.budget_bytes} bytes, one block needs {slot_bytes(data.dtype)}; "
+            "reading without scratch, slower"
         )
         return None
     try:
         slots = Slots(data.scratch.dir, num_slots, num_blocks, data.dtype)
     except OSError as error:
-        say(f"there can be no scratch in {data.scratch.dir} ({error.strerror}); reading goes on without it, slower")
+        say(f"scratch cannot be made in {data.scratch.dir} ({error.strerror}); reading without scratch, slower")
         return None
     return Copier(slots, order, data.streams, say)

@@ -1,4 +1,4 @@
-"""A language's token stream, read from its shards in blocks that are verified when they are first read from."""
+"""Reads a language's token stream from its shards; each block is verified when something is first read from it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from worker.data.verification import Verification
 
 Tokens = NDArray[np.unsignedinteger]
 ReadAt = Callable[[Path, int, int], bytes]
-"""Returns a file's bytes, given where they begin and how many they are; fewer at the file's end."""
+"""Returns a file's bytes, given (path, offset, number of bytes); fewer at the file's end."""
 Piece = tuple[int, int, int]
-"""Where tokens lie: (shard, begin, end), both within the shard."""
+"""A range of tokens in one shard: (index of the shard, begin, end), counted within the shard."""
 
 
 def read_at(path: Path, offset: int, num_bytes: int) -> bytes:
-    """Return bytes of a file; fewer when it ends before."""
+    """Return bytes of a file; fewer if the file ends before."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         pieces = []
@@ -36,9 +36,9 @@ def read_at(path: Path, offset: int, num_bytes: int) -> bytes:
 
 
 def blocks_of(start: int, width: int) -> range:
-    """Return the blocks that a row of `width` tokens, 2 or more, needs.
+    """Return the blocks that a row of `width` tokens (2 or more) needs.
 
-    A block brings the token after it along, so a row's last token alone asks for no further block.
+    A block is read with the token after it, so a row whose last token alone lies in the next block does not need that one.
     """
     return range(start // BLOCK_TOKENS, (start + width - 2) // BLOCK_TOKENS + 1)
 
@@ -46,19 +46,19 @@ def blocks_of(start: int, width: int) -> range:
 class BlockStream:
     """One language's tokens, as if its shards were a single array.
 
-    A block's digest is compared when it is first read from, beside whatever goes on then, and the block is trusted from
-    then on: whoever keeps what came of a row must have asked the verification before.
+    A block's digest is verified when something is first read from it, in a thread beside the caller. So `fill` may return
+    tokens that are not verified yet: call `Verification.settle` before you keep anything computed from them.
 
     Args:
         data_dir: The data folder.
         language: Its name, for messages.
-        stream: What the manifest says of it.
-        dtype: Of a stored token.
+        stream: The manifest's entry of the language.
+        dtype: Type of a stored token.
         verification: Verifies the blocks that are read from.
-        read: How bytes are read of blocks that are not verified yet.
+        read: Reads the bytes of blocks that are not verified yet.
 
     Raises:
-        DataError: a shard is missing, or has another size than the manifest says.
+        DataError: a shard is missing, or its size differs from the manifest.
     """
 
     def __init__(
@@ -88,14 +88,15 @@ class BlockStream:
             _check_size(path, shard.num_tokens * dtype.itemsize)
 
     def fill(self, start: int, out: Tokens) -> None:
-        """Fill `out` with the tokens from `start` on; those of a block that is not verified yet are only promised.
+        """Fill `out` with the tokens from `start` on. Queue blocks for verification that are not verified yet.
 
         Raises:
-            DataError: a shard is shorter than what was prepared.
+            DataError: a shard is shorter than when it was prepared.
             TemporaryError: a shard cannot be read.
         """
         blocks = blocks_of(start, len(out))
-        # Where a mount fails, reading says so; a mapping would end the process. What is verified has been read before.
+        # If a mount fails, a read raises an error, but access to a memory mapping kills the process. So only blocks that have
+        # been read once before, to verify them, are read through a mapping.
         tokens = self._mapped_tokens if all(self._is_verified[blocks.start : blocks.stop]) else self._read_tokens
         filled = 0
         for index, begin, end in self._pieces(start, start + len(out)):
@@ -107,10 +108,10 @@ class BlockStream:
                 self._verification.add(functools.partial(self._verify, number))
 
     def block(self, number: int) -> bytes:
-        """Return a block and the token after it, verified.
+        """Return the bytes of a block and of the token after it, verified.
 
         Raises:
-            DataError: it is not what was prepared.
+            DataError: the digest differs from the manifest.
             OSError: a shard cannot be read.
         """
         first = number * BLOCK_TOKENS
@@ -129,7 +130,7 @@ class BlockStream:
         self._is_verified[number] = True
 
     def _pieces(self, start: int, end: int) -> list[Piece]:
-        """Return where the tokens `start` to `end` lie."""
+        """Return the pieces of shards that hold the tokens `start` to `end`."""
         pieces = []
         index = bisect.bisect_right(self._ends, start)
         while start < end:
@@ -150,7 +151,7 @@ class BlockStream:
         return np.frombuffer(data, self._dtype)
 
     def _mapped_tokens(self, index: int, begin: int, end: int) -> Tokens:
-        # Mapped at first use: of what may be hundreds of shards, a window reads a few.
+        # Mapped at first use: there may be hundreds of shards, and a window reads from a few of them.
         if index not in self._mapped:
             self._mapped[index] = np.memmap(self._paths[index], dtype=self._dtype, mode="r").view(np.ndarray)
         return self._mapped[index][begin:end]
@@ -160,16 +161,16 @@ class BlockStream:
         shards = " or ".join(str(self._paths[index]) for index, _, _ in pieces)
         return DataError(
             f"the shard {shards} has changed: block {number} of {self._language!r} (tokens {first} to "
-            f"{min(first + BLOCK_TOKENS, self.num_tokens)}) has not the sha256 that {DATA_MANIFEST_NAME} says",
+            f"{min(first + BLOCK_TOKENS, self.num_tokens)}) does not match its sha256 in {DATA_MANIFEST_NAME}",
             expected="the bytes that were prepared",
-            remedy=f"copy the shard again; or, where the run has prepared it for itself, remove {self._data_dir}: the same "
-            "gemma-orch start command prepares it again",
+            remedy=f"copy the shard again; if this run prepared the data itself, remove {self._data_dir} and repeat the "
+            "gemma-orch start command, which prepares it again",
         )
 
     def _unreadable(self, what: str, error: OSError) -> TemporaryError:
         return TemporaryError(
             f"{what} of {self._language!r} cannot be read from {error.filename or self._data_dir} ({error.strerror})",
-            remedy="once the folder can be read again, the run goes on from its last checkpoint",
+            remedy="make the folder readable again; the run then goes on from its last checkpoint",
         )
 
 

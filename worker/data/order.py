@@ -1,15 +1,8 @@
-"""The order of the samples: which sequence of which language is a run's g-th sample, as a pure function of (seed, g).
+"""Computes which sequence of which language is the run's g-th sample: a pure function of (seed, g).
 
-Which language: sample j of a language with the share w has the key (j + u) / w, with u in [0, 1) a hash of j; the run's
-samples are all languages' samples in the order of their keys. So a language has floor(w t) samples with a key below t,
-or one more: never further than one sample from its exact share, at any t, and counted without walking there.
-
-Which sequence: a language's sequences lie in blocks of BLOCK_TOKENS tokens. An epoch visits the blocks in an order of its
-own, in windows of WINDOW_BLOCKS, and the sequences of a window in an order of its own. So every sequence is read once an
-epoch, and for a long while a language needs no more than one window's blocks: what scratch can hold.
-
-Nothing is stored and nothing is walked: step 10 000 000 costs what step 0 costs, and the order knows neither ranks, nor
-sessions, nor shards.
+Step 10 000 000 costs as much as step 0, because nothing is stored and nothing before it is visited. The order does not
+depend on the number of ranks or sessions, or on how the data is cut into shards. Comments below explain both halves:
+which language (at `BatchOrder`) and which of its sequences (at `LanguageOrder`).
 """
 
 from __future__ import annotations
@@ -28,19 +21,19 @@ from state.manifest import DataPosition
 from state.spec import ORDER_VERSION as ORDER_VERSION
 from worker.data.permutation import I64Array, U64Array, numbered_keys, permute, random_bits, round_keys
 
-WINDOW_BLOCKS = 64  # 128 MiB of 16-bit tokens: enough to mix well, little enough for any scratch disk
+WINDOW_BLOCKS = 64  # 128 MiB of 16-bit tokens: large enough to mix well, small enough for any scratch disk
 
-_KEY_SPAN = 4096  # keys that are sorted at a time; the order does not depend on it
+_KEY_SPAN = 4096  # width of the span of keys that is sorted at a time; the order does not depend on it
 _SHARE_BITS = 32
 _ONE = 1 << _SHARE_BITS
-_FIRST_NEEDS = 8192  # samples after which a window has, but for rare exceptions, touched each of its blocks
+_FIRST_NEEDS = 8192  # samples after which a window has, with rare exceptions, read from each of its blocks
 
 _Number = TypeVar("_Number", int, I64Array)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Consecutive samples: the language of each (index in name order), which of its sequences, in which epoch."""
+    """Consecutive samples: each one's language (index in name order), its sequence in that language, and the epoch."""
 
     language: I64Array
     sequence: I64Array
@@ -49,34 +42,56 @@ class Samples:
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a language's epoch that reads only from one set of blocks; all but `number` count samples drawn."""
+    """The part of a language's epoch that reads only from one set of blocks."""
 
     epoch: int
     number: int
+    """Within the epoch, from 0."""
     first: int
+    """The language's first sample in this window, counted from the language's begin (over all epochs)."""
     end: int
+    """The first sample after this window, counted alike."""
 
 
 @dataclass(frozen=True)
 class _KeySpan:
-    """The samples whose keys lie in one span, which begin with sample `first` of the run."""
+    """The samples whose keys lie in one span; the first of them is the run's sample `first`."""
 
     first: int
     samples: Samples
 
 
+# Which language is next? Sample j of a language with the share w gets the key (j + u) / w, where the jitter u in [0, 1) is
+# a hash of (seed, language, j). All languages' samples, sorted by key, are the run's samples.
+#
+# Example: three languages with the shares a 0.5, b 0.3, c 0.2, and the jitters of seed 1:
+#
+#              j = 0                   1      2      3      4
+#     a keys   (0 + 0.57) / 0.5 = 1.14   3.30   4.96   6.28   9.08
+#     b keys   (0 + 0.64) / 0.3 = 2.12   5.67   9.95  10.35  15.59
+#     c keys   (0 + 0.05) / 0.2 = 0.25   7.27  11.71  17.53  24.68
+#
+#     sorted   0.25  1.14  2.12  3.30  4.96  5.67  6.28  7.27  9.08  9.95  ...
+#     order    c     a     b     a     a     b     a     c     a     b     ...
+#
+# Below any key t, a language has floor(w t) samples or one more: here, below t = 10, a has 5, b 3 and c 2. So at any
+# time a language is at most one sample away from its exact share. And only the jitter of one sample a language decides
+# between the two counts, so we can count the samples below any t without visiting them. That makes seeking fast: keys are
+# cut into spans, the counts below a span say which samples it holds, and only those few thousand keys are sorted.
+#
+# All of this is done in integers (shares and jitters in units of 2**-32), so that every machine gets the same order.
 class BatchOrder:
-    """Which sequences a step reads.
+    """Computes which sequences a step reads.
 
     Args:
         seed: Seed of the run.
         batch_size: Sequences in a step, over all ranks.
         weights: Share of each language, summing to 1.
-        num_sequences: Sequences that each language has.
+        num_sequences: Number of sequences of each language.
         sequence_length: T, tokens from one sequence's begin to the next one's.
 
     Raises:
-        DataError: a language has a weight, but no whole sequence.
+        DataError: a language has a weight, but not one whole sequence.
         UserError: a weight names a language that has no data, or the weights do not sum to 1.
     """
 
@@ -96,22 +111,22 @@ class BatchOrder:
         for name in self.languages:
             if name not in num_sequences:
                 raise UserError(
-                    f"the mixture names {name!r}, which is not in the data", expected=f"only {', '.join(num_sequences)}"
+                    f"the mixture names {name!r}, which is not in the data", expected=f"one of {', '.join(num_sequences)}"
                 )
             if self.shares[name] and num_sequences[name] < 1:
-                raise DataError(f"{name!r} has a weight in the mixture, but not one whole sequence")
+                raise DataError(f"{name!r} has a weight in the mixture, but its data is shorter than one sequence")
         self._orders = tuple(LanguageOrder(seed, name, num_sequences[name], sequence_length) for name in self.languages)
         self._jitter_keys = np.stack([round_keys(seed, "mixture", name)[0] for name in self.languages])
-        self._span = functools.lru_cache(maxsize=4)(self._make_span)  # the steps of a walk share their spans
+        self._span = functools.lru_cache(maxsize=4)(self._make_span)  # consecutive steps read from the same span
         self._drawn_before = functools.lru_cache(maxsize=8)(self._count_before)
 
     def step(self, step: int, *, rank: int = 0, world_size: int = 1) -> Samples:
-        """Return the samples of a step, or the part of it that a rank reads.
+        """Return the samples of a step, or the part of them that a rank reads.
 
         The parts are contiguous: joined in rank order they are the whole step.
 
         Raises:
-            UserError: the ranks cannot share the batch evenly.
+            UserError: the number of ranks does not divide the batch size.
         """
         if self.batch_size % world_size:
             raise UserError(
@@ -138,13 +153,13 @@ class BatchOrder:
         )
 
     def position(self, step: int) -> DataPosition:
-        """Return how far the data has been read when `step` steps are done."""
+        """Return how far the data has been read after `step` steps."""
         samples = step * self.batch_size
         drawn = self.drawn(samples)
         return DataPosition(samples=samples, samples_by_language=dict(zip(self.languages, drawn, strict=True)))
 
     def drawn(self, sample: int) -> tuple[int, ...]:
-        """Return how many of the run's first `sample` samples each language has."""
+        """Return how many of the run's first `sample` samples belong to each language."""
         number = self._span_of(sample)
         span = self._span(number)
         counts = np.bincount(span.samples.language[: sample - span.first], minlength=len(self.languages))
@@ -155,7 +170,8 @@ class BatchOrder:
         return self._orders[self.languages.index(name)]
 
     def _span_of(self, sample: int) -> int:
-        number = sample // _KEY_SPAN  # as many samples as languages off, at most
+        # There are about t samples below key t, so this guess is off by at most one sample a language: a step or two away.
+        number = sample // _KEY_SPAN
         while sum(self._drawn_before(number)) > sample:
             number -= 1
         while sum(self._drawn_before(number + 1)) <= sample:
@@ -163,8 +179,8 @@ class BatchOrder:
         return number
 
     def _count_before(self, span: int) -> tuple[int, ...]:
-        """Return how many samples of each language have a key below the span's."""
-        # Of the sample that the span's begin falls into, the jitter says whether it comes before.
+        """Return how many samples of each language have a key below the span's begin t."""
+        # floor(w t) samples lie below t for sure. Sample number floor(w t) does if its jitter is less than the rest of w t.
         reached = [divmod(span * _KEY_SPAN * self.shares[name], _ONE) for name in self.languages]
         jitter = _jitter(np.array([whole for whole, _ in reached], dtype=np.int64), self._jitter_keys)
         return tuple(whole + (late < part) for (whole, part), late in zip(reached, jitter.tolist(), strict=True))
@@ -183,19 +199,30 @@ class BatchOrder:
     def _keys(self, index: int, span: int, begin: int, end: int) -> I64Array:
         """Return the keys of a language's samples `begin` to `end`, in units of 2**-31 above the span's begin."""
         share = self.shares[self.languages[index]]
-        offset = begin * _ONE - span * _KEY_SPAN * share  # below 2**33, unlike its parts
+        offset = begin * _ONE - span * _KEY_SPAN * share  # below 2**33; its two parts may exceed 64 bits
         jitter = _jitter(np.arange(begin, end), self._jitter_keys[index])
         whole, part = np.divmod(np.arange(end - begin) * _ONE + jitter + offset, max(share, 1))
         return (whole << 31) + (part << 31) // max(share, 1)
 
 
+# Which sequence is next? A language's sequences lie in blocks of BLOCK_TOKENS tokens. Each epoch shuffles the blocks, cuts
+# that order of blocks into windows of up to WINDOW_BLOCKS, and shuffles the sequences within each window.
+#
+# Example: 5 blocks of 2 sequences (block 0 holds the sequences 0 and 1, ...), windows of up to 3 blocks:
+#
+#     blocks in this epoch's order   3  0 | 4  1  2
+#     sequences of each window       6  7  0  1 | 8  9  2  3  4  5
+#     shuffled within the window     7  0  1  6 | 4  9  3  8  5  2
+#
+# So every sequence is read once an epoch, and for a long time a language reads from one window's blocks only: few enough
+# to be copied to scratch. The numbers come from `permute`, which gives any place of a shuffled order directly.
 class LanguageOrder:
-    """In which order one language's sequences are read, epoch after epoch.
+    """Computes in which order one language's sequences are read, epoch after epoch.
 
     Args:
         seed: Seed of the run.
         name: The language.
-        num_sequences: Sequences that it has.
+        num_sequences: Its number of sequences.
         sequence_length: T, tokens from one sequence's begin to the next one's.
     """
 
@@ -210,13 +237,13 @@ class LanguageOrder:
 
     @property
     def most_window_blocks(self) -> int:
-        """Blocks of the token stream that a window may read, at most."""
+        """The largest number of blocks of the token stream that a window reads."""
         tokens = self._per_block * self._sequence_length
         straddles = tokens % BLOCK_TOKENS != 0
         return min(self._num_blocks, WINDOW_BLOCKS) * (-(-tokens // BLOCK_TOKENS) + straddles)
 
     def sequences(self, drawn: I64Array) -> tuple[I64Array, I64Array]:
-        """Return (epoch, sequence) of the samples that the language has drawn, [K] each."""
+        """Return (epoch, sequence) of the language's samples with the numbers `drawn`, [K] each."""
         if not len(drawn):
             return drawn, drawn
         epoch, position = np.divmod(drawn, self._num_sequences)
@@ -226,14 +253,14 @@ class LanguageOrder:
         size = np.minimum(end_place * self._per_block, self._num_sequences) - first
         keys = numbered_keys(epoch * self._num_windows + window, self._seed, "window", self._name)
         shuffled = np.empty_like(position)
-        for each in set(size.tolist()):  # windows are of very few sizes; numpy's `unique` imports for 7 ms when first called
+        for each in set(size.tolist()):  # windows have very few sizes; the first call of numpy's `unique` would import for 7 ms
             mine = np.flatnonzero(size == each)
             shuffled[mine] = permute((position - first)[mine].astype(np.uint64), each, keys[mine])
         block = self._block(epoch, first_place + shuffled // self._per_block)
         return epoch, block * self._per_block + shuffled % self._per_block
 
     def window(self, drawn: int) -> Window:
-        """Return the window that the sample number `drawn` of the language is in."""
+        """Return the window of the language's sample number `drawn`."""
         epoch, position = divmod(drawn, self._num_sequences)
         number = ((position // self._per_block + 1) * self._num_windows - 1) // self._num_blocks
         before = epoch * self._num_sequences
@@ -246,14 +273,14 @@ class LanguageOrder:
         )
 
     def needs(self, drawn: int) -> dict[int, int]:
-        """Return the blocks of the token stream that the rest of a window reads, in the order of their first need.
+        """Return the blocks of the token stream that the rest of a window reads, in the order of their first use.
 
         Args:
-            drawn: Samples drawn so far; the window is the one that the next one is in.
+            drawn: Number of samples drawn so far; the next sample's window is meant.
 
         Returns:
-            For each block, the number of the sample that needs it first. Exact for the next few thousand samples; a
-            block that none of them needs is listed after them.
+            For each block, the number of the sample that reads it first. Exact for the next few thousand samples; blocks
+            that none of them reads are listed after them.
         """
         window = self.window(drawn)
         looked = np.arange(drawn, min(drawn + _FIRST_NEEDS, window.end))
@@ -276,8 +303,8 @@ class LanguageOrder:
         return found
 
     def _stream_blocks(self, first: I64Array, last: I64Array) -> tuple[I64Array, I64Array]:
-        """Return the blocks of the token stream that the sequences `first` to `last` lie in, and the row of each."""
-        # A block brings the token after it along, so a sequence's last target asks for no further block.
+        """Return the blocks of the token stream that hold the sequences `first` to `last`, and the row of each block."""
+        # A block is stored with the token after it, so the last target of a sequence needs no further block.
         begin = first * self._sequence_length // BLOCK_TOKENS
         end = ((last + 1) * self._sequence_length - 1) // BLOCK_TOKENS
         most = int((end - begin).max()) + 1
@@ -285,11 +312,11 @@ class LanguageOrder:
         return blocks.ravel(), np.repeat(np.arange(len(first)), most)
 
     def _places(self, window: _Number) -> _Number:
-        """Return at which place of the epoch's order of blocks a window begins."""
+        """Return the place in the epoch's order of blocks where a window begins."""
         return window * self._num_blocks // self._num_windows
 
     def _block(self, epoch: I64Array, place: I64Array) -> I64Array:
-        """Return which block stands at each place of its epoch; a shorter last block stays last."""
+        """Return the block at each place of the epoch's order; a shorter last block is always last."""
         num_whole = self._num_sequences // self._per_block
         block = place.copy()
         whole = np.flatnonzero(place < num_whole)
@@ -303,11 +330,11 @@ def _shares(weights: Mapping[str, float]) -> dict[str, int]:
     """Return each language's share in units of 2**-32, in name order; a positive weight is never rounded to zero.
 
     Raises:
-        UserError: the weights are no shares.
+        UserError: a weight is negative, or they do not sum to 1.
     """
     total = math.fsum(weights.values())
     if not math.isclose(total, 1.0, abs_tol=1e-6) or min(weights.values()) < 0.0:
-        raise UserError(f"the weights {dict(weights)} are no shares", expected="numbers from 0 to 1 that sum to 1")
+        raise UserError(f"the mixture is invalid: {dict(weights)}", expected="weights from 0 to 1 that sum to 1")
     shares = {name: max(1, round(weight / total * _ONE)) if weight else 0 for name, weight in sorted(weights.items())}
     largest = max(shares, key=lambda name: shares[name])
     shares[largest] += _ONE - sum(shares.values())
@@ -315,5 +342,5 @@ def _shares(weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _jitter(samples: I64Array, keys: U64Array) -> I64Array:
-    """Return how far into its place each sample is moved, in units of 2**-32."""
+    """Return each sample's jitter u (0 to 1), in units of 2**-32."""
     return (random_bits(samples.astype(np.uint64), keys) >> np.uint64(64 - _SHARE_BITS)).astype(np.int64)

@@ -1,8 +1,8 @@
-"""A seeded permutation of any number of positions that costs the same at every position: nothing is stored or walked.
+"""A seeded permutation of any number of positions; each position is computed directly, without storing or visiting others.
 
-A Feistel network on pairs: the n positions are laid out as (left, right) with left < a, right < b and a * b just above
-n. Each round adds to one half a hash of the other half, modulo its size, so every round can be undone and the whole is
-a bijection of the a * b pairs. A pair that lands outside n goes through again (cycle walking): still a bijection.
+It is a Feistel network on pairs. The n positions become pairs (left, right) with left < a, right < b and a * b just above
+n. Each round adds a hash of one half to the other half, modulo its size. Every round can be undone, so the whole is a
+bijection of the a * b pairs. A pair that lands outside n goes through again (cycle walking), which keeps the bijection.
 
 Source: J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002: cycle walking, Feistel on a * b.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 I64Array = NDArray[np.int64]
 U64Array = NDArray[np.uint64]
 
-NUM_ROUNDS = 6  # a few more than the four that make a Feistel network a strong pseudo-random permutation
+NUM_ROUNDS = 6  # two more than the four that make a Feistel network a strong pseudo-random permutation
 
 # Finaliser of SplitMix64 (G. Steele, D. Lea, C. Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -27,14 +27,14 @@ _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def round_keys(*parts: int | str) -> U64Array:
-    """Return the keys of one permutation, [NUM_ROUNDS], as a pure function of what names it."""
+    """Return the keys of one permutation, [NUM_ROUNDS]: a pure function of the parts of its name."""
     name = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     digest = hashlib.sha512(name.encode()).digest()
     return np.frombuffer(digest, dtype="<u8", count=NUM_ROUNDS).astype(np.uint64)
 
 
 def numbered_keys(numbers: I64Array, *parts: int | str) -> U64Array:
-    """Return the keys of one permutation for each number, [K, NUM_ROUNDS]: those of (what the parts name, number)."""
+    """Return the keys of one permutation for each number, [K, NUM_ROUNDS]: a pure function of (parts, number)."""
     return random_bits(numbers.astype(np.uint64)[:, None], round_keys(*parts))
 
 
@@ -47,12 +47,12 @@ def random_bits(values: U64Array, keys: U64Array) -> U64Array:
 
 
 def permute(positions: U64Array, num_positions: int, keys: U64Array) -> U64Array:
-    """Return where each position goes under the permutation of `range(num_positions)` that the keys name.
+    """Return where each position goes under the keys' permutation of `range(num_positions)`.
 
     Args:
         positions: [K] values below `num_positions`.
         num_positions: Size of the permuted range, 1 to 2**62.
-        keys: [NUM_ROUNDS] for one permutation, or [K, NUM_ROUNDS] for a permutation of its own for each position.
+        keys: [NUM_ROUNDS] for one permutation of all positions, or [K, NUM_ROUNDS] for a separate one for each.
 
     Returns:
         [K] values below `num_positions`.

@@ -1,10 +1,11 @@
-"""Brings the blocks that the next samples need from a slow mount to local scratch, ahead of the trainer.
+"""Copies the blocks that the next samples need from a slow mount to local scratch, ahead of the trainer.
 
-A thread copies, in the order of need: the blocks of each language's current window, then those of its next one. Each is
-verified while it is copied. What does not fit, cannot be copied or is not there yet is read from the mount directly.
+A thread copies blocks in the order of their first use: those of each language's current window, then those of its next
+window. Each block is verified while it is copied. Blocks that do not fit, cannot be copied or are not copied yet are read
+from the mount directly.
 
-Scratch is one file without a name: the kernel gives its room back when the session ends, however it ends, and sessions
-that share a folder never meet. It has slots of one block each, as many as the budget holds, and is read by mapping.
+Scratch is one file without a name. So the operating system frees its room however the session ends, and sessions that
+share a folder cannot collide. It has slots of one block each, as many as the budget holds, and is read through a mapping.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from worker.data.blocks import Tokens, blocks_of
 from worker.data.order import BatchOrder, Window
 
 _SLOT_TOKENS = BLOCK_TOKENS + 1
-_LONGEST_GOODBYE_S = 30.0  # a mount that hangs must not hold the session's end
+_LONGEST_GOODBYE_S = 30.0  # a mount that hangs must not delay the session's end for longer
 
 BlockId = tuple[str, int]
-"""A language and the number of a block of its stream."""
+"""(language, number of the block in its stream)."""
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where copies of blocks may lie, and how many bytes of them; none: as many as the windows at hand need."""
+    """Where copies of blocks may lie, and how many bytes they may take; None: as many as two windows a language need."""
 
     dir: Path
     budget_bytes: int | None = None
 
     def num_slots(self, order: BatchOrder, num_blocks: Mapping[str, int], slot_bytes: int) -> int:
-        """Return how many blocks it is to hold, of languages that have so many."""
+        """Return how many blocks scratch should hold, given each language's number of blocks."""
         if self.budget_bytes is not None:
             return min(self.budget_bytes // slot_bytes, sum(num_blocks.values()))
         return sum(min(count, 2 * order.language_order(name).most_window_blocks) for name, count in num_blocks.items())
@@ -49,22 +50,22 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The blocks that should be in scratch, in the order in which they should come."""
+    """The blocks that should be in scratch, in the order in which to copy them: current windows, then next windows."""
 
     now: tuple[BlockId, ...]
     next: tuple[BlockId, ...]
 
     def first(self, num_blocks: int) -> tuple[BlockId, ...]:
-        """Return as many of them as fit."""
+        """Return the first `num_blocks` of them."""
         return (self.now + self.next)[:num_blocks]
 
 
 def wanted_at(order: BatchOrder, drawn: Mapping[str, int]) -> Wanted:
-    """Return what should be in scratch when each language has drawn so many samples.
+    """Return which blocks should be in scratch after each language has drawn a number of samples.
 
     Args:
         order: The run's order.
-        drawn: Samples drawn by each language that is read at all.
+        drawn: Samples drawn so far, for each language with a share above 0.
     """
     now: dict[BlockId, float] = {}
     following: dict[BlockId, float] = {}
@@ -84,29 +85,29 @@ def slot_bytes(dtype: np.dtype[np.unsignedinteger]) -> int:
 
 
 class BlockSource(Protocol):
-    """Where the copier reads a language's blocks."""
+    """The source from which the copier reads a language's blocks."""
 
     def block(self, number: int) -> bytes:
-        """Return a block and the token after it, verified.
+        """Return the bytes of a block and of the token after it, verified.
 
         Raises:
-            DataError: it is not what was prepared.
-            OSError: it cannot be read.
+            DataError: the digest differs from the manifest.
+            OSError: the block cannot be read.
         """
         ...
 
 
 class Slots:
-    """The blocks that lie in scratch.
+    """The scratch file: slots that hold one block each.
 
     Args:
-        folder: Where; it is made when it is missing.
-        num_slots: How many, 1 or more.
-        num_blocks: Blocks of each language's stream.
-        dtype: Of a stored token.
+        folder: The folder of the file; created if it is missing.
+        num_slots: Number of slots, 1 or more.
+        num_blocks: Number of blocks of each language's stream.
+        dtype: Type of a stored token.
 
     Raises:
-        OSError: there can be no file.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, folder: Path, num_slots: int, num_blocks: Mapping[str, int], dtype: np.dtype[np.unsignedinteger]) -> None:
@@ -115,7 +116,7 @@ class Slots:
         self._slot_of = {name: [-1] * count for name, count in num_blocks.items()}
         self._held: dict[BlockId, int] = {}  # oldest first
         self._free = list(range(self.num_slots))[::-1]
-        # Rows are copied out under the lock, so no slot is given to another block while it is being read.
+        # Rows are copied out under the lock, so that no slot is reused for another block while it is being read.
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (stays open until close)
@@ -130,15 +131,15 @@ class Slots:
         return len(self._held)
 
     def put(self, block: BlockId, data: bytes, keep: AbstractSet[BlockId]) -> None:
-        """Take a block in; the oldest one that need not be kept makes room for it.
+        """Store a block; if no slot is free, evict the oldest block that is not in `keep`.
 
         Args:
-            block: Not here yet.
+            block: The block; it must not be in scratch yet.
             data: Its bytes.
-            keep: Blocks that stay, fewer than there are slots.
+            keep: Blocks that must not be evicted; at least one slot must hold another block or be free.
 
         Raises:
-            OSError: the disk is full, or fails.
+            OSError: the disk is full or fails.
         """
         with self._lock:
             is_new = bool(self._free)
@@ -154,17 +155,17 @@ class Slots:
             self._slot_of[block[0]][block[1]] = slot
 
     def write(self, slot: int, data: bytes) -> None:
-        """Write a slot's bytes: not through the mapping, so that a full disk is an error and not the process's death.
+        """Write a slot's bytes. Not through the mapping: there, a full disk would kill the process instead of raising.
 
         Raises:
-            OSError: the disk is full, or fails.
+            OSError: the disk is full or fails.
         """
         written = 0
         while written < len(data):
             written += os.pwrite(self._file.fileno(), data[written:], slot * self._slot_bytes + written)
 
     def fill(self, language: str, start: int, out: Tokens) -> bool:
-        """Fill `out` with a language's tokens from `start` on, if their blocks are all here; return whether they are."""
+        """Fill `out` with a language's tokens from `start` on, if all their blocks are in scratch; return whether they are."""
         blocks = blocks_of(start, len(out))
         with self._lock:
             slots = self._slot_of[language][blocks.start : blocks.stop]
@@ -177,7 +178,7 @@ class Slots:
         return True
 
     def shrink(self) -> bool:
-        """Do without the slots that have never been used; return whether there were any."""
+        """Give up the free slots (the disk is full); return whether there were any."""
         with self._lock:
             shrinks = bool(self._free)
             self._free.clear()
@@ -185,12 +186,12 @@ class Slots:
         return shrinks
 
     def close(self) -> None:
-        """Give the room back; nothing is here any more."""
+        """Free the room; scratch holds no block afterwards."""
         with self._lock:
             for language, block in self._held:
                 self._slot_of[language][block] = -1
             self._held.clear()
-            self._tokens = self._tokens[:0].copy()  # the file is gone when nothing maps it
+            self._tokens = self._tokens[:0].copy()  # drops the mapping; the system deletes the file once nothing maps it
             self._file.close()
 
     def _evict(self, keep: AbstractSet[BlockId]) -> int:
@@ -200,13 +201,14 @@ class Slots:
 
 
 class Copier:
-    """Keeps scratch filled with what comes next.
+    """Keeps scratch filled with the blocks that are read next, in its own thread.
 
     Args:
-        slots: The room.
+        slots: The scratch file.
         order: The run's order.
-        sources: Where each language's blocks are read from.
-        say: Takes a line for the user, on the copier's thread: the first block that cannot be copied, and why it ends early.
+        sources: The source of each language's blocks.
+        say: Called on the copier's thread with a line for the user: the first block that cannot be copied, or why copying
+            ends early.
     """
 
     def __init__(self, slots: Slots, order: BatchOrder, sources: Mapping[str, BlockSource], say: Callable[[str], None]) -> None:
@@ -225,7 +227,7 @@ class Copier:
         self._thread = threading.Thread(target=self._work, name="scratch", daemon=True)
 
     def at(self, sample: int) -> None:
-        """Say which sample of the run is read next; the first time, wait until what is needed now is there."""
+        """Note which sample of the run is read next; the first call waits until the current windows are copied."""
         counts = self._order.drawn(sample)
         drawn = {name: counts[index] for index, name in self._languages}
         windows = tuple(self._order.language_order(name).window(count) for name, count in drawn.items())
@@ -244,12 +246,12 @@ class Copier:
         return self._slots.fill(language, start, out)
 
     def settle(self) -> None:
-        """Wait until all that should be in scratch is there, as far as it can be."""
+        """Wait until every wanted block that can be copied has been copied."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_settled or self._is_closed)
 
     def close(self) -> None:
-        """End the copying and give the room back."""
+        """End the copying and free the room."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -263,14 +265,14 @@ class Copier:
             while (drawn := self._next_place()) is not None:
                 self._bring_all(drawn)
         except OSError as error:
-            self._say(f"scratch cannot be written to ({error.strerror}); what it lacks is read from the data folder, slower")
+            self._say(f"scratch cannot be written ({error.strerror}); missing blocks are read from the data folder, slower")
         finally:
             with self._changed:
                 self._is_closed = self._is_ready = True
                 self._changed.notify_all()
 
     def _next_place(self) -> dict[str, int] | None:
-        """Wait until the trainer is in another window; return what each language has drawn, or None at the end."""
+        """Wait until the trainer enters another window; return the samples drawn by each language, or None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or not self._is_settled)
             return None if self._is_closed else self._drawn
@@ -292,12 +294,12 @@ class Copier:
             self._changed.notify_all()
 
     def _bring(self, block: BlockId, keep: AbstractSet[BlockId]) -> bool:
-        """Copy a block; return False when there is less room than there was thought to be."""
+        """Copy a block; return False if the disk has less room than planned."""
         language, number = block
         try:
             data = self._sources[language].block(number)
         except (OSError, DataError) as error:
-            # Left to the trainer: it reads the block itself when it needs it, and fails then if that fails again.
+            # The trainer reads the block directly when it needs it; if that fails too, the error is raised there.
             self._say_once(f"block {number} of {language!r} is not copied to scratch: {error}")
             return True
         try:
@@ -305,7 +307,7 @@ class Copier:
         except OSError as error:
             if not self._slots.shrink():
                 raise
-            self._say_once(f"scratch ends at {self._slots.num_slots} blocks ({error.strerror}): reading is slower")
+            self._say_once(f"scratch is limited to {self._slots.num_slots} blocks ({error.strerror}); reading is slower")
             return False
         return True
 

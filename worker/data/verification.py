@@ -1,4 +1,4 @@
-"""Verifies blocks beside the training, so that a batch need not wait for the digests of what it touches first."""
+"""Verifies the digests of blocks in a thread beside the training, so that a batch does not wait for them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 from state.errors import GemmaOrchError, TemporaryError
 
-_LARGEST_BACKLOG = 64  # blocks; a batch goes no further ahead of what is verified
-_LONGEST_GOODBYE_S = 30.0  # a mount that hangs must not hold the session's end
+_LARGEST_BACKLOG = 64  # blocks; with more pending, the next batch waits
+_LONGEST_GOODBYE_S = 30.0  # a mount that hangs must not delay the session's end for longer
 
 
 class Verification:
-    """Blocks that have been read from and are still to be verified.
+    """The queue of blocks that have been read from and are not verified yet.
 
-    A thread verifies them, one after another, and ends when none is left. What it finds is kept: once something has
-    been found wrong, every later look says so.
+    A thread verifies them one after another and ends when the queue is empty. A failure is permanent: every later
+    `check` or `settle` raises it.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Verification:
         self._failure: GemmaOrchError | None = None
 
     def add(self, verify: Callable[[], None]) -> None:
-        """Have a block verified: the function raises when the block is not what was prepared, or cannot be read."""
+        """Queue a block; `verify` raises DataError if its digest is wrong, TemporaryError if it cannot be read."""
         with self._changed:
             self._pending.append(verify)
             if len(self._pending) == 1:
@@ -34,20 +34,20 @@ class Verification:
                 self._thread.start()
 
     def check(self) -> None:
-        """Look at what has been found so far; wait only where much is still to be verified.
+        """Raise the failure found so far, if any; wait only if too many blocks are pending.
 
         Raises:
-            DataError: a block is not what was prepared.
+            DataError: a block's digest differs from the manifest.
             TemporaryError: a block cannot be read.
         """
         self._wait(at_most=_LARGEST_BACKLOG)
 
     def settle(self) -> None:
-        """Wait until every block is verified; errors as `check`."""
+        """Wait until every block is verified. Raises the same errors as `check`."""
         self._wait(at_most=0)
 
     def close(self) -> None:
-        """Wait for the thread, which ends when it has verified what is left."""
+        """Wait for the thread, which ends after it has verified the remaining blocks."""
         if self._thread is not None:
             self._thread.join(_LONGEST_GOODBYE_S)
 
@@ -58,7 +58,7 @@ class Verification:
                 raise self._failure
 
     def _work(self) -> None:
-        # Said unless it ends otherwise: whoever waits must not wait for a thread that has died.
+        # The failure to report if the thread dies of an unexpected error: callers must not wait for a dead thread.
         failure: GemmaOrchError | None = TemporaryError("the thread that verifies blocks of tokens has died")
         try:
             while self._verify_first():

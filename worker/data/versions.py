@@ -1,6 +1,6 @@
-"""A run's batches when its data has versions: each step reads the one that is in force.
+"""Makes the batches of a run whose data has versions: each step reads from the version that begins last before it.
 
-A version counts its samples from its own first step, in an order of its own; the first one's is the run's plain order.
+Each version has its own order of samples, counted from its own first step. The first version uses the run's seed as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SEEDS = 2**63
 
 
 def version_seed(seed: int, version: SessionData) -> int:
-    """Return the seed of a version's order: the run's own for the first, for a later one made of it and of what is read when."""
+    """Return the seed of a version's order: the run's seed for the first one, else a digest of seed, first step and data."""
     if version.first_step == 0:
         return seed
     return int(digest_of(["data version", seed, version.first_step, version.data_sha256]), 16) % _SEEDS
@@ -32,8 +32,8 @@ def open_version(spec: SessionSpec, version: SessionData, *, say: Callable[[str]
     """Return a version's batches; its step 0 is the run's step `first_step`.
 
     Raises:
-        DataError: the folder or a shard is missing, or not what its manifest says.
-        UserError: it holds other data than the run is trained on, or was encoded for another vocabulary.
+        DataError: the folder or a shard is missing, or does not match its manifest.
+        UserError: the folder holds other data than the spec names, or was encoded for another vocabulary.
     """
     data = TokenData.open(Path(version.data_dir), _manifest(spec, version), spec.sequence_length, _scratch(spec.reading))
     seed = version_seed(spec.training.seed, version)
@@ -44,15 +44,15 @@ def open_versions(spec: SessionSpec, *, say: Callable[[str], None] = lambda _: N
     """Return a run's batches.
 
     Raises:
-        DataError: a folder or a shard is missing, or not what its manifest says.
-        UserError: a folder holds other data than the run is trained on, or was encoded with another tokenizer.
+        DataError: a folder or a shard is missing, or does not match its manifest.
+        UserError: a folder holds other data than the spec names, or was encoded with another tokenizer.
     """
     opened = [open_version(spec, version, say=say) for version in spec.data]
     first = opened[0].data.manifest
     for version, batches in zip(spec.data, opened, strict=True):
         if batches.data.manifest.tokenizer_sha256 != first.tokenizer_sha256:
             raise UserError(
-                f"the data in {version.data_dir} was encoded with another tokenizer than that in {spec.data[0].data_dir}",
+                f"the data in {version.data_dir} was encoded with another tokenizer than the data in {spec.data[0].data_dir}",
                 expected=f"the run's tokenizer, sha256 {first.tokenizer_sha256[:12]}",
                 remedy="prepare it with the run's tokenizer",
             )
@@ -64,7 +64,7 @@ class VersionedBatches:
 
     Args:
         first_steps: The first step of each version, increasing from 0.
-        versions: Their batches.
+        versions: The batches of each version.
     """
 
     def __init__(self, first_steps: Sequence[int], versions: Sequence[Batches]) -> None:
@@ -74,19 +74,19 @@ class VersionedBatches:
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[I64Array, I64Array]:
         """Return (inputs, targets) of a step, [B / world_size, T] each: a rank's contiguous part of the batch.
 
-        Nothing that comes of the batch may be kept before `settle` has returned.
+        Call `settle` before you keep anything computed from the batch.
 
         Raises:
-            DataError: a shard's bytes, of this step or an earlier one, are not those that were prepared.
+            DataError: a block's digest, of this step or an earlier one, differs from the manifest.
             TemporaryError: a shard cannot be read.
         """
         number = self._version_of(step)
         for past in self._versions[:number]:
-            past.close()  # the room that it has in scratch is the next one's now
+            past.close()  # frees its room in scratch for the next version
         return self._versions[number].batch(step - self._first_steps[number], rank=rank, world_size=world_size)
 
     def settle(self) -> None:
-        """Wait until all that has been returned is verified; errors as `batch`."""
+        """Wait until everything returned so far is verified. Raises the same errors as `batch`."""
         for batches in self._versions:
             batches.settle()
 
@@ -96,7 +96,7 @@ class VersionedBatches:
         return self._versions[number].batch_languages(step - self._first_steps[number])
 
     def data_position(self, step: int) -> DataPosition:
-        """Return how far the data has been read when `step` steps are done, over all versions read by then."""
+        """Return how far the data has been read after `step` steps, summed over all versions."""
         samples, by_language = 0, dict[str, int]()
         ends = [*self._first_steps[1:], step]
         for first, end, batches in zip(self._first_steps, ends, self._versions, strict=True):
@@ -109,7 +109,7 @@ class VersionedBatches:
         return DataPosition(samples=samples, samples_by_language=by_language)
 
     def close(self) -> None:
-        """Let go of scratch and end what runs beside; batches can still be read, from the data folders."""
+        """Free scratch and end the threads; batches can still be read, from the data folders."""
         for batches in self._versions:
             batches.close()
 

@@ -114,7 +114,7 @@ def test_the_rarest_language_is_never_left_out_and_a_weight_of_zero_always_is():
 
 @pytest.mark.parametrize("weights", [{"a": 0.5}, {"a": 1.5, "b": -0.5}, {}, {"a": math.nan}])
 def test_weights_that_are_no_shares_are_refused(weights: dict[str, float]):
-    with pytest.raises(UserError, match="no shares"):
+    with pytest.raises(UserError, match="the mixture is invalid"):
         order(weights=weights)
 
 

@@ -300,7 +300,7 @@ def test_a_full_disk_holds_what_is_needed_first_and_that_is_said_once(tmp_path: 
             bench.copier.at(sample)
             bench.copier.settle()
             assert bench.held() == set(bench.wanted(sample).now[:5])
-    assert bench.said == ["scratch ends at 5 blocks (No space left on device): reading is slower"]
+    assert bench.said == ["scratch is limited to 5 blocks (No space left on device); reading is slower"]
 
 
 def test_a_disk_that_takes_nothing_is_done_without(tmp_path: Path):
@@ -310,7 +310,7 @@ def test_a_disk_that_takes_nothing_is_done_without(tmp_path: Path):
             bench.copier.at(sample)
             bench.copier.settle()
             assert bench.held() == set()
-    assert bench.said == ["scratch ends at 0 blocks (Read-only file system): reading is slower"]
+    assert bench.said == ["scratch is limited to 0 blocks (Read-only file system); reading is slower"]
 
 
 def test_a_disk_that_breaks_ends_the_copying(tmp_path: Path):
@@ -320,7 +320,7 @@ def test_a_disk_that_breaks_ends_the_copying(tmp_path: Path):
             bench.copier.at(sample)
             bench.copier.settle()
         assert bench.held() <= set(bench.wanted(0).now[:20])
-    assert bench.said == ["scratch cannot be written to (Input/output error); what it lacks is read from the data folder, slower"]
+    assert bench.said == ["scratch cannot be written (Input/output error); missing blocks are read from the data folder, slower"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), DataError("block 5 has changed")])
@@ -467,14 +467,16 @@ def test_a_place_where_no_scratch_can_be_is_said_and_done_without(tmp_path: Path
     assert made.batch(0)[0].shape == (8, 1000)
     made.close()
     assert len(said) == 1
-    assert "there can be no scratch in" in said[0]
+    assert "scratch cannot be made in" in said[0]
 
 
 def test_a_budget_below_one_block_is_said_and_done_without(tmp_path: Path, folder: Path, manifest: DataManifest):
     said: list[str] = []
     made = batches_of(TokenData.open(folder, manifest, 1000, Scratch(tmp_path, SLOT_BYTES - 1)), said)
     assert made.batch(0)[0].shape == (8, 1000)
-    assert said == [f"{SLOT_BYTES - 1} bytes of scratch hold no block of {SLOT_BYTES} bytes; reading goes on without it, slower"]
+    assert said == [
+        f"scratch is too small: {SLOT_BYTES - 1} bytes, one block needs {SLOT_BYTES}; reading without scratch, slower"
+    ]
 
 
 def test_batches_can_be_read_when_their_scratch_is_closed(tmp_path: Path, folder: Path, manifest: DataManifest):
