@@ -1,10 +1,10 @@
-"""Gemma 3 in plain PyTorch, trainable, equal to the official implementation and named like it.
+"""Gemma 3 in plain PyTorch: trainable, with the results and the parameter names of the official implementation.
 
 Legend: B batch, T position, D width, F feed-forward width, N query heads, K key/value heads, H head width, V vocabulary,
 M positions of the whole batch (B x T).
 
-Source: google/gemma_pytorch at 014acb7 (2025-03-12), whose outputs and gradients the tests hold; "Gemma 3 Technical
-Report", arXiv:2503.19786.
+Source: google/gemma_pytorch at 014acb7 (2025-03-12), whose outputs and gradients the tests compare with; "Gemma 3
+Technical Report", arXiv:2503.19786.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from worker.model.private_torch import let_backward_recompute
 
 
 class RMSNorm(nn.Module):
-    """Scale vectors to root mean square 1, then by `1 + weight`; fp32 inside, whatever comes in."""
+    """Scales vectors to root mean square 1, then by `1 + weight`; computes in fp32 for any input dtype."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matrix without bias; NaN until weights are loaded, so that the first loss shows a forgotten initialisation."""
+    """A linear layer without bias. Its weights are NaN until loaded, so that forgetting to load them shows in the loss."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The embedding matrix, which is the output matrix as well; NaN until weights are loaded."""
+    """The embedding matrix, which is also the output matrix; NaN until weights are loaded."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Embedding(nn.Module):
 
     @property
     def scale(self) -> float:
-        """What embeddings are multiplied by: sqrt(D), rounded to their dtype as in the official code."""
+        """The factor of the embeddings: sqrt(D), rounded to their dtype as in the official code."""
         return torch.tensor(self.weight.shape[1] ** 0.5, dtype=self.weight.dtype).item()
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys, over all positions or over the sliding window."""
+    """Grouped-query attention with normalised queries and keys, over all positions or a sliding window."""
 
     def __init__(self, arch: Architecture, *, is_global: bool) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(arch.head_dim, arch.rms_norm_eps)
 
     def forward(self, x_BTD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-        """Return what the heads found, in the width of the residual stream."""
+        """Return the heads' outputs, projected to the width of the residual stream."""
         heads = self.qkv_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         q_BTNH, k_BTKH, v_BTKH = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         q_BNTH = rotate(self.query_norm(q_BTNH).transpose(1, 2), cos_TH, sin_TH)
@@ -127,11 +127,11 @@ class DecoderLayer(nn.Module):
         x_BTD = x_BTD + self.post_attention_layernorm(attended_BTD)
         thought_BTD: Tensor = self.mlp(self.pre_feedforward_layernorm(x_BTD))
         x_BTD = x_BTD + self.post_feedforward_layernorm(thought_BTD)
-        return x_BTD  # noqa: RET504 - the type checker takes a sum with a module's answer for Any
+        return x_BTD  # noqa: RET504 - to the type checker, a sum with a module's result is Any
 
 
 class Decoder(nn.Module):
-    """All layers and the last norm."""
+    """All decoder layers and the final norm."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -150,8 +150,8 @@ class Decoder(nn.Module):
         return out_BTD
 
     def _rope_tables(self, num_positions: int, device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
-        # Kept out of the modules' buffers: no checkpoint, cast or sharding may touch them, and they fit the longest
-        # sequence that was seen, not the longest that is possible (1.1 GB for the 27b).
+        # Not a module's buffer, so that no checkpoint, cast or sharding touches the tables. They fit the longest sequence so
+        # far, because tables for the longest possible one would take 1.1 GB (27b).
         if self._tables is None or len(self._tables[0][0]) < num_positions or self._tables[0][0].device != device:
             arch = self.arch
             self._tables = (
@@ -169,21 +169,21 @@ def rope_table(num_positions: int, head_dim: int, theta: float, scaling: float, 
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / theta**exponents / scaling
-    # On the CPU, whatever the device: its sines are the same for every user.
+    # Always computed on the CPU: GPUs compute sines with other roundings, and all devices shall get the same table.
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(device), torch.cat([-sin, sin], -1).to(device)
 
 
 def rotate(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-    """Turn every pair of a head by its position's angle, in fp32."""
+    """Rotate every pair of a head by its position's angle, in fp32."""
     x = x_BNTH.float()
     first, second = x.chunk(2, dim=-1)
     return (x * cos_TH + torch.cat([second, first], -1) * sin_TH).type_as(x_BNTH)
 
 
 class Gemma3(nn.Module):
-    """A Gemma 3 language model whose parameters carry the names of the official `gemma_pytorch` state dict.
+    """A Gemma 3 language model whose parameters have the names of the official `gemma_pytorch` state dict.
 
     Its matrices are NaN until weights are loaded (`worker.model.weights.initial_state` makes new ones).
     """
@@ -195,22 +195,22 @@ class Gemma3(nn.Module):
         self.model = Decoder(arch)
 
     def hidden(self, input_ids_BT: Tensor) -> Tensor:
-        """Return the final, normalised hidden states [B, T, D]; position t has seen the tokens up to and with t."""
+        """Return the final, normalised hidden states [B, T, D]; position t depends on the tokens up to and including t."""
         h_BTD: Tensor = self.model(self.embedder(input_ids_BT))
         return h_BTD
 
     def logits(self, input_ids_BT: Tensor) -> Tensor:
-        """Return the next-token logits of every position, [B, T, V]; training uses `loss`, which never holds them."""
+        """Return the next-token logits of every position, [B, T, V]. Training uses `loss`, which needs less memory."""
         return linear(self.hidden(input_ids_BT), self.embedder.weight)
 
     def loss(self, input_ids_BT: Tensor, target_ids_BT: Tensor, *, num_targets: int | None = None) -> Tensor:
         """Return the cross-entropy of the targets in nats, summed and divided by `num_targets`: an fp32 scalar.
 
         Args:
-            input_ids_BT: Token ids that the model sees.
-            target_ids_BT: For each position the token that comes next.
-            num_targets: The divisor; None means the targets of this call, which makes the loss their mean. A batch
-                done in micro-batches passes the whole batch's number: losses and gradients then add up to the batch's.
+            input_ids_BT: Token ids of the input.
+            target_ids_BT: The next token of each position.
+            num_targets: The divisor. None: the number of targets of this call, so that the loss is their mean. With
+                micro-batches, pass the number of the whole batch: losses and gradients then add up to the batch's.
         """
         embedding_VD, shared = self.embedder.weight, EmbeddingGradient()
         x_BTD = shared_lookup(embedding_VD, input_ids_BT, self.embedder.scale, shared)
@@ -218,10 +218,10 @@ class Gemma3(nn.Module):
         return cross_entropy(h_MD, embedding_VD, target_ids_BT.flatten(), num_targets or target_ids_BT.numel(), shared)
 
     def compile_layers(self, say: Callable[[str], None] = lambda _: None) -> None:
-        """Compile the decoder layers one by one; names of parameters stay as they are.
+        """Compile each decoder layer on its own; the names of parameters do not change.
 
-        Embedding and loss stay eager: a wholly compiled model is not bit-exact from run to run (its embedding gradient
-        is added up in any order), a model of compiled layers is.
+        Embedding and loss stay eager. A model that is compiled as a whole gives other bits in each run, because it adds up
+        the embedding's gradient in any order. A model of compiled layers gives the same bits.
 
         Args:
             say: Takes a line for the log.
@@ -232,9 +232,9 @@ class Gemma3(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompt_ids_BT: Tensor, num_new_tokens: int) -> Tensor:
-        """Return the likeliest continuation, token by token: [B, num_new_tokens].
+        """Return the continuation that takes the likeliest token each time (greedy): [B, num_new_tokens].
 
-        Everything is recomputed for every token, which is simple and right; for a few tokens of a sample it is enough.
+        Recomputes all positions for every token, without a cache: simple, and fast enough for short samples.
         """
         ids_BT = prompt_ids_BT
         for _ in range(num_new_tokens):

@@ -1,7 +1,8 @@
-"""Small operations whose backward pass keeps its inputs only, and recomputes what autograd would have kept.
+"""Memory-efficient operations: they keep only their inputs for the backward pass, and recompute the intermediate values.
 
-Kept are tensors that are alive anyway. Measured on the 50 M-parameter configuration (batch 4, 512 positions), eager: a
-step's peak is 0.4 GB lower, and the step is no slower, because it writes less.
+The inputs are alive anyway, so keeping them costs nothing; autograd would keep the intermediate values too. Measured on the
+50 M-parameter configuration (batch 4, 512 positions), eager: a step's memory peak is 0.4 GB lower, and the step is not
+slower, because it writes less.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class _RMSNorm(torch.autograd.Function):
         unit = x.float() * inverse_rms
         product = grad * unit
         grad_weight = product.flatten(0, -2).sum(0)
+        # With n = x / rms(x) and g = grad * factor: dx = (g - n * mean(g * n)) / rms(x).
         along = product.mul_(factor).mean(-1, keepdim=True)
         grad_x = (grad * factor).sub_(unit.mul_(along)).mul_(inverse_rms)
         return grad_x.type_as(x), grad_weight.type_as(weight), None

@@ -1,8 +1,9 @@
-"""Both ends of a language model with a tied embedding: the lookup at its start, and the loss at its end.
+"""The cross-entropy loss and the embedding lookup of a language model whose embedding is also its output matrix.
 
-The loss never holds the logits of all positions. Lookup and loss share one gradient of the embedding: the loss fills it,
-the lookup, whose turn in the backward pass is last, adds its rows to it. Two gradients added up by autograd would cost a
-second matrix of that size, cleared, written and read again: 5 % of a step of the 50 M-parameter configuration.
+The loss computes logits in chunks of positions, so that the logits of all positions never exist at once. Loss and lookup
+share one gradient of the embedding: in the backward pass the loss comes first and fills it, the lookup comes last and adds
+its rows. Autograd would make two gradients and add them: a second matrix of V x D that is cleared, written and read, which
+costs 5 % of a step of the 50 M-parameter configuration.
 
 Legend: M positions (batch x time), C positions of one chunk, D width, V vocabulary.
 """
@@ -18,33 +19,33 @@ from torch.nn import functional
 from worker.model.matmul import add_product_tn, product_nn_into, product_nt_into
 
 _CPU_CHUNK_BYTES = 16 * 2**20
-"""How large one chunk of logits should be on a CPU: half of a usual third-level cache."""
+"""Size of one chunk of logits on a CPU: half of a usual third-level cache, so that the softmax reads it from there."""
 
 _GPU_CHUNK_BYTES = 256 * 2**20
-"""The same on a GPU: enough rows to fill it, 1024 with a vocabulary of 65 536."""
+"""Size of one chunk of logits on a GPU: enough rows to keep it busy, 1024 with a vocabulary of 65 536."""
 
 _SMALLEST_CHUNK = 256
-"""Positions. Each chunk reads and writes the embedding's whole gradient once more, so that chunks must not be too many."""
+"""In positions. Each chunk reads and writes the whole gradient of the embedding once, so there must not be many chunks."""
 
 
 class EmbeddingGradient:
-    """What the loss leaves for the lookup of the same step; neither computes it without the other."""
+    """Carries the embedding's gradient from the loss to the lookup of the same step."""
 
     def __init__(self) -> None:
         self._gradient_VD: Tensor | None = None
 
     def leave(self, gradient_VD: Tensor) -> None:
-        """Hand over the loss's share."""
+        """Hand over the loss's part of the gradient."""
         self._gradient_VD = gradient_VD
 
     def take(self) -> Tensor:
-        """Return the loss's share, once.
+        """Return the loss's part of the gradient, once.
 
         Raises:
-            RuntimeError: there is none, or it has been taken.
+            RuntimeError: it is missing, or it was taken before.
         """
         if self._gradient_VD is None:
-            raise RuntimeError("the embedding's gradient is handed over once a step; compute the loss again")
+            raise RuntimeError("the embedding's gradient can be taken once a step; compute the loss again")
         gradient_VD, self._gradient_VD = self._gradient_VD, None
         return gradient_VD
 
@@ -61,8 +62,8 @@ class _Lookup(torch.autograd.Function):
         (grad_x,) = grads
         (ids,) = ctx.saved_tensors
         gradient_VD: Tensor = ctx.shared.take()
-        # Rows of one id are first added up in their order: adding them to the matrix at once would let threads race for
-        # a row, and every run would round differently.
+        # First sum the rows of each id, in a fixed order. If each row were added to the matrix directly, threads would race
+        # for the rows of frequent ids, and every run would round differently.
         seen_ids, row_of_id = ids.unique(return_inverse=True)
         grad_MD = (grad_x * ctx.scale).flatten(0, -2)
         rows = grad_MD.new_zeros(seen_ids.numel(), grad_MD.shape[-1]).index_add_(0, row_of_id.flatten(), grad_MD)
@@ -71,13 +72,17 @@ class _Lookup(torch.autograd.Function):
 
 
 def shared_lookup(embedding_VD: Tensor, ids: Tensor, scale: float, shared: EmbeddingGradient) -> Tensor:
-    """Return `scale * embedding[ids]` for a step whose loss is `shared_cross_entropy` of the same embedding."""
+    """Return `scale * embedding[ids]`. The step's loss must be a `cross_entropy` with the same embedding and `shared`."""
     x: Tensor = _Lookup.apply(embedding_VD, ids, scale, shared)  # type: ignore[no-untyped-call]
     return x
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Forward computes the gradients as well: each chunk's logits are needed once, and are gone before the next."""
+    """Cross-entropy over chunks. Its forward pass computes the gradients as well.
+
+    Otherwise the backward pass would need all chunks' logits again. Here each chunk's logits are used at once and then
+    overwritten by the next chunk's. Backward only scales the gradients.
+    """
 
     @staticmethod
     def forward(
@@ -105,6 +110,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss -= log_p_CV.gather(1, targets_C1).sum()
             if not (wants_h or wants_embedding):
                 continue
+            # The gradient of -log p(target) with respect to the logits is softmax - onehot(target).
             grad_CV = log_p_CV.exp_()
             grad_CV[torch.arange(len(h_CD), device=h_CD.device), targets_C1[:, 0]] -= 1.0
             grad_CV = grad_CV.to(h_MD.dtype)
@@ -120,7 +126,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad_loss,) = grads
         if ctx.gradients is None:
-            raise RuntimeError("the loss's gradients are handed over once; compute the loss again")
+            raise RuntimeError("the loss's gradients can be used once; compute the loss again")
         grad_h_MD, grad_embedding_VD = ctx.gradients
         ctx.gradients = None
         scale = grad_loss / ctx.num_targets
@@ -143,16 +149,16 @@ def cross_entropy(
 ) -> Tensor:
     """Return the sum of `-log p(target)` over all positions, divided by `num_targets`, as an fp32 scalar.
 
-    Probabilities are the softmax of `h @ embedding.T`. Dividing by the number of targets of the whole batch, not of
-    this part, makes the gradients of micro-batches add up to those of the batch.
+    Probabilities are the softmax of `h @ embedding.T`. The divisor is the number of targets of the whole batch, not of one
+    micro-batch, so that the gradients of micro-batches add up to those of the batch.
 
     Args:
         h_MD: Final hidden states.
-        embedding_VD: The tied embedding.
+        embedding_VD: The embedding, which is the output matrix as well.
         targets_M: Token ids.
         num_targets: The divisor.
-        shared: Where the embedding's gradient goes, to be completed by the `shared_lookup` that h comes from; None
-            returns it to autograd.
+        shared: Receives the embedding's gradient; the `shared_lookup` at the model's begin completes it. None: the
+            gradient goes to autograd.
     """
     loss: Tensor = _ChunkedCrossEntropy.apply(h_MD, embedding_VD, targets_M, num_targets, shared)  # type: ignore[no-untyped-call]
     return loss

@@ -1,6 +1,6 @@
-"""New weights, and the names that other programs give to the same weights.
+"""Makes initial weights, and converts weights and configurations to and from the names that other programs use.
 
-A state dict here maps the parameter names of `worker.model.gemma3` (those of the official `gemma_pytorch`) to tensors.
+A state dict maps parameter names of `worker.model.gemma3` (the names of the official `gemma_pytorch`) to tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INITIAL_STD = 0.02
 Source: GPT-2 (Radford et al. 2019), and the recipes of this size that publish it: OLMo 2, SmolLM2."""
 
 INITIAL_CUTOFF = 3.0
-"""New weights lie within this many standard deviations: one far outlier would rule its row's logits for a long time.
+"""New weights lie within this many standard deviations: one far outlier would dominate its row's logits for a long time.
 
 Source: allenai/OLMo, `InitFnType.full_megatron`, cutoff factor 3."""
 
@@ -51,13 +51,13 @@ def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def initial_state(arch: Architecture, seed: int) -> dict[str, Tensor]:
-    """Return new weights on the CPU in fp32: a pure function of its arguments, bit for bit.
+    """Return initial weights on the CPU in fp32: a pure function of its arguments, bit for bit.
 
-    Matrices are normal with `INITIAL_STD`, cut at `INITIAL_CUTOFF`; those that write to the residual stream (o_proj,
-    down_proj) are smaller by sqrt(2 * layers), so that the stream's variance does not grow with depth. Norm weights are
-    zero, which means a factor of one.
+    Matrices are normally distributed with `INITIAL_STD`, cut at `INITIAL_CUTOFF`. Those that write to the residual stream
+    (o_proj, down_proj) are divided by sqrt(2 * layers), so that the stream's variance does not grow with depth. Norm
+    weights are zero, which means a factor of one.
 
-    Every tensor has its own generator, seeded by (seed, name): neither the order nor another tensor's shape matters.
+    Every tensor has its own generator, seeded by (seed, name). So it depends neither on the order nor on other tensors.
 
     Source: Megatron-LM's scaled initialisation (Shoeybi et al. 2019), truncated as in OLMo's `full_megatron`.
     """
@@ -78,9 +78,9 @@ def _initial_tensor(arch: Architecture, seed: int, name: str, shape: tuple[int, 
 
 
 def from_gemma_pytorch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the text model's weights out of an official state dict, text-only or multimodal.
+    """Return the text model's weights from an official state dict, text-only or multimodal.
 
-    Rope tables are dropped (they are recomputed); of a multimodal checkpoint the vision tower is dropped as well.
+    Drops the rope tables (they are recomputed) and the vision tower.
     """
     dropped = ("local_freqs_cis", "global_freqs_cis", "freqs_cis")
     vision = ("siglip_vision_model.", "mm_")
@@ -92,9 +92,9 @@ def from_gemma_pytorch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
-    """Return the same weights under the names of transformers' `Gemma3ForCausalLM`; tensors may share memory.
+    """Return the weights under the names of transformers' `Gemma3ForCausalLM`; tensors may share memory with `state`.
 
-    The tied output matrix is left out, as transformers does when it saves.
+    Leaves out the output matrix, which is the embedding; transformers does the same when it saves.
     """
     q_rows, kv_rows = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     renamed: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def from_transformers(state: Mapping[str, Tensor], arch: Architecture) -> dict[s
     for name in parameter_shapes(arch):
         try:
             if name == "embedder.weight":
-                # Published 4b, 12b and 27b carry 64 more rows, for images.
+                # The published 4b, 12b and 27b have 64 more rows, for images.
                 weights[name] = state["model.embed_tokens.weight"][: arch.vocab_size]
             elif name.endswith("qkv_proj.weight"):
                 weights[name] = torch.cat([state[name.replace("qkv_proj", f"{part}_proj")] for part in "qkv"])
@@ -127,7 +127,7 @@ def from_transformers(state: Mapping[str, Tensor], arch: Architecture) -> dict[s
                 weights[name] = state[name.replace("query_norm", "q_norm").replace("key_norm", "k_norm")]
         except KeyError as missing:
             raise DataError(
-                f"these transformers weights have no {missing.args[0]!r}, which {name!r} is made of",
+                f"{missing.args[0]!r} is missing in the transformers weights; {name!r} is made from it",
                 expected=f"the weights of a Gemma3ForCausalLM with {arch.num_layers} layers",
             ) from missing
     return weights
@@ -168,7 +168,7 @@ def gemma_pytorch_config(arch: Architecture) -> dict[str, Any]:
 
 
 def transformers_config(arch: Architecture) -> dict[str, Any]:
-    """Return the `config.json` of a `Gemma3ForCausalLM`, without token ids: those belong to the tokenizer."""
+    """Return the `config.json` of a `Gemma3ForCausalLM`, without token ids, which come from the tokenizer."""
     global_rope: dict[str, Any] = {"rope_type": "default", "rope_theta": arch.rope_global_theta}
     if arch.rope_global_scaling != 1.0:
         global_rope |= {"rope_type": "linear", "factor": arch.rope_global_scaling}
@@ -204,5 +204,5 @@ def transformers_config(arch: Architecture) -> dict[str, Any]:
 
 
 def _whole(number: float) -> float | int:
-    """Return 10000 for 10000.0: the official configuration holds integers."""
+    """Return whole numbers as int (10000 for 10000.0), because the official configuration holds integers."""
     return int(number) if number == int(number) else number

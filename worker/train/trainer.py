@@ -1,7 +1,7 @@
-"""The training itself: a step is a pure function of the state before it and of the batch that its number names.
+"""Runs training steps: each step is a pure function of the state before it and of the batch of its number.
 
-Nothing in here is random and nothing is remembered but the state. With the same environment the same bits come out,
-however many sessions the steps are cut into.
+Nothing here is random, and nothing but the state is carried from step to step. So in the same environment the bits do not
+depend on how the steps are cut into sessions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worker.train.optim import AdamW, learning_rate
 
 
 class TrainableModel(Protocol):
-    """What the trainer needs of a model."""
+    """The methods of a model that the trainer calls."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield every parameter with its name."""
@@ -35,7 +35,7 @@ class TrainableModel(Protocol):
 
 
 class BatchSource(Protocol):
-    """Where batches come from."""
+    """The source of batches."""
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (inputs, targets) of a step, [B, T] each."""
@@ -44,22 +44,22 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step tells about itself."""
+    """The measurements of one step."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of steps done, including this one."""
     loss: float
-    """Before the update, in nats a token."""
+    """Before the update, in nats per token."""
     learning_rate: float
     grad_norm: float
     """Before clipping."""
 
 
 class Trainer:
-    """Model, optimizer and step: the whole training state, and how it goes on.
+    """Holds the training state (model, optimizer, step) and advances it step by step.
 
-    A step is two calls, `gradients` and `update`, because its loss must be judged before the update: it is the canary of
-    a restored checkpoint.
+    A step is two calls, `gradients` and `update`: after a restore, the loss is compared with the canary between them, before
+    the update changes the state.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Trainer:
         self.optimizer = optimizer
         self.step = step
         self.forward_s = 0.0
-        """How long the forward passes of the last batch took."""
+        """Seconds that the forward passes of the last batch took."""
         self._batches = batches
         self._training = training
         self._total_steps = total_steps
@@ -87,10 +87,10 @@ class Trainer:
         self._loss: float | None = None
 
     def gradients(self) -> float:
-        """Compute the loss and the gradients of the next step and return the loss; the state stays as it is.
+        """Compute the gradients of the next step and return its loss; the state does not change.
 
         Raises:
-            UserError: the loss is no finite number.
+            UserError: the loss is not finite.
         """
         self._loss = self._accumulate(backward=True)
         if not math.isfinite(self._loss):
@@ -98,10 +98,10 @@ class Trainer:
         return self._loss
 
     def update(self) -> StepResult:
-        """Apply the gradients that were computed: the step is done.
+        """Apply the computed gradients, which completes the step.
 
         Raises:
-            UserError: the gradients are no finite numbers; the state stays as it is.
+            UserError: the gradient norm is not finite; the state does not change.
         """
         if self._loss is None:
             raise RuntimeError("update without gradients")
@@ -117,10 +117,9 @@ class Trainer:
         return result
 
     def next_loss(self) -> float:
-        """Return the loss that the next step will have, bit for bit, without training it.
-
-        The pass records a graph although nobody walks it back: without one, other kernels may be chosen.
-        """
+        """Return the loss that the next step will have, bit for bit, without training it."""
+        # The pass records a graph although no backward pass follows: without it, torch may choose other kernels, which round
+        # differently.
         return self._accumulate(backward=False)
 
     def _accumulate(self, *, backward: bool) -> float:
