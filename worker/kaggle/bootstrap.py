@@ -1,6 +1,6 @@
-"""The first lines of a kernel's script: unpack the code that comes with it, and run it. The standard library alone.
+"""The first lines of a kernel's script: unpack the code in the script and run it. Imports the standard library only.
 
-The script that is pushed begins with this file's own text, so that what starts on another machine is what is checked here.
+The pushed script begins with the text of this file, so that the code which starts the kernel is the code that is tested here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _OLDEST_PYTHON = (3, 11)
 def run(job_json: str, code: str, environment: MutableMapping[str, str]) -> int:
     """Unpack the code (base85 of an lzma-compressed zip) and run the job; return the exit code.
 
-    What the image lacks is told in `report.json`, and is no error of the kernel: one that errs loses its files.
+    If the image lacks a module, it writes that into `report.json` and returns 0: Kaggle discards the output files of a
+    kernel that ends with an error.
     """
     lacks = lacking()
     if lacks:
@@ -44,7 +45,7 @@ def run(job_json: str, code: str, environment: MutableMapping[str, str]) -> int:
 
 
 def lacking() -> list[str]:
-    """Return what this interpreter lacks, in words; empty when the code can run."""
+    """Return the modules, or the Python version, that are missing, in words; empty if the code can run."""
     lacks = [f"the Python module {name}" for name in NEEDED_MODULES if importlib.util.find_spec(name) is None]
     if sys.version_info < _OLDEST_PYTHON:
         lacks.append(f"Python {'.'.join(map(str, _OLDEST_PYTHON))}, it has {sys.version.split()[0]}")
@@ -52,7 +53,7 @@ def lacking() -> list[str]:
 
 
 def leave(code: int) -> None:
-    """End the process: at once, because torch takes a while to take itself apart; inside a notebook, by returning."""
+    """End the process at once, because torch's own shutdown takes a while; in a notebook, only return."""
     sys.stdout.flush()
     sys.stderr.flush()
     if "IPython" not in sys.modules:
@@ -60,10 +61,10 @@ def leave(code: int) -> None:
 
 
 def _report(job: dict[str, Any], reason: str) -> dict[str, Any]:
-    """Return a SessionReport, by hand: the module that knows it needs pydantic."""
+    """Return a SessionReport as a dictionary: its own module needs pydantic, which may be missing."""
     spec = job["spec"]
     start = spec.get("start") or {}
-    now = datetime.now(timezone.utc).isoformat()  # noqa: UP017 - an older Python shall be able to tell that it is too old
+    now = datetime.now(timezone.utc).isoformat()  # noqa: UP017 - must run on a Python that is too old, to report that
     return {
         "schema_version": 1,
         **{name: spec[name] for name in ("run", "session", "attempt", "fence")},

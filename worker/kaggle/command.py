@@ -1,4 +1,4 @@
-"""`python -m worker kaggle JOB.json`: a kernel's session once more, by hand."""
+"""`python -m worker kaggle JOB.json`: runs a kernel's session by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def run_command(arguments: list[str], environment: MutableMapping[str, str]) -> 
     """Run the session of a job file; its folder becomes the kernel's output folder. Return the exit code.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file cannot be read.
     """
     parser = argparse.ArgumentParser("python -m worker kaggle", description=__doc__)
-    parser.add_argument("job", type=Path, help="a KaggleJob as JSON; its folder takes the outputs")
-    parser.add_argument("--input", type=Path, help="folder below which the inputs lie (default: where Kaggle mounts them)")
-    parser.add_argument("--scratch", type=Path, help="folder for what is gone at the end (default: one for temporary files)")
+    parser.add_argument("job", type=Path, help="a KaggleJob as JSON; outputs go to its folder")
+    parser.add_argument("--input", type=Path, help="folder that contains the inputs (default: where Kaggle mounts them)")
+    parser.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     chosen = parser.parse_args(arguments)
     try:
         job_json = chosen.job.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Brings checkpoints from the machine, which will be gone, to the account: beside the training, and at the session's end.
+"""Uploads checkpoints to the account, beside the training and at the session's end, because the machine's disk is lost.
 
-Where the account cannot be written to, the last checkpoint is left in the kernel's output.
+If the account cannot be written to, the last checkpoint is left in the kernel's output (kernel-output mode).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from worker.process import lower_priority
 
 _TEST_LIMIT_S = 60.0
 _LAST_TEST_LIMIT_S = 10.0
-_LAST_TEST_SHARE = 0.05  # of the session: half of what is kept before anything is measured
+_LAST_TEST_SHARE = 0.05  # of the session: half of the reserve that is kept before an upload has been measured
 _BYTES_PER_NUMBER = 12  # a weight and its two moments, in float32
-_LOOKS = 4  # looks at what is processed between two uploads, and within the time in which reads may lag
+_LOOKS = 4  # polls between two uploads, and polls within the time for which Kaggle's reads may be stale
 _SHORTEST_LOOK_S = 0.2
 _LONGEST_LOOK_S = 60.0
 _RETRY_S = 5.0
@@ -36,34 +36,34 @@ _GOODBYE_S = 5.0
 
 
 class _AbandonedError(Exception):
-    """An upload was given up on the way because a newer checkpoint is to go."""
+    """An upload was given up because a newer checkpoint must be uploaded instead."""
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where a delivery works."""
+    """The folders of a delivery."""
 
     outbox: Path
-    """Folder for checkpoints that wait, on the disk of the store."""
+    """For checkpoints that wait for delivery; on the disk of the store."""
     scratch: Path
-    """Folder for what an upload needs to go on after a break."""
+    """For the state that an interrupted upload needs to resume."""
     working: Path
-    """The kernel's output folder, with the report."""
+    """The kernel's output folder, which contains the report."""
 
 
 class Delivery:
     """Delivers the checkpoints of one attempt.
 
-    `committed` is told of each, a thread uploads the newest one when it is time, and `finish` brings the last one away.
+    Call `committed` for each checkpoint. A thread uploads the newest one at the upload interval; `finish` delivers the last.
 
     Args:
-        job: What is delivered, where to, and how often.
-        api: The account; None: it cannot be reached, and the kernel's output is all there is.
-        store: Where the attempt's checkpoints are committed.
-        desk: Where to work.
-        clock: What uploads are measured with.
+        job: The job: the attempt, its dataset and the upload interval.
+        api: The account; None: it cannot be reached, so that only the kernel's output remains.
+        store: The store of the attempt's checkpoints.
+        desk: The folders.
+        clock: Measures the uploads.
         ends_s: When the process must be gone, on the clock's monotonic axis.
-        say: Takes a line for the log; called on any thread.
+        say: Called with log lines, on any thread.
     """
 
     def __init__(
@@ -96,29 +96,29 @@ class Delivery:
 
     @property
     def look_every_s(self) -> float:
-        """How often the thread looks what there is to do."""
+        """The interval at which the thread polls, in seconds."""
         every_s = min(self._job.upload_every_s, self._job.settle_s) / _LOOKS
         return min(max(every_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
 
     def start(self) -> None:
-        """Begin to deliver, on a thread of its own and of low priority."""
+        """Begin to deliver, on a separate thread of low priority."""
         self._thread.start()
 
     def committed(self, checkpoint_id: str) -> None:
-        """Take a checkpoint that has come to exist; called on the saving thread, which it never disturbs."""
+        """Accept a committed checkpoint. Called on the saving thread; logs errors and never raises them."""
         try:
             self._take(checkpoint_id)
         except (GemmaOrchError, OSError) as error:
             self._say(f"checkpoint {checkpoint_id} cannot be delivered now: {error}")
 
     def reserve_s(self) -> float:
-        """Return the seconds that the delivery of the last checkpoint needs."""
+        """Return the seconds to reserve for the delivery of the last checkpoint."""
         if self._uploads is None:
             return copy_s(self._size_bytes)
         return self._uploads.pace.reserve_s(self._size_bytes, self._job.spec.limit_s)
 
     def look(self) -> None:
-        """Do what there is to do now: prove that the account can be written to, check what was sent, send what is due."""
+        """Poll once: prove that the account can be written to, check the version sent last, send a checkpoint if it is due."""
         uploads = self._uploads
         if uploads is None:
             return
@@ -137,10 +137,10 @@ class Delivery:
             self._complain(error)
 
     def finish(self, head: str | None) -> bool:
-        """Bring the attempt's last checkpoint away, in the time that is left; return whether it lies on the account.
+        """Deliver the attempt's last checkpoint in the remaining time; return whether it was uploaded to the account.
 
         Args:
-            head: The last checkpoint that the attempt has committed; None: it has none.
+            head: The last checkpoint that the attempt committed; None if it has none.
         """
         self._over.set()
         parcel = self._last(head)
@@ -182,7 +182,7 @@ class Delivery:
             raise _AbandonedError
 
     def _refused(self, uploads: Uploads, error: UserError) -> None:
-        """Give up the account when the refusal is final."""
+        """Switch to kernel-output mode if the refusal is final."""
         if not uploads.is_final(error):
             self._complain(error)
             return
@@ -191,13 +191,13 @@ class Delivery:
 
     def _complain(self, error: Exception) -> None:
         if str(error) != self._complaint:
-            self._say(f"nothing can be uploaded now, the next try is soon: {error}")
+            self._say(f"nothing can be uploaded now, retrying soon: {error}")
         self._complaint = str(error)
 
     # The saving thread's part.
 
     def _take(self, checkpoint_id: str) -> Parcel | None:
-        """Return a checkpoint of this attempt, ready for delivery; None for one of another attempt."""
+        """Put a checkpoint into the outbox and return it; None if another attempt made it."""
         parcel = self._outbox.put(checkpoint_id)
         spec, made = self._job.spec, parcel.manifest
         mine = (spec.run, spec.session, spec.attempt, spec.fence)
@@ -224,14 +224,14 @@ class Delivery:
             return None
         if self._newest is not None and self._newest.id == head:
             return self._newest
-        try:  # of an earlier process of this attempt, or one that could not be taken then
+        try:  # made by an earlier process of this attempt, or could not be put into the outbox before
             return self._take(head)
         except (GemmaOrchError, OSError) as error:
             self._say(f"checkpoint {head} cannot be delivered: {error}")
             return None
 
     def _let_thread_end(self, parcel: Parcel, deadline_s: float) -> None:
-        """Wait for an upload of the last checkpoint; give up one of an older checkpoint."""
+        """End the thread: wait if it uploads the last checkpoint, abandon the upload of an older one."""
         if not self._thread.is_alive():
             return
         in_flight = self._in_flight
@@ -242,7 +242,7 @@ class Delivery:
             self._thread.join(_GOODBYE_S)
 
     def _upload_last(self, parcel: Parcel, deadline_s: float) -> bool:
-        """Try until it is done, refused, or too late; return whether it is done."""
+        """Retry until the upload succeeds, is refused for good, or the time is over; return whether it succeeded."""
         report = AttemptLayout(self._desk.working).report
         whole = parcel.with_file(report) if report.exists() else parcel
         limit_s = self._job.spec.limit_s
@@ -259,14 +259,14 @@ class Delivery:
                 self._refused(uploads, error)
             except (GemmaOrchError, OSError) as error:
                 self._complain(error)
-            # An account that never answered is not waited for; nor is one that has no time to.
+            # Stop retrying if the account has never answered, or if there is no time for another try.
             if not uploads.may_write or self._clock.monotonic() + pause_s >= deadline_s:
                 return False
             self._clock.sleep(pause_s)
         return False
 
     def _put_out(self, parcel: Parcel) -> None:
-        """Leave a checkpoint in the kernel's output, the manifest last."""
+        """Copy or link a checkpoint into the kernel's output, the manifest last."""
         folder = self._desk.working / OUTPUT_FOLDER
         try:
             files.remove_tree(folder)

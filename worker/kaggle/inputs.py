@@ -1,6 +1,6 @@
-"""What a session needs from its mounts: prepared data, by digest, and the checkpoint to start from, by its manifest's sha256.
+"""Finds a session's inputs in the mounts: prepared data by its digest, the start checkpoint by its manifest's sha256.
 
-Where Kaggle mounts a source has changed before, and may again: everything is found by what it is, anywhere below one folder.
+Inputs are searched anywhere below one folder, because Kaggle has changed the paths of its mounts before and may do so again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_NAMED = 3
 
 
 class Mounts:
-    """The files below the folder of mounts, listed once: mounts do not change while a session runs."""
+    """The files below the folder of mounts. Listed once, because mounts do not change while a session runs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,15 +36,15 @@ class Mounts:
                 self._by_name.setdefault(name, []).append(Path(folder, name))
 
     def named(self, name: str) -> tuple[Path, ...]:
-        """Return every file of a name, wherever it lies."""
+        """Return all files with this name, in any folder."""
         return tuple(self._by_name.get(name, ()))
 
 
 def build_data_folder(mounts: Mounts, data_sha256: str, target: Path) -> None:
-    """Make a data folder of links to the mounted files of a data version.
+    """Make a data folder of symbolic links to the mounted files of a data version.
 
     Raises:
-        DataError: not all of it is mounted; the message names what is missing.
+        DataError: a file is not mounted; the message names the missing ones.
     """
     problem = f"none of the {len(mounts.named(DATA_MANIFEST_NAME))} files {DATA_MANIFEST_NAME} below {mounts.root} has its digest"
     for path in mounts.named(DATA_MANIFEST_NAME):
@@ -62,14 +62,14 @@ def build_data_folder(mounts: Mounts, data_sha256: str, target: Path) -> None:
     raise DataError(
         f"the data {data_sha256[:12]} is not mounted: {problem}",
         expected=f"the datasets {data_slug(data_sha256, 0)} and its further parts, with all their files",
-        remedy="gemma-orch upload brings to the account what is missing",
+        remedy="gemma-orch upload uploads the missing files",
     )
 
 
 def find_checkpoint(mounts: Mounts, expected: ExpectedCheckpoint, folder: Path) -> bool:
-    """Make a checkpoint folder of links to the mounted files of the expected checkpoint; return whether it is mounted.
+    """Make a checkpoint folder of symbolic links to the mounted files of the expected checkpoint; return whether it is mounted.
 
-    Only sizes are looked at: the session itself reads and verifies every byte.
+    Compares only the files' sizes here; the session verifies every byte when it restores.
     """
     for path in mounts.named(_flat(expected.id, MANIFEST_NAME)):
         data = path.read_bytes()
@@ -89,10 +89,10 @@ def find_checkpoint(mounts: Mounts, expected: ExpectedCheckpoint, folder: Path) 
 def download_checkpoint(
     api: KaggleApi, place: CheckpointPlace, expected: ExpectedCheckpoint, folder: Path, say: Callable[[str], None]
 ) -> None:
-    """Fetch the expected checkpoint from the version that it is said to lie in.
+    """Download the expected checkpoint from the version that the job names.
 
     Raises:
-        TemporaryError: it is not there, or is another one, or cannot be fetched now.
+        TemporaryError: the version lacks it, holds another manifest of it, or cannot be read now.
     """
     fetch = _from_dataset(api, place) if place.kind == "dataset" else _from_output(api, place)
     _remake(folder)
@@ -101,7 +101,7 @@ def download_checkpoint(
     if sha256 != expected.manifest_sha256:
         raise TemporaryError(
             f"{place.owner}/{place.slug} version {place.version} has another manifest of {expected.id}: sha256 {sha256[:12]}",
-            expected=f"{expected.manifest_sha256[:12]}, which is what was verified before",
+            expected=f"{expected.manifest_sha256[:12]}, as verified before",
         )
     manifest = Manifest.from_json(staged.read_bytes(), f"the manifest of {expected.id}")
     for entry in manifest.files:
@@ -130,17 +130,21 @@ def _data_manifest(path: Path) -> DataManifest | None:
     try:
         return DataManifest.from_json(path.read_bytes(), str(path))
     except DataError:
-        return None  # somebody else's data.json
+        return None  # a data.json of another program
 
 
 def _shard(mounts: Mounts, home: Path, data_sha256: str, name: str, size_bytes: int) -> Path | None:
-    """Return where a file of the data lies; full shards of another version have the same name and size, so that places count."""
+    """Return the mounted file of a shard.
+
+    A full shard of another data version has the same name and size. If there are several, take the one whose folder
+    belongs to this data most clearly.
+    """
     fitting = [path for path in mounts.named(name.rpartition("/")[2]) if _size(path) == size_bytes]
     return min(fitting, key=lambda path: _strangeness(path, home, data_sha256), default=None)
 
 
 def _strangeness(path: Path, home: Path, data_sha256: str) -> int:
-    """Return how little the place of a file says that it belongs to the data."""
+    """Return 0 if a file's folder belongs to the data by its place or name, 1 by its `part.json`, 2 if nothing shows it."""
     mine = data_slug(data_sha256, 0).rpartition("-")[0]
     if path.parent == home or any(part.startswith(f"{mine}-p") for part in path.parts):
         return 0
@@ -159,7 +163,7 @@ def _link_data(target: Path, manifest: Path, places: dict[str, Path], tokenizer:
     for name, place in places.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).symlink_to(place)
-    if tokenizer.exists():  # training does not read it; what looks at a session's texts does
+    if tokenizer.exists():  # training does not read it; commands that show a session's texts do
         (target / tokenizer.name).symlink_to(tokenizer)
     (target / DATA_MANIFEST_NAME).symlink_to(manifest)
 

@@ -1,4 +1,4 @@
-"""The story of a session in a Kaggle kernel: check the machine, find the inputs, train, and bring the result home."""
+"""Runs a session in a Kaggle kernel: check the machine, find the inputs, train, and deliver the last checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from worker.session.runner import Host, run_session
 
 _TOKEN_FILE = "token"  # noqa: S105 - the name of a file
 _KEPT_HERE = Retention(keep_last=2, keep_every=0, keep_session_starts=0)
-"""A kernel's disk is small, and what lasts are the uploads."""
+"""Few checkpoints are kept here: a kernel's disk is small, and only uploaded checkpoints outlive it."""
 
 
 def _say(text: str) -> None:
@@ -46,15 +46,15 @@ class Places:
     """The folders of a kernel."""
 
     input: Path
-    """What is mounted."""
+    """The mounted inputs."""
     working: Path
-    """What is kept as the kernel's output."""
+    """Kept as the kernel's output."""
     scratch: Path
-    """What is gone at the end: links to the inputs, checkpoints, what waits for its upload."""
+    """Deleted at the end: links to the inputs, checkpoints, files that wait for upload."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Places:
-        """Return the folders of the kernel that this process is in."""
+        """Return the folders of the kernel that runs this process."""
         working = Path("/kaggle/working")
         temporary = environment.get("TMPDIR") or ("/kaggle/temp" if working.is_dir() else tempfile.gettempdir())
         return cls(
@@ -66,7 +66,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a kernel's session takes from where it runs."""
+    """What the process gives a kernel's session: folders, clock, credentials, callbacks."""
 
     places: Places
     clock: Clock
@@ -74,7 +74,7 @@ class Surroundings:
     """When the process started, on the clock's monotonic axis."""
     connect: Callable[[Credentials], KaggleApi]
     credentials: Callable[[], Credentials]
-    """Those that the platform gives to the session."""
+    """Returns the credentials that Kaggle gives to the session."""
     asked_to_stop: Callable[[], str | None] = lambda: None
     check_machine: Callable[[KaggleJob], str] = lambda job: check_machine(job.accelerator)
     run_session: Callable[[Path, Host], int] = run_session
@@ -87,8 +87,8 @@ def main(job_json: str, environment: MutableMapping[str, str], places: Places | 
 
     Args:
         job_json: A KaggleJob.
-        environment: The process's variables.
-        places: The folders; None: those of a kernel.
+        environment: The process's environment variables.
+        places: The folders; None: the folders of a kernel.
     """
     stop = StopRequest()
     stop.install()
@@ -112,7 +112,7 @@ def main(job_json: str, environment: MutableMapping[str, str], places: Places | 
 
 def _connect(credentials: Credentials) -> KaggleApi:
     if importlib.util.find_spec("kagglesdk") is None:
-        raise UserError("this image has no kagglesdk, which the account is reached with")
+        raise UserError("kagglesdk is missing in this image; the account cannot be reached without it")
     return KaggleApi(credentials)
 
 
@@ -129,9 +129,9 @@ class Kernel:
         self._api: KaggleApi | None = None
 
     def run(self) -> int:
-        """Run the session, and bring its last checkpoint home; return the exit code.
+        """Run the session and deliver its last checkpoint; return the exit code.
 
-        It is 0 whenever there is a report: a kernel that ends with another one loses its files.
+        The exit code is 0 whenever there is a report: Kaggle discards the output files of a kernel that ends with an error.
         """
         job, say = self._job, self._around.say
         say(f"{attempt_name(job.spec.session, job.spec.attempt)} of {job.spec.run}, Python {platform.python_version()}")
@@ -150,7 +150,7 @@ class Kernel:
             delivery_reserve_s=delivery.reserve_s,
             start_may_be_links=True,
             say=say,
-            # Of a session that hangs, too, is brought home what can be; the thread that has noticed it does so.
+            # If the session hangs, the watchdog's thread calls this: it delivers the last checkpoint before the exit.
             exit_at_once=lambda code: self._around.exit_at_once(self._deliver(delivery, code)),
         )
         code = self._around.run_session(self._layout.spec, host)
@@ -159,7 +159,7 @@ class Kernel:
         return self._deliver(delivery, code)
 
     def _prepare(self) -> SessionSpec:
-        """Check the machine and find the inputs; return the spec with this machine's folders, which lies in the output, too."""
+        """Check the machine and find the inputs; return the spec with this machine's folders, and write it to the output."""
         self._around.say(f"computes on {self._around.check_machine(self._job)}")
         self._api = self._connected()
         spec, scratch = self._job.spec, self._places.scratch
@@ -186,7 +186,7 @@ class Kernel:
         return local
 
     def _connected(self) -> KaggleApi | None:
-        """Return the account; None, and a line in the log, where this session has no way to it."""
+        """Return the account; log the reason and return None if it cannot be reached."""
         try:
             return self._around.connect(self._credentials())
         except GemmaOrchError as error:
@@ -194,10 +194,10 @@ class Kernel:
             return None
 
     def _credentials(self) -> Credentials:
-        """Return those of the session, or where the user has chosen so, those in a private dataset.
+        """Return the session's credentials or, if the user has set `token_dataset`, those in that private dataset.
 
         Raises:
-            UserError: there are none.
+            UserError: there are no credentials.
         """
         ref = self._job.token_dataset
         if ref is None:
@@ -212,7 +212,7 @@ class Kernel:
         )
 
     def _bring_start(self, mounts: Mounts, checkpoints: Path) -> None:
-        """Put the checkpoint to start from where the session looks for it, which then verifies every byte."""
+        """Put the start checkpoint into the store, from the mounts or else by download. The session verifies its bytes."""
         expected, place = self._job.spec.start, self._job.start
         if expected is None:
             return
@@ -220,7 +220,7 @@ class Kernel:
             return
         if place is None or self._api is None:
             raise TemporaryError(
-                f"stale mount: {expected.id} is not below {mounts.root}, and cannot be fetched either",
+                f"stale mount: {expected.id} is missing below {mounts.root}, and cannot be fetched either",
                 expected=f"its manifest with sha256 {expected.manifest_sha256[:12]}",
             )
         begun_s = self._clock.monotonic()
@@ -248,7 +248,7 @@ class Kernel:
         return watch
 
     def _deliver(self, delivery: Delivery, code: int) -> int:
-        """Bring home the last checkpoint that the report names; return the kernel's exit code."""
+        """Deliver the last checkpoint, which the report names; return the kernel's exit code."""
         try:
             report = SessionReport.from_json(self._layout.report.read_bytes(), str(self._layout.report))
         except (OSError, DataError) as error:
@@ -258,7 +258,7 @@ class Kernel:
         return ExitCode.DONE
 
     def _fail(self, error: Exception) -> int:
-        """Report what keeps the session from beginning; return the exit code."""
+        """Report the error that prevents the session from beginning; return the exit code."""
         failure = understand(error)
         self._around.say(failure.reason if failure.expected else "".join(traceback.format_exception(error)))
         spec = self._job.spec

@@ -1,4 +1,4 @@
-"""Checkpoints that wait for their delivery: their files have a second name here, so that no pruning takes them away."""
+"""Keeps checkpoints until they are delivered: hard links to their files, so that pruning the store does not delete them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from state.stores.checkpoint_store import CheckpointStore
 
 @dataclass(frozen=True)
 class Parcel:
-    """A checkpoint, ready for its delivery."""
+    """A checkpoint that is ready for delivery."""
 
     manifest: Manifest
     note: VersionNote
     files: tuple[LocalFile, ...]
-    """The manifest last: where it is, all is."""
+    """In the order of sending, the manifest last: if it is there, all files are."""
 
     @property
     def id(self) -> str:
@@ -39,11 +39,11 @@ class Parcel:
 
 
 class Outbox:
-    """A folder of checkpoints that wait.
+    """A folder of checkpoints that wait for delivery.
 
     Args:
-        folder: On the disk of the store, so that a second name costs nothing.
-        store: Where checkpoints are committed.
+        folder: The folder. On the disk of the store, so that files can be linked instead of copied.
+        store: The store of the committed checkpoints.
     """
 
     def __init__(self, folder: Path, store: CheckpointStore) -> None:
@@ -51,12 +51,12 @@ class Outbox:
         self._store = store
 
     def put(self, checkpoint_id: str) -> Parcel:
-        """Give a committed checkpoint's files a second name, and return it ready for delivery.
+        """Link (or copy) a committed checkpoint's files into the outbox, and return it ready for delivery.
 
         Raises:
-            CorruptCheckpointError: there is no such checkpoint.
-            OSError: the disk does not take it.
-            UserError: there is something else in its place.
+            CorruptCheckpointError: the checkpoint is missing or its manifest is invalid.
+            OSError: the disk refuses the files.
+            UserError: the checkpoint's folder in the outbox is not a folder.
         """
         manifest, manifest_sha256 = self._store.manifest(checkpoint_id)
         source, target = self._store.folder(checkpoint_id), self._folder / checkpoint_id
@@ -78,7 +78,7 @@ class Outbox:
         )
 
     def keep_only(self, checkpoint_ids: Collection[str]) -> None:
-        """Drop all others; their files go when the store has dropped them, too."""
+        """Drop all other checkpoints; their bytes are freed once the store has pruned them, too."""
         if self._folder.is_dir():
             for entry in self._folder.iterdir():
                 if entry.name not in checkpoint_ids:
@@ -86,5 +86,5 @@ class Outbox:
 
 
 def _local_file(path: Path) -> LocalFile:
-    """Return a file as what is delivered: under its own name, as large as it is now."""
+    """Return a file for delivery under its own name, with its current size."""
     return LocalFile(path=path, name=path.name, size_bytes=path.stat().st_size)

@@ -1,4 +1,4 @@
-"""How long a delivery takes: pure values, a guess before the first upload and measured from then on."""
+"""Estimates how long a delivery takes: a guess before the first upload, measured values afterwards. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 _GUESSED_BYTES_PER_S = 20e6
 _GUESSED_LEAST_S = 60.0
-_GUESSED_MOST_SHARE = 0.1  # of the session: a short one must not spend itself on a guess
-_TIMES = 2.0  # one upload that breaks off, and another one
+_GUESSED_MOST_SHARE = 0.1  # of the session: a guess must not use up a short session
+_TIMES = 2.0  # time for one upload that breaks off and a second one
 _MARGIN_S = 5.0
 _MARGIN_SHARE = 0.02
 _COPY_BYTES_PER_S = 100e6
@@ -15,20 +15,20 @@ _COPY_BYTES_PER_S = 100e6
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast uploads go."""
+    """The measured speed of uploads."""
 
     bytes_per_s: float | None = None
     """None: not measured yet."""
     fixed_s: float = 0.0
-    """What an upload takes beside sending its bytes, at most so far."""
+    """The longest time so far that an upload took in addition to sending its bytes."""
 
     def after(self, size_bytes: int, sending_s: float, whole_s: float) -> Pace:
-        """Return the pace that knows one more upload: its bytes, the seconds that sending them took, and all of its seconds."""
+        """Return the pace updated with an upload: its bytes, the seconds of sending them, and its seconds in all."""
         speed = size_bytes / sending_s if sending_s > 0.0 else self.bytes_per_s
         return Pace(bytes_per_s=speed, fixed_s=max(self.fixed_s, whole_s - sending_s))
 
     def reserve_s(self, size_bytes: int, limit_s: float) -> float:
-        """Return the seconds to keep for an upload of so many bytes at the end of a session of a limit."""
+        """Return the seconds to reserve for an upload of `size_bytes` at the end of a session with this time limit."""
         if self.bytes_per_s is None:
             return min(max(_GUESSED_LEAST_S, _TIMES * size_bytes / _GUESSED_BYTES_PER_S), _GUESSED_MOST_SHARE * limit_s)
         return _TIMES * size_bytes / self.bytes_per_s + self.fixed_s + min(_MARGIN_S, _MARGIN_SHARE * limit_s)

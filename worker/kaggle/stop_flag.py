@@ -1,4 +1,4 @@
-"""Hears the wish to stop: Kaggle has no way to end a session from outside, so the session looks for a flag now and then."""
+"""Polls the stop flag in the run's control dataset: Kaggle cannot end a session from outside, so the session must ask."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from worker.process import lower_priority
 
 
 class StopFlagWatch:
-    """Looks at the run's control dataset, and touches the attempt's stop file when the flag names this attempt.
+    """Polls the run's control dataset; creates the attempt's stop file if the flag names this attempt.
 
     Args:
         api: The account.
-        job: Whose flag to look for, and how often.
-        stop_file: What the session looks at between two steps.
-        scratch: A folder for what is fetched.
-        say: Takes a line for the log; called on the watching thread.
+        job: The job: its attempt, control dataset and poll interval.
+        stop_file: The file that the session checks between two steps.
+        scratch: A folder for the downloaded flag.
+        say: Called with log lines, on the polling thread.
     """
 
     def __init__(self, api: KaggleApi, job: KaggleJob, stop_file: Path, scratch: Path, say: Callable[[str], None]) -> None:
@@ -37,17 +37,17 @@ class StopFlagWatch:
         self._thread = threading.Thread(target=self._watch, name="stop flag", daemon=True)
 
     def start(self) -> None:
-        """Look every so often, on a thread of its own."""
+        """Start polling, on its own thread."""
         self._thread.start()
 
     def close(self, *, wait_s: float = 1.0) -> None:
-        """Look no more; a look that hangs is not waited for longer than so."""
+        """Stop polling; wait at most `wait_s` for a poll in progress."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(wait_s)
 
     def look(self) -> bool:
-        """Look once; return whether this attempt is to stop. What cannot be read now is read at the next look."""
+        """Poll once; return whether this attempt must stop. After a failed read, the next poll tries again."""
         try:
             asked = self._is_asked()
             if asked:

@@ -1,4 +1,4 @@
-"""The attempt's own dataset as the session writes it: each upload is one version with one checkpoint."""
+"""Uploads checkpoints to the attempt's own dataset: each upload makes one version with one checkpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NAP_S = 1.0
 
 
 class Uploads:
-    """What the session has sent to its dataset, and what has become of it.
+    """Uploads checkpoints as versions of the attempt's dataset, and checks that Kaggle publishes them completely.
 
     Args:
         api: The account.
-        job: Which dataset, and how patient to be.
-        scratch: Folder for what an upload needs to go on after a break.
-        clock: What uploads are measured with.
-        say: Takes a line for the log.
+        job: The job: its dataset, and how long Kaggle may take.
+        scratch: Folder for the state that an interrupted upload needs to resume.
+        clock: Measures the uploads.
+        say: Called with log lines.
     """
 
     def __init__(self, api: KaggleApi, job: KaggleJob, scratch: Path, *, clock: Clock, say: Callable[[str], None]) -> None:
@@ -40,39 +40,41 @@ class Uploads:
         self._say = say
         self.pace = Pace()
         self.may_write = False
-        """Whether an upload was proved to be possible."""
+        """Whether a test upload has shown that this session may write."""
         self._has_written = False
         """Whether Kaggle has made a version for this session."""
         self._sent: Parcel | None = None
-        """The last one whose version Kaggle has accepted, as long as nothing bad is known of it."""
+        """The last checkpoint that Kaggle has accepted as a version; None after that version was found to be bad."""
         self._sent_s = 0.0
         self._is_published = False
-        """Whether the version of `_sent` stands with all its files."""
+        """Whether the version of `_sent` is published with all its files."""
         self._doubtful: str | None = None
-        """Checkpoint whose version may stand without our knowing."""
+        """Checkpoint whose version may exist although we have no answer from Kaggle."""
         self._known_bad: int | None = None
-        """Version that was found without all its files, or not processed; its checkpoint was sent again already."""
+        """Version that lacks files or failed in processing; its checkpoint has been sent again already."""
         self._num_bad = 0
         self._standing = 1  # the version that the controller has made
 
     def has_sent(self, checkpoint_id: str) -> bool:
-        """Return whether a checkpoint was sent, and nothing bad is known of its version."""
+        """Return whether a checkpoint was sent and its version is not known to be bad."""
         return self._sent is not None and self._sent.id == checkpoint_id
 
     def is_final(self, refusal: GemmaOrchError) -> bool:
-        """Return whether a refusal will stand; where something was written before, it may be for a version in process."""
+        """Return whether a refusal is final. After a successful write, a denial may only mean that a version is in process."""
         return not (isinstance(refusal, DeniedError) and self._has_written)
 
     def prove(self, deadline_s: float, *, check_abandoned: Callable[[], None] = lambda: None) -> None:
-        """Upload a few bytes that no dataset will have, to learn early whether this session may write; once is enough.
+        """Upload a few bytes that are never attached to a dataset, to learn early whether this session may write.
+
+        Does nothing after it has succeeded once.
 
         Args:
             deadline_s: When to give up, on the clock's monotonic axis.
-            check_abandoned: Called often; what it raises ends the upload.
+            check_abandoned: Called often; an exception that it raises ends the upload.
 
         Raises:
-            UserError: it may not.
-            TemporaryError: that is unknown.
+            UserError: the session may not write.
+            TemporaryError: it is unknown whether it may.
         """
         if self.may_write:
             return
@@ -85,10 +87,10 @@ class Uploads:
         self._say("the account can be written to: checkpoints are uploaded")
 
     def check(self) -> bool:
-        """Look what has become of the version that was sent last; return whether the checkpoint must be sent again.
+        """Check the version that was sent last; return whether its checkpoint must be sent again.
 
         Raises:
-            TemporaryError: Kaggle could not be asked.
+            TemporaryError: Kaggle did not answer.
         """
         sent, dataset = self._sent, self._job.dataset
         if sent is None or self._is_published:
@@ -99,23 +101,24 @@ class Uploads:
             return self._is_bad(error.version, str(error))
         if number is not None:
             self._is_published = True
-            self._say(f"checkpoint {sent.id} stands as version {number} of {dataset}")
+            self._say(f"checkpoint {sent.id} is published as version {number} of {dataset}")
             return False
         limit_s = self._job.processing_limit_s
         return self._is_late and self._is_bad(None, f"checkpoint {sent.id} is not processed after {format_duration(limit_s)}")
 
     def send(self, parcel: Parcel, deadline_s: float, *, tidy: bool, check_abandoned: Callable[[], None] = lambda: None) -> None:
-        """Upload a checkpoint and have Kaggle make a version of it; the processing is not waited for.
+        """Upload a checkpoint and have Kaggle make a version of it; does not wait for the processing.
 
         Args:
             parcel: The checkpoint.
             deadline_s: When to give up, on the clock's monotonic axis.
-            tidy: Whether old versions may go when there are many; they do so only when the one sent last is known to be good.
-            check_abandoned: Called often; what it raises ends the upload.
+            tidy: Whether old versions may be deleted if there are too many. They are deleted only if the version sent last
+                is known to be good.
+            check_abandoned: Called often; an exception that it raises ends the upload.
 
         Raises:
-            UserError: Kaggle refuses it.
-            TemporaryError: it could not be done until the deadline, or whether it was done is unknown.
+            UserError: Kaggle refuses the upload.
+            TemporaryError: the deadline has passed, or it is unknown whether the version was made.
         """
         if self._doubtful == parcel.id and self._stands(parcel):
             self._accepted(parcel, is_published=True, deleted_old=False)
@@ -136,7 +139,7 @@ class Uploads:
             parcel.files,
             str(parcel.note),
             delete_old=delete_old,
-            resume_dir=self._scratch / f"after-{self._num_bad}-bad",  # nothing is resumed that has led to a bad version
+            resume_dir=self._scratch / f"after-{self._num_bad}-bad",  # never resume bytes that led to a bad version
             deadline_s=deadline_s,
             clock=_RestlessClock(self._clock, check_abandoned),
             settle_s=self._job.settle_s,
@@ -149,7 +152,7 @@ class Uploads:
         self._say(f"checkpoint {parcel.id} is uploaded: {format_size(parcel.size_bytes)} in {format_duration(whole_s)}")
 
     def _is_overtaken(self) -> bool:
-        """Return whether a later attempt is known on the account, or may be: an older version may be what it starts from."""
+        """Return whether a later attempt exists on the account, or may exist: it may start from one of our older versions."""
         spec = self._job.spec
         later = (
             attempt_dataset_slug(spec.run, spec.session, spec.attempt + 1),
@@ -157,7 +160,7 @@ class Uploads:
         )
         try:
             overtaken = next((slug for slug in later if self._api.dataset(slug, owner=self._job.owner) is not None), None)
-            if overtaken is None:  # it may be there and refused, which only the list of all can tell
+            if overtaken is None:  # it may exist although the read was refused: only the list of all datasets can tell
                 listed = self._api.datasets("")
                 overtaken = next((slug for slug in later if slug in listed), None)
                 if self._job.dataset not in listed:
@@ -165,7 +168,7 @@ class Uploads:
         except TemporaryError:
             return True
         if overtaken is not None:
-            self._say(f"{overtaken} was begun after this attempt: no older version is deleted any more")
+            self._say(f"{overtaken} was begun after this attempt: older versions are not deleted any more")
         return overtaken is not None
 
     @property
@@ -173,7 +176,7 @@ class Uploads:
         return self._clock.monotonic() - self._sent_s > self._job.processing_limit_s
 
     def _is_bad(self, version: int | None, why: str) -> bool:
-        """Take note of a version that is no good; return whether that is news: it stands beside the one that came after it."""
+        """Note a bad version; return whether it is news: a bad version stays visible beside the one that replaced it."""
         if version is not None and version == self._known_bad and not self._is_late:
             return False
         self._say(f"{why}\nit is uploaded again")
@@ -183,7 +186,7 @@ class Uploads:
         return True
 
     def _stands(self, parcel: Parcel) -> bool:
-        """Return whether a version that we have heard nothing of stands."""
+        """Return whether a version exists that we got no answer for."""
         try:
             return published_version(self._api, self._job.dataset, parcel.files, str(parcel.note)) is not None
         except (CorruptUploadError, ProcessingFailedError):
@@ -196,7 +199,7 @@ class Uploads:
 
 
 class _RestlessClock:
-    """A clock whose sleepers ask now and then whether to go on sleeping."""
+    """A clock whose `sleep` runs a check about once a second, so that the check can interrupt it."""
 
     def __init__(self, clock: Clock, check: Callable[[], None]) -> None:
         self.now = clock.now
@@ -205,7 +208,7 @@ class _RestlessClock:
         self._check = check
 
     def sleep(self, seconds: float) -> None:
-        """Wait for that many seconds, unless the check raises."""
+        """Sleep for `seconds`, unless the check raises."""
         while seconds > 0.0:
             self._check()
             self._sleep(min(seconds, _NAP_S))

@@ -159,7 +159,7 @@ def test_what_was_sent_is_looked_at_until_it_stands(bench: Bench):
     bench.look_later()
     bench.delivery.look()
     bench.look_later(20.0)
-    assert bench.said[-1] == f"checkpoint {made.id} stands as version 2 of {JOB.dataset}"
+    assert bench.said[-1] == f"checkpoint {made.id} is published as version 2 of {JOB.dataset}"
     calls = len(bench.emulator.journal.of("GetDataset"))
     bench.look_later(20.0)
     assert len(bench.emulator.journal.of("GetDataset")) == calls
@@ -237,7 +237,7 @@ def test_a_version_that_lost_a_file_is_sent_again(bench: Bench):
     bench.clock.advance(20.0)
     assert set(bench.files()) == flat(made)
     bench.delivery.look()
-    assert bench.said[-1] == f"checkpoint {made.id} stands as version 3 of {JOB.dataset}"
+    assert bench.said[-1] == f"checkpoint {made.id} is published as version 3 of {JOB.dataset}"
 
 
 def test_a_version_that_lost_a_file_stands_beside_the_next_one_for_a_while(bench: Bench):
@@ -249,7 +249,7 @@ def test_a_version_that_lost_a_file_stands_beside_the_next_one_for_a_while(bench
         bench.look_later(60.0)
     assert bench.num_creates() == 2
     bench.look_later(200.0)
-    assert "stands as version 3" in bench.said[-1]
+    assert "is published as version 3" in bench.said[-1]
 
 
 def test_a_version_that_kaggle_fails_to_process_is_sent_again_once(bench: Bench):
@@ -266,7 +266,7 @@ def test_a_version_that_kaggle_fails_to_process_is_sent_again_once(bench: Bench)
     assert bench.num_creates() == 2
     bench.emulator.faults.remove()
     bench.look_later(20.0)
-    assert bench.said[-1] == f"checkpoint {made.id} stands as version 3 of {JOB.dataset}"
+    assert bench.said[-1] == f"checkpoint {made.id} is published as version 3 of {JOB.dataset}"
 
 
 def test_a_version_that_came_to_be_unheard_and_lost_a_file_is_no_version(bench: Bench):
