@@ -1,4 +1,4 @@
-"""Units to a data folder: leaves duplicates out, writes each language's streams, and counts what went where."""
+"""Writes the units into a data folder: leaves duplicates out, writes each language's streams, and counts per source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ I64Array = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class UnitPlace:
-    """A unit in reading order; `sources` has the number of the source of each of its portions."""
+    """A unit's file; `sources` has the source's number for each of its portions."""
 
     path: Path
     sources: tuple[int, ...]
@@ -35,7 +35,7 @@ class UnitPlace:
 
 @dataclass(frozen=True)
 class Assembled:
-    """What was written, and examples of what was not: by number of the source, and by reason."""
+    """The written languages, and examples of left-out records by the source's number and by reason."""
 
     languages: dict[str, LanguageData]
     examples: dict[int, dict[str, list[Example]]]
@@ -45,9 +45,9 @@ class Assembly:
     """Writes the streams of a data folder.
 
     Args:
-        folder: Where the shards go.
-        recipe: Size of the shards.
-        tokenizer: What the units were encoded with.
+        folder: The folder for the shards.
+        recipe: Has the size of a shard.
+        tokenizer: The tokenizer that encoded the units.
         sources: The files of text, in reading order.
     """
 
@@ -62,11 +62,11 @@ class Assembly:
         self._repeats: list[tuple[int, int, int]] = []  # source, its example's place, number of the document that it repeats
 
     def write(self, units: Sequence[UnitPlace], first: I64Array | None) -> Assembled:
-        """Write all documents of the units but the duplicates.
+        """Write all documents of the units except the duplicates.
 
         Args:
-            units: In reading order.
-            first: For each document the one that had its text first, as `find_duplicates` says; None: all are written.
+            units: The units in reading order.
+            first: The result of `find_duplicates`; None: write all documents.
 
         Raises:
             OSError: the disk is full.
@@ -139,7 +139,7 @@ class Assembly:
                 self._repeats.append((source, len(kept) - 1, int(first[number])))
 
     def _name_the_repeated(self, units: Sequence[UnitPlace]) -> None:
-        """Say of each duplicate that is an example where its text came first."""
+        """Add to each example of a duplicate the place of the document that is kept."""
         starts = np.cumsum([0, *(place.num_documents for place in units)])
         for source, place, repeated in self._repeats:
             number = int(np.searchsorted(starts, repeated, side="right")) - 1
@@ -195,7 +195,7 @@ class Assembly:
 
 @dataclass
 class _ShareCount:
-    """A SourceShare that is still counted."""
+    """The counts of a SourceShare, while units are written."""
 
     num_documents: int = 0
     num_tokens: int = 0

@@ -1,4 +1,4 @@
-"""A file as chunks of whole records, cut cheaply: the parent process reads and cuts, worker processes parse."""
+"""Reads a file as chunks of whole records: the parent process reads and cuts cheaply, worker processes parse."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _BLOCK_BYTES = 1024**2
 _LANGUAGE_BYTES = 1024  # more than the name of a language can have
 _ROW_BYTES = 64  # what a row takes beside its text, so that rows without any are bounded too
 _OTHER_BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins as UTF-16 LE
-_REMEDY = "replace it or take it out of the corpus folder; the same command then goes on where it was"
+_REMEDY = "replace it or take it out of the corpus folder; the same command then resumes"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some whole records of a file, one after another.
+    """Consecutive whole records of a file.
 
-    A record that is longer than `Recipe.max_document_bytes` is cut off somewhere beyond that, so that it is found to be
-    too long wherever it is parsed; only the last record of a chunk ever is.
+    A record longer than `Recipe.max_document_bytes` is truncated, but stays longer than that, so that the parser finds it
+    too long. Only the last record of a chunk can be truncated.
     """
 
     source: SourceFile
@@ -40,27 +40,27 @@ class Chunk:
 
 
 class ChunkReader:
-    """Reads one file once, in bounded memory: a chunk, a document or two of the largest size, and little more.
+    """Reads one file once, in bounded memory: about one chunk and two documents of the largest size.
 
     The same file, recipe and chunk size always give the same chunks.
 
     Args:
         source: The file.
-        recipe: What a document is, and how large it may be.
-        chunk_bytes: How large a chunk is, at least; the record that reaches this size is its last.
+        recipe: Defines what a document is, and how large it may be.
+        chunk_bytes: Least size of a chunk; the record that reaches this size is its last.
     """
 
     def __init__(self, source: SourceFile, recipe: Recipe, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._source = source
         self._recipe = recipe
         self._chunk_bytes = chunk_bytes
-        self._kept_bytes = recipe.max_document_bytes + 2  # of a record that is too long, even when the last is a line feed
+        self._kept_bytes = recipe.max_document_bytes + 2  # kept of a record that is too long; the last byte may be a line feed
         self._digest = hashlib.sha256()
         self._num_bytes = 0
-        self._num_lines = 0  # that are yielded
+        self._num_lines = 0  # yielded so far
         self._open = bytearray()  # text that is not yielded yet
         self.bytes_read = 0
-        """Bytes of the file that are read so far, for telling progress."""
+        """Bytes of the file read so far, for showing progress."""
 
     @property
     def num_bytes(self) -> int:
@@ -69,14 +69,14 @@ class ChunkReader:
 
     @property
     def sha256(self) -> str:
-        """Digest of the file as it lies there; known once `chunks` has ended."""
+        """Digest of the file as stored (compressed, if it is); known once `chunks` has ended."""
         return self._digest.hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the chunks; may be called once.
+        """Yield the chunks. Call it once.
 
         Raises:
-            DataError: the file cannot be read, is damaged, or is not what its name says.
+            DataError: the file cannot be read, is damaged, or has another format than its name says.
         """
         found: Iterator[tuple[int, bytes | tuple[Row, ...]]] = (
             self._rows() if self._source.kind.form is Form.PARQUET else self._text()
@@ -85,7 +85,7 @@ class ChunkReader:
             yield Chunk(self._source, number, first_record, data)
 
     def _rows(self) -> Iterator[tuple[int, tuple[Row, ...]]]:
-        """Yield rows with the number of the first; the digest takes a second reading."""
+        """Yield rows with the number of the first one; then read the file a second time for its digest."""
         try:
             file_bytes = self._source.path.stat().st_size
             rows: list[Row] = []
@@ -146,7 +146,7 @@ class ChunkReader:
                 return unzstd(read, str(self._source.path))
 
     def _in_utf8(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Take the byte order mark off that some editors put first; refuse those of other encodings."""
+        """Remove the byte order mark that some editors write; refuse the marks of UTF-16 and UTF-32."""
         start = b""
         for piece in pieces:
             start += piece
@@ -155,7 +155,7 @@ class ChunkReader:
         if start.startswith(_OTHER_BYTE_ORDER_MARKS):
             raise self._unusable(
                 "is UTF-16 or UTF-32, not UTF-8",
-                remedy="convert it (iconv -f UTF-16 -t UTF-8 OLD > NEW); the same command then goes on where it was",
+                remedy="convert it (iconv -f UTF-16 -t UTF-8 OLD > NEW); the same command then resumes",
             )
         yield start.removeprefix(codecs.BOM_UTF8)
         yield from pieces
@@ -178,7 +178,7 @@ class ChunkReader:
             yield self._take(len(self._open))
 
     def _cut_off(self, end: int) -> int:
-        """Shorten the line that ends there if it is too long and completes the chunk; return where it ends now."""
+        """Truncate the line that ends at `end` if it is too long and completes the chunk; return its new end."""
         kept = max(self._chunk_bytes, self._open.rfind(b"\n", 0, end) + 1 + self._kept_bytes)
         del self._open[kept:end]
         return min(kept, end)
@@ -192,7 +192,7 @@ class ChunkReader:
         return first_line, data
 
     def _paragraphs(self, chunks_of_lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        """Yield lines cut after blank ones, so that no paragraph lies in two chunks."""
+        """Yield lines, cut only after blank lines, so that no paragraph lies in two chunks."""
         max_bytes = self._recipe.max_document_bytes
         first_line, data = 1, b""
         dropping = False  # the rest of a paragraph that is too long
@@ -211,24 +211,24 @@ class ChunkReader:
                 yield first_line, data[:end]
                 first_line, data = first_line + data.count(b"\n", 0, end), data[end:]
             if len(data) > self._kept_bytes:
-                data, dropping = data[: self._kept_bytes].replace(b"\n", b" "), True  # as one line, to be no blank one
+                data, dropping = data[: self._kept_bytes].replace(b"\n", b" "), True  # as one line, which cannot count as blank
         if data:
             yield first_line, data
 
     def _whole(self, pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-        """Yield all that there is, though it be nothing, as one document."""
+        """Yield the whole file as one document, even if it is empty."""
         for piece in pieces:
             self._open += piece[: self._kept_bytes - len(self._open)]
         yield self._take(len(self._open))
 
 
 def is_blank(line: bytes, max_bytes: int) -> bool:
-    """Say whether a line is blank; one that is too long may be cut off before its first letter, and is not."""
+    """Return whether a line is blank. A line that is too long is not: its letters may have been truncated."""
     return len(line) <= max_bytes and not line.strip()
 
 
 def _start_of_first_blank_line(lines: bytes, max_bytes: int) -> int | None:
-    """Return where the first blank line begins that ends with a line feed."""
+    """Return the begin of the first blank line that ends with a line feed."""
     start = 0
     while (end := lines.find(b"\n", start)) >= 0:
         if is_blank(lines[start:end], max_bytes):
@@ -238,7 +238,7 @@ def _start_of_first_blank_line(lines: bytes, max_bytes: int) -> int | None:
 
 
 def _end_of_last_blank_line(lines: bytes, max_bytes: int) -> int:
-    """Return where the last blank line ends that ends with a line feed; 0 where there is none."""
+    """Return the end of the last blank line that ends with a line feed; 0 if there is none."""
     end = lines.rfind(b"\n")
     while end >= 0:
         before = lines.rfind(b"\n", 0, end)

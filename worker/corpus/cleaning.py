@@ -1,4 +1,4 @@
-"""Cleaning of one document's text, by rules that a recipe switches; every change and every drop has its rule."""
+"""Cleans one document's text by the rules that the recipe switches on; every change and every drop names its rule."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ HASH_BYTES = 16  # among 10**9 documents, two different texts with one hash are 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-# All that is neither control character nor ever touched by NFC: what is below U+0300, and usual punctuation.
+# Matches characters outside a set that needs no cleaning: no control characters, and never changed by NFC (below U+0300,
+# and usual punctuation).
 _NOT_PLAIN = re.compile("[^\t\n\x20-\x7e\xa0-\u02ff\u2010-\u2027\u2030-\u203a\u20a0-\u20bf]")
 
 
 class Rule(StrEnum):
-    """A rule of cleaning, in the words of the report."""
+    """A rule of cleaning, as the report names it."""
 
     NFC = "composed (NFC)"
     CONTROL = "control characters taken out"
@@ -32,7 +33,7 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A text as it is trained on, and what was done to it; `dropped` says why it is not trained on at all."""
+    """A cleaned text and the rules that changed it; `dropped` is the rule by which it is left out, or None."""
 
     text: str
     changed: tuple[Rule, ...] = ()
@@ -40,7 +41,7 @@ class Cleaned:
 
 
 def clean(text: str, recipe: Recipe) -> Cleaned:
-    """Return a document's text after the recipe's rules; duplicates are another stage's concern."""
+    """Return a document's text after the recipe's rules; duplicates are found in a later stage."""
     changed = []
     is_plain = not _NOT_PLAIN.search(text)
     if recipe.nfc and not is_plain:
@@ -61,14 +62,14 @@ def clean(text: str, recipe: Recipe) -> Cleaned:
 
 
 def hash_of(text: bytes) -> bytes:
-    """Return the hash that tells texts apart, [HASH_BYTES], of a text in UTF-8 after cleaning."""
+    """Return the hash of a cleaned text in UTF-8, [HASH_BYTES]; equal hashes mean equal texts."""
     return hashlib.blake2b(text, digest_size=HASH_BYTES).digest()
 
 
 def is_held_out(text_hash: bytes, share: float) -> bool:
-    """Say whether a document belongs to the validation set: a matter of its text alone, whatever else the corpus holds.
+    """Return whether a document belongs to the validation set. Depends on its text only, not on the rest of the corpus.
 
-    A larger share holds out what a smaller one does, and more.
+    A larger share holds out all that a smaller share does, and more.
     """
     return int.from_bytes(text_hash[-8:], "little") < share * 2.0**64
 

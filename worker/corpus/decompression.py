@@ -1,4 +1,4 @@
-"""Compressed files as a stream of small pieces, whatever they grow to, with every kind of damage noticed."""
+"""Decompresses files as streams of small pieces, in bounded memory, and detects every kind of damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from worker.corpus.extras import required
 
 Read = Callable[[int], bytes]
-"""Reads so many bytes of a file, fewer only at its end."""
+"""Reads the given number of bytes of a file; fewer only at its end."""
 
 PIECE_BYTES = 256 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
@@ -18,14 +18,14 @@ _ZSTD_ENDS = "is cut off: the zstd stream does not end"
 
 
 class DamagedError(Exception):
-    """A compressed file is not what its name says, or not whole; carries what is wrong, as the end of a sentence."""
+    """A compressed file is damaged, cut off or in another format. Its text continues a sentence: "FILE is cut off"."""
 
 
 def gunzip(read: Read) -> Iterator[bytes]:
     """Decompress a gzip file of one or more members, in pieces of at most PIECE_BYTES.
 
     Raises:
-        DamagedError: it is no gzip, is cut off, or its bytes have changed.
+        DamagedError: the file is not gzip, is cut off, or its bytes have changed.
     """
     member: Any = zlib.decompressobj(_GZIP)
     num_members = 0
@@ -33,7 +33,7 @@ def gunzip(read: Read) -> Iterator[bytes]:
     while rest := read(PIECE_BYTES):
         while rest:
             if num_members and not begun:
-                rest = rest.lstrip(b"\0")  # some tools fill up with zeros after the last member
+                rest = rest.lstrip(b"\0")  # some tools pad with zeros after the last member
                 if not rest:
                     break
             begun = True
@@ -52,15 +52,15 @@ def gunzip(read: Read) -> Iterator[bytes]:
 def unzstd(read: Read, name: str) -> Iterator[bytes]:
     """Decompress a zstd file of one or more frames, in pieces of at most 128 KiB.
 
-    The library decompresses all that it is given at once, and does not notice a frame that is cut off: so it is given
-    one block at a time (zstd's format, RFC 8878 section 3.1.1.2).
+    The library decompresses all of its input at once and does not detect a frame that is cut off. So we give it one block
+    at a time (zstd's format, RFC 8878 section 3.1.1.2).
 
     Args:
         read: Reads the file.
-        name: The file's name, for a message.
+        name: The file's name, for messages.
 
     Raises:
-        DamagedError: it is no zstd, is cut off, or its bytes have changed.
+        DamagedError: the file is not zstd, is cut off, or its bytes have changed.
     """
     zstandard = required("zstandard", name)
     num_frames = 0
@@ -88,7 +88,7 @@ def unzstd(read: Read, name: str) -> Iterator[bytes]:
 
 
 def _zstd_blocks(read: Read) -> Iterator[bytes]:
-    """Yield a frame whose magic number has been read, as its header, its blocks, and its checksum."""
+    """Yield the parts of a frame after its magic number has been read: header, blocks, checksum."""
     descriptor = _exactly(read, 1)
     flags = descriptor[0]
     single_segment, checksum = bool(flags & 0x20), bool(flags & 0x04)

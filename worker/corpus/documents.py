@@ -1,4 +1,4 @@
-"""All documents of some corpus folders, one after another, read by this very process."""
+"""Reads all documents of corpus folders one after another, in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.corpus.sources import SourceFile, find_sources
 
 
 class CorpusDocuments:
-    """Reads corpus folders for what needs text alone; records without usable text are counted and passed over."""
+    """Reads the texts of corpus folders; records without usable text are counted and skipped."""
 
     def __init__(self, corpora: Sequence[Path], recipe: Recipe) -> None:
         """Find the files.
@@ -47,7 +47,7 @@ class CorpusDocuments:
         self._check_skipped()
 
     def read_file(self, file: SourceFile, progress: PrepareProgress) -> Iterator[Record]:
-        """Yield every usable record of one file; it may be left before its end.
+        """Yield every usable record of one file; the caller may stop before its end.
 
         Raises:
             DataError: the file cannot be read.
@@ -73,7 +73,7 @@ class CorpusDocuments:
 
     @property
     def passed_over(self) -> str:
-        """What was left out, in words; empty: nothing."""
+        """The skipped records by reason, in words; empty if there are none."""
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
 
     def _check_skipped(self) -> None:
@@ -86,7 +86,7 @@ class CorpusDocuments:
 
 
 def file_bytes(file: SourceFile) -> int:
-    """Return a file's size, for telling progress: 0 when it is gone, which whoever reads it will say."""
+    """Return a file's size, for showing progress; 0 if it is gone (reading it raises the error)."""
     try:
         return file.path.stat().st_size
     except OSError:

@@ -1,7 +1,7 @@
-"""Exact duplicates over all units, found by the texts' hashes in bounded memory.
+"""Finds exact duplicates over all units by the hashes of their texts, in bounded memory.
 
-The hashes are looked at in buckets, each of about MAX_BUCKET_DOCUMENTS, and the units are read once for each bucket: what is
-in memory at one time does not grow with the corpus.
+The hashes are compared in buckets of about MAX_BUCKET_DOCUMENTS, and the units are read once for each bucket. So the memory
+does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ I64Array = NDArray[np.int64]
 def find_duplicates(
     units: Sequence[Path], counts: Sequence[int], scratch: Path, *, max_bucket_documents: int = MAX_BUCKET_DOCUMENTS
 ) -> I64Array:
-    """Return for each document, counted through all units, which one of its text stays; UNIQUE where it is the one.
+    """Return for each document the number of the document with the same text that is kept; UNIQUE if it is kept itself.
 
-    The first stays; but where languages hold out different shares, the first that is held out: else a text that is in the
-    validation set of one language could be trained on in another, and would be as soon as that other language is added.
+    Documents are numbered through all units. The first one with a text is kept; but if one is held out (languages can hold
+    out different shares), the first held-out one is kept. Otherwise a text of one language's validation set could be
+    trained on in another language.
 
     Args:
         units: The units in reading order.
-        counts: Documents of each unit.
-        scratch: A file for the result, which is mapped, not held in memory; it is overwritten.
-        max_bucket_documents: Documents that are compared at one time, on average.
+        counts: Number of documents of each unit.
+        scratch: A file for the result; it is overwritten, and mapped instead of held in memory.
+        max_bucket_documents: Documents that are compared at a time, on average.
 
     Returns:
         [sum(counts)].
@@ -43,7 +44,7 @@ def find_duplicates(
     total = sum(counts)
     if not total:
         return np.empty(0, dtype=np.int64)
-    with open(scratch, "wb") as file:  # written, not mapped: a page that a full disk has no room for would kill the process
+    with open(scratch, "wb") as file:  # not through a mapping: there, a full disk would kill the process instead of raising
         for start in range(0, total, max_bucket_documents):
             file.write(np.full(min(max_bucket_documents, total - start), UNIQUE, dtype=np.int64).tobytes())
     first = np.memmap(scratch, dtype=np.int64, mode="r+", shape=(total,))
@@ -57,7 +58,7 @@ def find_duplicates(
 def _bucket(
     units: Sequence[Path], counts: Sequence[int], bucket: int, num_buckets: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_], I64Array]:
-    """Return (high half, low half, held out, number) of the documents whose hashes fall into a bucket, [K] each."""
+    """Return (high half of the hash, low half, held out, number) of a bucket's documents, [K] each."""
     high, low, held_out, number = [], [], [], []
     start = 0
     for unit, count in zip(units, counts, strict=True):
@@ -74,7 +75,7 @@ def _bucket(
 def _repeated(
     high: NDArray[np.uint64], low: NDArray[np.uint64], held_out: NDArray[np.bool_], number: I64Array
 ) -> tuple[I64Array, I64Array]:
-    """Return the numbers of the documents that repeat one, and of those that they repeat."""
+    """Return the numbers of the repeated documents, and for each the number of the kept one."""
     order = np.lexsort((number, ~held_out, low, high))
     high, low, number = high[order], low[order], number[order]
     repeats = np.zeros(len(number), dtype=bool)

@@ -1,4 +1,4 @@
-"""Chunks to units, in processes of their own: parse, clean, hash, encode, write."""
+"""Makes units from packs of chunks, in worker processes: parse, clean, hash, encode, write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from worker.corpus.units import DOCUMENT, MAX_EXAMPLES, UNIT_VERSION, Example, P
 from worker.process import belong_to_the_parent, deaf_to_interrupts
 from worker.tokenizer.tokenizer import load_tokenizer
 
-_QUEUED_PER_WORKER = 2  # one at work and one waiting: a worker never waits, and memory stays small
+_QUEUED_PER_WORKER = 2  # one in work and one queued: workers do not wait, and memory stays small
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pack:
     """Consecutive chunks, which become one unit.
 
     Attributes:
-        unit: Where the unit goes; the name stands for the content.
+        unit: The unit's file; its name is a hash of the content.
         payload: The chunks, pickled.
         num_bytes: Bytes of the corpus that were read for it.
     """
@@ -45,7 +45,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A pack has become a unit."""
+    """The result of encoding a pack: its size, and the header of the unit."""
 
     pack_bytes: int
     header: UnitHeader
@@ -53,13 +53,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncoderSetup:
-    """What a process needs to encode; it travels to the process."""
+    """The settings that are sent to each encoding process."""
 
     recipe: Recipe
     tokenizer: Path
 
     def digest(self, tokenizer_sha256: str) -> bytes:
-        """Return what tells these settings from others in the name of a unit, the program's own versions among them."""
+        """Return a digest of the settings and of the program's versions; it is part of every unit's name."""
         versions = f"{UNIT_VERSION} {unicodedata.unidata_version} {sentencepiece.__version__}"
         return hashlib.sha256(f"{versions} {tokenizer_sha256} {self._text_rules()}".encode()).digest()
 
@@ -68,7 +68,7 @@ class EncoderSetup:
 
 
 def pack_of(chunks: Sequence[Chunk], num_bytes: int, folder: Path, settings: bytes) -> Pack:
-    """Return a pack of these chunks, its unit named by the settings and the chunks' content, wherever their file lies."""
+    """Return a pack of these chunks. Its unit is named by the settings and the chunks' content, not by the file's path."""
     name = hashlib.blake2b(digest_size=16, key=settings)
     for chunk in chunks:
         data = chunk.data if isinstance(chunk.data, bytes) else pickle.dumps(chunk.data, protocol=pickle.HIGHEST_PROTOCOL)
@@ -79,9 +79,9 @@ def pack_of(chunks: Sequence[Chunk], num_bytes: int, folder: Path, settings: byt
 
 
 def encode_packs(packs: Iterator[Pack], setup: EncoderSetup, num_workers: int) -> Generator[Encoded]:
-    """Make units of packs, with one encoder for each worker process; yields each as it is done, in no order.
+    """Make units from packs, with one encoder in each worker process; yield them as they are done, in any order.
 
-    One worker means this very process.
+    With one worker, this process encodes itself.
 
     Raises:
         OSError: a unit cannot be written.
@@ -107,15 +107,15 @@ def encode_packs(packs: Iterator[Pack], setup: EncoderSetup, num_workers: int) -
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
             raise TemporaryError(
-                "a process that encodes was killed, perhaps as the memory ran out",
-                remedy="the same command goes on where it was; fewer --workers need less memory",
+                "an encoding process was killed, perhaps because the memory ran out",
+                remedy="repeat the command, which resumes; fewer --workers need less memory",
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Encoder:
-    """Makes units."""
+    """Makes units, one pack at a time."""
 
     def __init__(self, setup: EncoderSetup) -> None:
         self._recipe = setup.recipe
@@ -129,7 +129,7 @@ class Encoder:
             OSError: it cannot be written.
         """
         batch = _Batch(self._recipe)
-        for number, chunk in enumerate(pickle.loads(pack.payload)):  # noqa: S301 (made by this very program)
+        for number, chunk in enumerate(pickle.loads(pack.payload)):  # noqa: S301 (made by this program)
             batch.take_chunk(number, chunk)
         tokens, lengths = self._tokens(batch.texts)
         documents = batch.documents(lengths)
@@ -149,7 +149,7 @@ class Encoder:
 
 
 class _Batch:
-    """The documents of a unit, as they are read."""
+    """Collects the documents of a unit while its chunks are parsed."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -204,7 +204,7 @@ class _Batch:
 
 @dataclass
 class _PortionCount:
-    """A Portion that is still counted."""
+    """The counts of a Portion, while its chunk is parsed."""
 
     num_records: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
@@ -231,11 +231,11 @@ def _count(counts: dict[str, int], reason: str) -> None:
     counts[str(reason)] = counts.get(str(reason), 0) + 1
 
 
-_encoder: Encoder | None = None  # of this process, when it is one of the pool's
+_encoder: Encoder | None = None  # this process's encoder, if it is a worker of the pool
 
 
 def _begin(setup: EncoderSetup) -> None:
-    """Begin a process of the pool."""
+    """Initialise a worker process of the pool."""
     global _encoder
     belong_to_the_parent()
     _encoder = Encoder(setup)

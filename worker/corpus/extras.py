@@ -1,4 +1,4 @@
-"""Libraries that only some formats of a corpus need, imported when the first such file is found."""
+"""Imports libraries that only some corpus formats need, when the first such file is found."""
 
 from __future__ import annotations
 

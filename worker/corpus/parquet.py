@@ -1,4 +1,4 @@
-"""Rows of a Parquet file: two columns of it at most, in batches of bounded size."""
+"""Reads the rows of a Parquet file, at most two columns, in batches of bounded size."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from worker.corpus.extras import required
 from worker.corpus.sources import SourceFile
 
 Row = tuple[bytes | None, bytes | None]
-"""Text and language; a value that the file does not have is None."""
+"""(text, language); None for a missing value."""
 
 _BUFFER_BYTES = 1024 * 1024
 _MAX_BATCH_ROWS = 1024
 
 
 def row_batches(source: SourceFile, recipe: Recipe, *, batch_bytes: int) -> Iterator[tuple[list[Row], float]]:
-    """Yield rows, some at a time, and the share of the file that is read with them.
+    """Yield batches of rows, each with the share of the file that has been read (0 to 1).
 
     Args:
         source: The file.
-        recipe: Says which columns.
-        batch_bytes: About how much text a batch may have, by the file's own account of its row groups.
+        recipe: Names the columns.
+        batch_bytes: About how much text a batch may have, estimated from the sizes of the row groups in the file.
 
     Raises:
-        DataError: the file is no Parquet, or damaged, or has no such column of text.
+        DataError: the file is not Parquet or is damaged, or the column is missing or holds no text.
     """
     pyarrow = required("pyarrow", str(source.path))
     parquet = required("pyarrow.parquet", str(source.path))
@@ -46,7 +46,7 @@ def row_batches(source: SourceFile, recipe: Recipe, *, batch_bytes: int) -> Iter
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{source.path} cannot be read as Parquet, after {num_rows:,} rows ({_first_line(error)})",
-            remedy="replace it or take it out of the corpus folder; the same command then goes on where it was",
+            remedy="replace it or take it out of the corpus folder; the same command then resumes",
         ) from error
 
 
@@ -68,14 +68,14 @@ def _check_column(source: SourceFile, schema: Any, column: str) -> None:
 
 
 def _batch_rows(group: Any, column: str, batch_bytes: int) -> int:
-    """Return how many rows of a group have about so many bytes of text."""
+    """Return how many rows of a group have about `batch_bytes` of text."""
     sizes = [group.column(index) for index in range(group.num_columns)]
     text_bytes = sum(size.total_uncompressed_size for size in sizes if size.path_in_schema == column)
     return max(1, min(_MAX_BATCH_ROWS, int(batch_bytes * group.num_rows / max(1, text_bytes))))
 
 
 def _values(pyarrow: Any, column: Any) -> list[bytes | None]:
-    """Return a column's values as bytes: what Parquet calls text need not be UTF-8."""
+    """Return a column's values as bytes, because text in Parquet is not always UTF-8."""
     if isinstance(column, pyarrow.DictionaryArray):
         column = column.dictionary_decode()
     values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()

@@ -1,4 +1,4 @@
-"""Lays the files of a data folder out as parts: folders of bounded size, each fit to be stored as one unit elsewhere."""
+"""Lays the files of a data folder out as parts: folders of bounded size, each of which can be stored as one dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from state.files import rename, write_atomically
 from state.layout import FileName
 
 PART_NAME = "part.json"
-MAX_PART_FILES = 50  # what the smallest of the stores that parts are for takes at the top level
+MAX_PART_FILES = 50  # the smallest limit of the stores that parts are for, at a dataset's top level
 _RESERVED_FILES = 4  # part.json, and room for the manifest, the tokenizer and a note of the store
 
 
@@ -25,7 +25,7 @@ class PartFile(Document):
 
 
 class Part(Document):
-    """`part.json`: what lies in a part, so that a reader finds its files by what they are, wherever they are mounted."""
+    """`part.json`: the list of a part's files, by which a reader recognises the part wherever it is mounted."""
 
     schema_version: int = 1
     number: int
@@ -41,14 +41,14 @@ def check_part_size(recipe: Recipe) -> None:
     """
     if recipe.max_part_bytes is not None and recipe.max_part_bytes <= recipe.shard_bytes:
         raise UserError(
-            f"a part of {recipe.max_part_bytes} bytes holds no shard of {recipe.shard_bytes} with its index",
+            f"--max-part-size is too small: {recipe.max_part_bytes} bytes for a shard of {recipe.shard_bytes} and its index",
             expected="--max-part-size larger than --shard-size",
             remedy="a larger --max-part-size, or a smaller --shard-size",
         )
 
 
 def lay_out(folder: Path, languages: dict[str, LanguageData], recipe: Recipe, token_bytes: int) -> dict[str, LanguageData]:
-    """Move the shards and their indices into parts, when the recipe asks for them; return the languages with their new names.
+    """Move the shards and their indices into parts, if the recipe has a part size; return the languages with the new names.
 
     Raises:
         UserError: a shard and its index together are larger than a part.
@@ -63,7 +63,7 @@ def lay_out(folder: Path, languages: dict[str, LanguageData], recipe: Recipe, to
 
 
 def describe_parts(folder: Path, manifest: DataManifest) -> None:
-    """Write each part's list of files; nothing when there are no parts."""
+    """Write each part's list of files; write nothing if there are no parts."""
     files: dict[str, list[PartFile]] = {}
     sizes = manifest.files
     for stream in manifest.streams:

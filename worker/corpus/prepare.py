@@ -1,7 +1,7 @@
-"""Raw text to a data folder: reads documents, cleans and encodes them, writes token shards and, last, the manifest.
+"""Makes a data folder from raw text: reads documents, cleans and encodes them, writes token shards and then the manifest.
 
-The stages: chunks of the corpus become units, in parallel and in any order; duplicates are found over all units; the units are
-written as streams, in reading order; the folder is moved into its place. A killed preparation finds its units again.
+The stages: chunks of the corpus become units, in parallel and in any order. Duplicates are found over all units. The units
+are written as streams, in reading order. The folder is moved into its place. A killed preparation reuses its finished units.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from worker.corpus.staging import Staging, remove_leftovers, staging_beside, sta
 from worker.corpus.units import Example, Portion, UnitHeader, read_header
 from worker.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-PACK_BYTES = 4 * 1024 * 1024  # of text in a unit: some seconds of work, which is what a kill can cost each process
+PACK_BYTES = 4 * 1024 * 1024  # of text in a unit: some seconds of work, so a kill costs each process only that much
 _BYTES_PER_WORKER = 16 * 1024 * 1024  # below this, starting a process takes longer than it saves
 _PLACES_IN_MESSAGE = 5
-_MAX_LANGUAGES = 10_000  # more than are spoken: the language field holds something else
+_MAX_LANGUAGES = 10_000  # there are fewer in the world; with more, the language field holds something else
 
 
 def prepare(
@@ -45,25 +45,25 @@ def prepare(
     progress: PrepareProgress | None = None,
     pack_bytes: int = PACK_BYTES,
 ) -> DataManifest:
-    """Make a data folder from corpus folders; the same call again, after a kill or not, ends with the same bytes.
+    """Make a data folder from corpus folders. The same call gives the same bytes, also when it was killed and repeated.
 
     Args:
-        corpus: Folders of text in a folder for each language.
+        corpus: Corpus folders, each with one folder per language.
         tokenizer: A SentencePiece model.
-        out: The data folder. When it holds the data of this very corpus, tokenizer and recipe already, nothing is done.
+        out: The data folder. If it already holds the data of this corpus, tokenizer and recipe, nothing is done.
         recipe: How text becomes tokens; None: the defaults.
         num_workers: Processes that encode; None: one for each core, fewer for a small corpus.
-        replace: Whether what `out` holds gives way when it is not this very data, whole.
-        progress: Is told how it goes on.
-        pack_bytes: Text in a unit of work; what is written depends on it in no way.
+        replace: Whether to replace the contents of `out` if they are other data or incomplete.
+        progress: Receives the progress.
+        pack_bytes: Text in a unit of work; the result does not depend on it.
 
     Returns:
-        The manifest, which lies in the folder as well.
+        The manifest, which is also written to the folder.
 
     Raises:
         UserError: the corpus, the tokenizer, the recipe or `out` cannot be used, or the disk is full.
-        DataError: a file cannot be read, a language has no text, or too many records have none.
-        TemporaryError: another process is making the same folder, or one of ours was killed.
+        DataError: a file cannot be read, a language has no text, or too many records have no usable text.
+        TemporaryError: another process is preparing the same folder, or one of our processes was killed.
     """
     recipe = recipe or Recipe()
     progress = progress or Silent()
@@ -90,12 +90,12 @@ def prepare(
             manifest = work.run(num_workers, pack_bytes, total_bytes)
             staging.publish()
     except KeyboardInterrupt:
-        progress.say(f"stopped; the same command goes on where it was ({staging_of(out)} keeps what is done)")
+        progress.say(f"stopped; the same command resumes ({staging_of(out)} keeps the finished work)")
         raise
     except OSError as error:  # errors of reading are DataErrors by now
         raise UserError(
             f"{out} cannot be written ({error.strerror})",
-            remedy="make room or choose another --out; the same command then goes on where it was",
+            remedy="make room or choose another --out; the same command then resumes",
         ) from error
     return manifest
 
@@ -113,7 +113,7 @@ class _Preparation:
         self._progress = progress
         self._packed: list[tuple[Path, tuple[int, ...]]] = []  # each unit, and the sources of its portions
         self._read: list[tuple[int, str]] = []  # size and sha256 of each file
-        self._languages: set[str] = set()  # of the units that were looked at
+        self._languages: set[str] = set()  # of the units that were read so far
 
     def run(self, num_workers: int, pack_bytes: int, total_bytes: int) -> DataManifest:
         self._begin()
@@ -130,7 +130,7 @@ class _Preparation:
         return self._assemble(places, sources)
 
     def _begin(self) -> None:
-        remove_tree(self._staging.data)  # streams are written anew, from the units that are there
+        remove_tree(self._staging.data)  # streams are always written anew, from the finished units
         self._staging.data.mkdir()
         self._staging.units.mkdir(exist_ok=True)
         write_atomically(self._staging.root / TOKENIZER_NAME, self._model.model_bytes)
@@ -163,7 +163,7 @@ class _Preparation:
         return pack
 
     def _missing(self, packs: Iterator[Pack]) -> Iterator[Pack]:
-        """Pass on the packs that have no unit yet."""
+        """Yield the packs that have no unit yet."""
         making: set[Path] = set()
         said = False
         for pack in packs:
@@ -172,12 +172,12 @@ class _Preparation:
                 yield pack
                 continue
             if pack.unit not in making and not said:
-                self._progress.say("going on where a former preparation was")
+                self._progress.say("resuming an earlier preparation")
                 said = True
             self._progress.advance(pack.num_bytes)
 
     def _counted(self) -> tuple[list[UnitPlace], list[Source], dict[int, dict[str, list[Example]]]]:
-        """Return the units, the sources with what was read of them, and examples of records without a text."""
+        """Return the units, the sources with their counts, and examples of records without usable text."""
         places = []
         portions: list[list[Portion]] = [[] for _ in self._files]
         for path, numbers in self._packed:
@@ -214,7 +214,7 @@ class _Preparation:
                 f"the corpus has more than {_MAX_LANGUAGES:,} languages: {some}, ...",
                 remedy=f"--language-field {self._recipe.language_field} may name the wrong field"
                 if self._recipe.language_field
-                else "each folder in a corpus folder is taken for a language",
+                else "each folder in a corpus folder counts as a language",
             )
 
     def _check_malformed(self, sources: Sequence[Source], examples: dict[int, dict[str, list[Example]]]) -> None:
@@ -224,11 +224,11 @@ class _Preparation:
             raise DataError(
                 f"{num_skipped} of {num_records} records have no usable text{self._places(examples)}",
                 expected=f"at most {self._recipe.max_malformed_share:.2%} (--max-malformed)",
-                remedy="correct them, or allow more; the same command then goes on where it was",
+                remedy="correct them, or allow more; the same command then resumes",
             )
 
     def _check_languages(self, sources: Sequence[Source], examples: dict[int, dict[str, list[Example]]]) -> None:
-        """Check that every language that a folder names has a text."""
+        """Check that every language that is named by a folder has usable text."""
         usable: dict[str, int] = {}
         for file, source in zip(self._files, sources, strict=True):
             if file.language is not None:
@@ -283,7 +283,7 @@ class _Preparation:
 def _check_validation(recipe: Recipe) -> None:
     if recipe.validation_shares and not recipe.deduplicate:
         raise UserError(
-            "--keep-duplicates and a --validation of single languages cannot be had together",
+            "--keep-duplicates cannot be combined with a --validation share of single languages",
             expected="one share for all languages, or no duplicates: of a text that two languages have, both copies must be held"
             " out, or none",
             remedy="leave out one of the two",
@@ -291,7 +291,7 @@ def _check_validation(recipe: Recipe) -> None:
 
 
 def _check_names(recipe: Recipe, languages: Set[str | None]) -> None:
-    """Check that a share is for a language that is there, where the folders say which are."""
+    """Check that the validation shares name languages of the corpus, if all languages are known from the folders."""
     known = sorted(language for language in languages if language is not None)
     for name in recipe.validation_shares:
         if name not in known and None not in languages:
@@ -327,7 +327,7 @@ def _present(out: Path, files: Sequence[SourceFile], model: Tokenizer, recipe: R
 
 
 def _check_corpora_stay(out: Path, corpora: Sequence[Path]) -> None:
-    """Check that no text lies where the data folder comes, which takes the place of all that is there."""
+    """Check that no corpus folder lies inside `out`: publishing the data folder would replace it."""
     for corpus in corpora:
         if out in (corpus.resolve(), *corpus.resolve().parents):
             raise UserError(f"the data folder {out} would replace the corpus folder {corpus}", remedy="choose another --out")

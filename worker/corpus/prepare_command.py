@@ -1,4 +1,4 @@
-"""`gemma-orch prepare`: the options of `prepare` in the user's words. Its help needs no training extra."""
+"""`gemma-orch prepare`: its options and its help, which need no training extra."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ see report.json in the data folder. gemma-orch start --data DIR trains on it.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `python -m worker prepare`: talk on stderr, with --json the manifest on stdout.
+    """Run `python -m worker prepare`: messages on stderr, with --json the manifest on stdout.
 
     Raises:
-        GemmaOrchError: as `prepare` does, and for options that cannot be meant; the caller prints it.
+        GemmaOrchError: an option is invalid, or `prepare` failed; the caller prints it.
     """
     options = parser().parse(arguments)
     recipe = recipe_of(options)
@@ -99,7 +99,7 @@ def _problem(field: str, message: str) -> str:
 
 
 def _validation(texts: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """Return the share of all languages and those of single ones from `0.005` and `konkani=0.02`."""
+    """Return (share of all languages, shares of single languages) from texts such as `0.005` and `konkani=0.02`."""
     general = [text for text in texts if "=" not in text]
     if len(general) > 1:
         raise UserError(f"--validation is given as {' and as '.join(general)}", expected="one share for all languages")

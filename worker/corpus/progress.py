@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Shows the progress of a preparation: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MB = 1e6
 
 
 class PrepareProgress(Protocol):
-    """Is told how a preparation goes on."""
+    """Receives the progress of a preparation."""
 
     def say(self, text: str) -> None:
-        """Take a line for people."""
+        """Show a line."""
 
     def stage(self, name: str, total_bytes: int) -> None:
-        """A stage begins that will go through so many bytes."""
+        """Begin a stage that processes `total_bytes`."""
 
     def advance(self, num_bytes: int, num_tokens: int = 0) -> None:
-        """So much more of the stage is done; work that a former process did counts no tokens."""
+        """Add finished work to the stage; work that an earlier process did counts 0 tokens."""
 
 
 class Silent:
-    """Tells nobody."""
+    """Shows nothing."""
 
     def say(self, text: str) -> None:
         """Drop the line."""
@@ -42,9 +42,9 @@ class Silent:
 
 
 class Rate:
-    """Speed and remaining time of a stage.
+    """Computes speed and remaining time of a stage.
 
-    Bytes that cost no tokens were done before: they count for what remains, not for the speed.
+    Bytes without tokens were done by an earlier process: they reduce the remaining work, but do not count for the speed.
     """
 
     def __init__(self, total_bytes: int, monotonic: Callable[[], float]) -> None:
@@ -56,9 +56,9 @@ class Rate:
         self._num_tokens = 0
 
     def advance(self, num_bytes: int, num_tokens: int) -> None:
-        """So much more is done."""
+        """Add finished work."""
         if num_tokens == 0 and self._num_tokens == 0:
-            self._started_s = self._monotonic()  # the skipping at the beginning tells nothing of the speed to come
+            self._started_s = self._monotonic()  # skipping finished work at the begin does not count for the speed
         else:
             self._worked_bytes += num_bytes
         self.done_bytes += num_bytes
@@ -73,7 +73,7 @@ class Rate:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds until the end, if it goes on like this; None: not known yet."""
+        """Seconds until the end at the present speed; None: not known yet."""
         elapsed_s = self._monotonic() - self._started_s
         if not self._worked_bytes or elapsed_s <= 0.0:
             return None
@@ -101,7 +101,7 @@ class LineProgress:
         self._rate = Rate(total_bytes, self._monotonic)
 
     def advance(self, num_bytes: int, num_tokens: int = 0) -> None:
-        """Take note, and write a line when the last one is ten seconds old."""
+        """Add finished work, and write a line if the last one is ten seconds old."""
         self._rate.advance(num_bytes, num_tokens)
         if self._monotonic() - self._said_s < _LINE_EVERY_S:
             return
@@ -141,7 +141,7 @@ class BarProgress:
         self._bar.console.print(text, markup=False, highlight=False)
 
     def stage(self, name: str, total_bytes: int) -> None:
-        """Begin a stage with a bar of its own."""
+        """Begin a stage with a new bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._rate = Rate(total_bytes, time.monotonic)
@@ -156,7 +156,7 @@ class BarProgress:
 
 @contextlib.contextmanager
 def terminal_progress() -> Iterator[PrepareProgress]:
-    """Give what suits standard error: a bar on a terminal, lines elsewhere."""
+    """Yield a progress display for standard error: a bar on a terminal, lines elsewhere."""
     if sys.stderr.isatty():
         with BarProgress(Console(stderr=True)) as bar:
             yield bar

@@ -1,4 +1,4 @@
-"""Options of all verbs that read a corpus: where the text stands in its files, and how it is cleaned."""
+"""Options of all verbs that read a corpus: which parts of a file are the text and what a document is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DEFAULTS = Recipe()
 
 
 def add_reading(group: argparse._ArgumentGroup) -> None:
-    """Add the options that say where documents stand in the files."""
+    """Add the options that define the documents of a file."""
     group.add_argument(
         "--text-field",
         default=_DEFAULTS.text_field,

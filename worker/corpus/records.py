@@ -1,4 +1,4 @@
-"""Records of a chunk: each a text with its language, or the reason why it is left out."""
+"""Parses the records of a chunk: each gives a text with its language, or the reason why it is left out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Reason(StrEnum):
 
 
 class Record(NamedTuple):
-    """A text; `number` is that of the line where it begins, or of its row, in its file, from 1."""
+    """A text with its language; `number` is its first line, or its row, in its file, from 1."""
 
     number: int
     text: str
@@ -43,7 +43,7 @@ class Record(NamedTuple):
 
 
 class BadRecord(NamedTuple):
-    """A record that is left out; `excerpt` is how it begins, on one line."""
+    """A record that is left out; `excerpt` is its beginning, on one line."""
 
     number: int
     reason: Reason
@@ -51,7 +51,7 @@ class BadRecord(NamedTuple):
 
 
 def records(chunk: Chunk, recipe: Recipe) -> Iterator[Record | BadRecord]:
-    """Yield all records of a chunk in their order; blank lines are none, as nothing could be lost with them."""
+    """Yield all records of a chunk in their order. Blank lines are not records: they are not counted as left out."""
     if not isinstance(chunk.data, bytes):
         yield from _rows(chunk, chunk.data, recipe)
     elif chunk.source.kind.form is Form.JSONL:
@@ -63,13 +63,13 @@ def records(chunk: Chunk, recipe: Recipe) -> Iterator[Record | BadRecord]:
 
 
 def excerpt(text: str) -> str:
-    """Return the first characters of a text, those that cannot be printed replaced by a space."""
+    """Return the first characters of a text; characters that cannot be printed become spaces."""
     head = text[:EXCERPT_CHARACTERS]
     return "".join(character if character.isprintable() else " " for character in head).strip()
 
 
 def excerpt_of(data: bytes) -> str:
-    """Return the first characters of a record, as `excerpt`."""
+    """Return the first characters of a record's bytes, like `excerpt`."""
     return excerpt(data[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace"))
 
 
@@ -84,7 +84,7 @@ def _json_lines(chunk: Chunk, data: bytes, recipe: Recipe) -> Iterator[Record | 
 
 
 def _json_line(line: bytes, language: object, recipe: Recipe) -> tuple[str, str] | Reason:
-    """Return text and language; `language` is the file's, None when the record names its own."""
+    """Return text and language; `language` is the file's, or None if the record names its own."""
     if len(line) > recipe.max_document_bytes:
         return Reason.TOO_LONG
     try:
@@ -108,7 +108,7 @@ def _json_line(line: bytes, language: object, recipe: Recipe) -> tuple[str, str]
 
 
 def _is_unicode(text: str) -> bool:
-    """Say whether a text can be written as UTF-8: JSON escapes can smuggle in halves of surrogate pairs."""
+    """Return whether a text can be written as UTF-8: escapes in JSON can contain halves of surrogate pairs."""
     try:
         return text.isascii() or bool(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -134,7 +134,7 @@ def _row(data: bytes | None, named: bytes | None, language: str | None, recipe: 
     except UnicodeDecodeError:
         return Reason.NOT_UTF8
     if recipe.language_field is not None:
-        language = None if named is None else named.decode("utf-8", "surrogateescape")  # which no name may have in it
+        language = None if named is None else named.decode("utf-8", "surrogateescape")  # an invalid name is refused
     return _checked(text, language)
 
 
@@ -149,7 +149,7 @@ def _checked(text: str, language: object) -> tuple[str, str] | Reason:
 
 
 def _documents(data: bytes, first_line: int, recipe: Recipe) -> Iterator[tuple[int, bytes]]:
-    """Yield the documents of plain text, each with the line where it begins, without its last line feed."""
+    """Yield the documents of plain text, each with its first line's number, without the last line feed."""
     if recipe.text_documents == "file":
         yield first_line, data.removesuffix(b"\n")
         return
@@ -171,7 +171,7 @@ def _plain(number: int, data: bytes, language: str, recipe: Recipe) -> Record | 
 
 
 def _plain_text(data: bytes, recipe: Recipe) -> str | Reason:
-    """Return the text with line feeds as its only line ends."""
+    """Return the text with line feeds as the only line ends, or the reason why it is left out."""
     if len(data) > recipe.max_document_bytes:
         return Reason.TOO_LONG
     try:

@@ -1,4 +1,4 @@
-"""What a preparation left out, dropped and changed: per source, with examples; and the table that people are shown."""
+"""Reports what a preparation left out, dropped and changed, per source with examples; and its summary as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.corpus.units import Example
 
 
 class SourceReport(Document):
-    """What became of one file of text."""
+    """The counts of one source: records, documents, and what was left out or changed."""
 
     corpus: int
     name: str
@@ -36,8 +36,8 @@ def make_report(manifest: DataManifest, examples: Mapping[int, Mapping[str, Sequ
     """Return the report of a data folder.
 
     Args:
-        manifest: The folder's.
-        examples: By number of the source, and by reason.
+        manifest: The folder's manifest.
+        examples: By the source's number, then by reason.
     """
     shares: list[list[SourceShare]] = [[] for _ in manifest.sources]
     for language in manifest.languages.values():
@@ -62,7 +62,7 @@ def make_report(manifest: DataManifest, examples: Mapping[int, Mapping[str, Sequ
 
 
 def summary(manifest: DataManifest, folder: Path) -> str:
-    """Return what a data folder holds, as a table for people, and every record that is not trained on, by reason."""
+    """Return a data folder's languages as a table for people, and the counts of left-out and changed records by reason."""
     rows = [("language", "documents", "tokens", "text bytes", "bytes/token", "held out", "dropped")]
     for name, data in sorted(manifest.languages.items()):
         rows.append(

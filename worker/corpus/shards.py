@@ -1,4 +1,4 @@
-"""Writes one stream of documents as shards of raw little-endian tokens, with an index for each, and the blocks' digests."""
+"""Writes a stream of documents as shards of raw little-endian tokens, each with an index, and computes the blocks' digests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from state.files import fsync_file
 
 
 class ShardWriter:
-    """Takes documents in order and cuts their tokens into shards of one size, the last one shorter.
+    """Writes documents in order and cuts their tokens into shards of one size; the last shard may be shorter.
 
     Args:
-        folder: Where the shards go.
-        name: Of the stream; it begins the files' names.
+        folder: The folder for the shards.
+        name: The stream's name; file names begin with it.
         token_bytes: 2 or 4.
         shard_bytes: Size of a full shard.
     """
@@ -48,7 +48,7 @@ class ShardWriter:
             tokens: [sum(lengths)] of all documents, joined.
             lengths: [D] tokens of each document, at least one.
             sources: [D] number of each document's source.
-            records: [D] record of each within its source.
+            records: [D] number of each document's record within its source.
             num_bytes_text: Size of their text in UTF-8.
         """
         rest = tokens.astype(self._dtype, copy=False)
@@ -69,7 +69,7 @@ class ShardWriter:
         self._num_bytes_text += num_bytes_text
 
     def finish(self) -> TokenStream | None:
-        """Make all shards durable and return the stream; None when no document came."""
+        """Make all shards durable and return the stream; None if there were no documents."""
         if self._open is not None:
             self._end_shard(self._open)
         if not self._num_tokens:
@@ -88,7 +88,7 @@ class ShardWriter:
 
 
 class BlockDigests:
-    """The digests of a stream's blocks, each with the one token after it, as `TokenStream.blocks` says."""
+    """Computes the digests of a stream's blocks, each over the block and the token after it (`TokenStream.blocks`)."""
 
     def __init__(self) -> None:
         self._digests: list[str] = []
@@ -96,7 +96,7 @@ class BlockDigests:
         self._num_tokens = 0
 
     def update(self, tokens: NDArray[np.unsignedinteger]) -> None:
-        """Take tokens at the end of the stream."""
+        """Append tokens to the stream."""
         while len(tokens):
             if self._num_tokens == BLOCK_TOKENS:
                 self._block.update(tokens[:1].tobytes())
@@ -145,9 +145,9 @@ class _OpenShard:
 
 
 class _HashedFile:
-    """A file that is written once, from its beginning to its end.
+    """A file that is written once, from begin to end, and hashed on the way.
 
-    It is open only while it is written to: a corpus of 300 languages has more shards than a process may have open files.
+    It is open only during a write, because a corpus of 300 languages has more shards than a process may have open files.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where text comes from: finds the files of corpus folders, their formats and their languages."""
+"""Finds the text files of corpus folders, their formats and their languages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LAYOUT = 'a folder per language, in it .jsonl (each line {"text": "..."}), .txt
 
 
 class Form(StrEnum):
-    """How a file holds records."""
+    """How a file stores records."""
 
     JSONL = "JSON lines"
     TEXT = "plain text"
@@ -42,7 +42,7 @@ class Kind:
 
     @property
     def record_word(self) -> str:
-        """What a record's number counts."""
+        """The unit that a record's number counts."""
         return "row" if self.form is Form.PARQUET else "line"
 
 
@@ -58,7 +58,7 @@ _KINDS = {
 class SourceFile:
     """One file of a corpus: `name` is its path within the corpus folder number `corpus`.
 
-    `language` is None where each record names its own.
+    `language` is None if each record names its own.
     """
 
     corpus: int
@@ -70,7 +70,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Sources:
-    """What was found in the corpus folders: files in reading order, and what was not read, with the reason."""
+    """The files found in the corpus folders, in reading order, and the ignored files, each with its reason."""
 
     files: tuple[SourceFile, ...]
     ignored: tuple[str, ...]
@@ -80,14 +80,14 @@ _IGNORED_SHOWN = 10  # a folder of pictures has tens of thousands of them
 
 
 def not_read(ignored: Sequence[str]) -> str:
-    """Return what was not read, as a line for people."""
+    """Return the ignored files as a line for people."""
     more = f" and {len(ignored) - _IGNORED_SHOWN:,} more" if len(ignored) > _IGNORED_SHOWN else ""
     return f"not read: {', '.join(ignored[:_IGNORED_SHOWN])}{more}"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Something in a corpus folder; `size_bytes` is None when it is not read, for the reason `problem`."""
+    """An entry of a corpus folder; `size_bytes` is None if it is not read, for the reason `problem`."""
 
     name: str
     path: Path
@@ -99,7 +99,7 @@ class _Entry:
 
 
 def kind_of(name: str) -> tuple[str, Kind] | None:
-    """Return the suffix of a file's name, as it stands there, and its format; None for files that are not read."""
+    """Return the suffix of a file's name, in its own spelling, and its format; None for files that are not read."""
     for suffix, kind in _KINDS.items():
         if name.lower().endswith(suffix):
             return name[-len(suffix) :], kind
@@ -107,19 +107,19 @@ def kind_of(name: str) -> tuple[str, Kind] | None:
 
 
 def find_sources(corpora: Sequence[Path], recipe: Recipe) -> Sources:
-    """Find the files of some corpus folders that hold text.
+    """Find the text files of corpus folders.
 
-    The first folder level names the language, and all files below it belong to it; a file directly in a corpus folder
-    has its stem as language (`konkani.jsonl.gz`). Where the recipe has a language field, records of JSON lines and of
-    Parquet name their own. Files are in the order of their languages, corpora and names. Hidden files are passed over;
-    files of other kinds are listed as ignored.
+    The first folder level names the language of all files below it. The name of a file directly in a corpus folder, without
+    its suffix, names the file's language (`konkani.jsonl.gz`). If the recipe has a language field, records of JSON lines and
+    Parquet name their own. Files are ordered by language, corpus and name. Hidden files are skipped; files of other kinds
+    are listed as ignored.
 
     Raises:
-        UserError: a folder is missing, given twice, cannot be listed or holds nothing to read, a name cannot be used, a
-            link leads nowhere, a file is too large for one document, or a library for its format is missing.
+        UserError: a folder is missing, given twice, unreadable or has no text file; a name is invalid; a link is broken; a
+            file is too large for one document; or a library for its format is missing.
     """
     if not corpora:
-        raise UserError("no corpus folder was given", expected=_LAYOUT)
+        raise UserError("no corpus folder is given", expected=_LAYOUT)
     _check_folders(corpora)
     files: list[SourceFile] = []
     ignored: list[str] = []
@@ -191,7 +191,7 @@ def _language_of(entry: _Entry, suffix: str) -> str:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Entry]:
-    """Yield all that is not hidden in a folder, at any depth, through links as well, but never in circles."""
+    """Yield all entries of a folder that are not hidden, at any depth; follows links, but never in circles."""
     try:
         status = folder.stat()
         with os.scandir(folder) as listing:
@@ -216,7 +216,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 
 
 def _entry(name: str, path: Path) -> _Entry | None:
-    """Return a file, or what takes its place; None for a folder."""
+    """Return the entry of a file, a bad link or a special file; None for a folder."""
     try:
         status = path.stat()
     except OSError as error:
@@ -235,7 +235,7 @@ def _entry(name: str, path: Path) -> _Entry | None:
 
 
 def _is_unicode(name: str) -> bool:
-    """Say whether a name can be written as UTF-8; Python lets other bytes through as halves of surrogate pairs."""
+    """Return whether a name is UTF-8; Python represents other bytes as halves of surrogate pairs."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A folder that is made beside its final place, by one process at a time, and moved there when it is whole."""
+"""The staging folder: a data folder is made beside its final place, by one process at a time, and moved there when complete."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from state.files import remove_tree, rename
 
 @dataclass(frozen=True)
 class Staging:
-    """The place beside `out` where it is made; what lies here when a process is killed, the next one finds."""
+    """The folder beside `out` where `out` is made. If a process is killed, the next one resumes from its contents."""
 
     root: Path
     out: Path
 
     @property
     def units(self) -> Path:
-        """Finished work that a later process may use again."""
+        """Finished work that a later process can reuse."""
         return self.root / "units"
 
     @property
     def data(self) -> Path:
-        """What becomes `out`."""
+        """The folder that becomes `out`."""
         return self.root / "data"
 
     def publish(self) -> None:
-        """Make `data` the final folder, in place of what lies there, and remove the rest."""
+        """Move `data` to `out`, replacing an existing folder, and remove the staging folder."""
         if self.out.exists():
-            replaced = self.root / "replaced"  # not removed in its place: a kill would leave a half of it there
+            replaced = self.root / "replaced"  # moved away before it is removed: a kill must not leave a half of it in `out`
             remove_tree(replaced)
             rename(self.out, replaced)
         rename(self.data, self.out)
@@ -42,7 +42,7 @@ class Staging:
 
 
 def staging_of(out: Path) -> Path:
-    """Return where `out` is made: always the same place, for the next process to go on there; its lock keeps two apart."""
+    """Return the staging folder of `out`: always the same one, so that the next process can resume. It is locked in use."""
     return out.with_name(f".{out.name}.staging")
 
 
@@ -50,12 +50,12 @@ def staging_of(out: Path) -> Path:
 def staging_beside(out: Path) -> Iterator[Staging]:
     """Give the staging folder of `out` to one process at a time.
 
-    The folder carries the lock, which the kernel lets go when its holder dies; the library filelock would need a file of its own
-    beside it, for good. The folder stays when the block ends badly.
+    The lock is on the folder; the operating system releases it when its holder dies. The library filelock would need a file of
+    its own beside the folder, for good. The folder stays if the block raises.
 
     Raises:
         TemporaryError: another process is making the same folder.
-        UserError: something else has the staging folder's name.
+        UserError: a file or a link has the staging folder's name.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Staging(staging_of(out), out)
@@ -67,7 +67,7 @@ def staging_beside(out: Path) -> Iterator[Staging]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what a process left behind that was killed after it had published `out`."""
+    """Remove the staging folder of a process that was killed after it had published `out`."""
     root = staging_of(out)
     if root.exists():
         with staging_beside(out):
@@ -81,7 +81,7 @@ def _opened(staging: Path) -> int:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         raise UserError(
-            f"{staging} is a link, or a file", expected="a folder that gemma-orch has made, or nothing", remedy="move it away"
+            f"{staging} is a link or a file", expected="a folder that gemma-orch has made, or nothing", remedy="move it away"
         ) from error
 
 

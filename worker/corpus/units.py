@@ -1,8 +1,8 @@
-"""Units: what a pack of chunks became, one file each, named by all that determines it.
+"""Units: the encoded documents of a pack of chunks, one file each, named by a hash of everything that determines them.
 
-The name is a hash of the recipe, the tokenizer and the very bytes that were read. So a unit that is there is right: a
-preparation that was killed finds its work again by reading the corpus anew, and files that were changed, renamed or
-removed meanwhile cannot leave anything wrong behind.
+The hash covers the recipe, the tokenizer and the bytes that were read. So an existing unit is always right: a preparation
+that was killed reads the corpus again and reuses the units that exist. If files were changed, renamed or removed meanwhile,
+their old units are simply not used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DOCUMENT = np.dtype(
 )
 
 UNIT_VERSION = 2
-"""Part of every unit's name: raised whenever the same text is to give another unit, in form or in content."""
+"""Part of every unit's name. Raise it whenever the same text gives another unit, in form or in content."""
 
 MAX_EXAMPLES = 3  # of each reason and source: enough to see the pattern
 
@@ -47,7 +47,7 @@ class Example(Document):
 
 
 class Portion(Document):
-    """What a unit has of one chunk: counts of its records, by the language that they are in."""
+    """The part of a unit that comes from one chunk: counts of its records, by language."""
 
     num_records: int = Field(ge=0)
     skipped: dict[str, int] = Field(default_factory=dict, description="records without a usable text, by reason")
@@ -57,7 +57,7 @@ class Portion(Document):
 
 
 class UnitHeader(Document):
-    """What a unit's file begins with."""
+    """The header of a unit's file."""
 
     schema_version: int = 1
     portions: tuple[Portion, ...]
@@ -89,7 +89,7 @@ def write_unit(
     documents: NDArray[np.void],
     tokens: NDArray[np.unsignedinteger],
 ) -> UnitHeader:
-    """Write a unit; it is there whole, or not at all.
+    """Write a unit atomically: the file appears complete or not at all.
 
     Raises:
         OSError: the disk is full.
@@ -107,7 +107,7 @@ def write_unit(
 
 
 def read_header(path: Path) -> UnitHeader:
-    """Return a unit's counts."""
+    """Return a unit's header."""
     with open(path, "rb") as file:
         return _header(file, path)
 

@@ -25,7 +25,7 @@ from worker.corpus.sources import Kind, SourceFile, find_sources, kind_of
 
 SMALL = Recipe(max_document_bytes=1024)
 CORPUS = ROOT.parent / "shared" / "corpus"
-REMEDY = "replace it or take it out of the corpus folder; the same command then goes on where it was"
+REMEDY = "replace it or take it out of the corpus folder; the same command then resumes"
 
 
 def source(path: Path, language: str | None = "hindi") -> SourceFile:

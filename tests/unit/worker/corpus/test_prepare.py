@@ -379,7 +379,7 @@ def test_a_part_takes_no_more_than_fifty_files(tmp_path: Path):
 
 
 def test_a_part_that_cannot_hold_a_shard_is_refused_before_anything_is_read(corpus: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="holds no shard of 4096 with its index"):
+    with pytest.raises(UserError, match="--max-part-size is too small: .* bytes for a shard of 4096 and its index"):
         prepare([corpus], MODEL, tmp_path / "data", Recipe(shard_bytes=4096, max_part_bytes=2048))
 
 
@@ -417,7 +417,7 @@ def test_a_file_that_breaks_off_is_named_and_once_it_is_replaced_the_work_before
     bad.write_bytes(whole)
     progress = Listener()
     manifest = prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", ALL, pack_bytes=2000, progress=progress)
-    assert progress.said[0] == "going on where a former preparation was"
+    assert progress.said[0] == "resuming an earlier preparation"
     assert manifest.languages["english"].num_documents == 503
     assert good.exists()
 
