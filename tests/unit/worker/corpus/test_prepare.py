@@ -115,7 +115,7 @@ def test_a_text_that_one_language_holds_out_is_trained_on_in_no_other_whichever_
 
 
 def test_shares_of_single_languages_and_kept_duplicates_do_not_go_together(tmp_path: Path, corpus: Path):
-    with pytest.raises(UserError, match="--keep-duplicates and a --validation of single languages"):
+    with pytest.raises(UserError, match="--keep-duplicates cannot be combined with a --validation share"):
         prepare([corpus], MODEL, tmp_path / "data", Recipe(deduplicate=False, validation_shares={"hindi": 0.1}))
 
 
@@ -379,7 +379,7 @@ def test_a_part_takes_no_more_than_fifty_files(tmp_path: Path):
 
 
 def test_a_part_that_cannot_hold_a_shard_is_refused_before_anything_is_read(corpus: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--max-part-size is too small: .* bytes for a shard of 4096 and its index"):
+    with pytest.raises(UserError, match="--max-part-size is too small: 2048 bytes for a shard of 4096 and its index"):
         prepare([corpus], MODEL, tmp_path / "data", Recipe(shard_bytes=4096, max_part_bytes=2048))
 
 
@@ -426,7 +426,7 @@ def test_a_link_in_the_place_of_the_staging_folder_is_not_followed(tmp_path: Pat
     write_lines(tmp_path / "corpus" / "english" / "a.jsonl", *texts("one document with some words in it"))
     (tmp_path / "outside").mkdir()
     (tmp_path / ".data.staging").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="is a link, or a file"):
+    with pytest.raises(UserError, match="is a link or a file"):
         prepare([tmp_path / "corpus"], MODEL, tmp_path / "data", num_workers=1)
     assert list((tmp_path / "outside").iterdir()) == []
 
