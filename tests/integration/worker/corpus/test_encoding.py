@@ -52,5 +52,5 @@ def _kill_self() -> None:
 
 def test_a_process_that_is_killed_is_said_with_the_next_command(tmp_path: Path):
     pack = Pack(tmp_path / "a.unit", pickle.dumps(_Deadly()), 1)
-    with pytest.raises(TemporaryError, match="a process that encodes was killed"):
+    with pytest.raises(TemporaryError, match="an encoding process was killed"):
         list(encode_packs(iter([pack]), setup(), 2))
