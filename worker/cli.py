@@ -1,4 +1,4 @@
-"""The command line of the worker's verbs: parse options, suggest what was meant, write to stdout."""
+"""The command line of the worker's verbs: parses options, suggests corrections, writes to stdout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)", re.DOTALL
 
 
 class VerbParser(argparse.ArgumentParser):
-    """Parses a verb's options; whole names only, so that a new option never changes what a command means."""
+    """Parses a verb's options. Does not accept abbreviated names, so that a new option never changes an old command."""
 
     def __init__(self, verb: str, description: str, *, epilog: str = "") -> None:
         """Make the parser of `gemma-orch VERB`.
@@ -24,7 +24,7 @@ class VerbParser(argparse.ArgumentParser):
         Args:
             verb: One word or two, such as `prepare` or `data show`.
             description: What it does.
-            epilog: What else to know, printed as it stands.
+            epilog: Further help, printed without changes.
         """
         super().__init__(
             f"gemma-orch {verb}",
@@ -39,7 +39,7 @@ class VerbParser(argparse.ArgumentParser):
         """Return the options.
 
         Raises:
-            UserError: one is not known, missing, or of the wrong kind.
+            UserError: an option is unknown, missing or invalid.
         """
         known = [name for action in self._actions for name in action.option_strings]
         for argument in arguments:
@@ -51,7 +51,7 @@ class VerbParser(argparse.ArgumentParser):
         return self.parse_args(list(arguments))
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse has to say.
+        """Raise argparse's message as a UserError.
 
         Raises:
             UserError: always.
@@ -63,7 +63,7 @@ class VerbParser(argparse.ArgumentParser):
 
 
 def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Return a `type=` for argparse from a function that raises UserErrors, which keep their words."""
+    """Return a `type=` for argparse from a function that raises UserErrors; their messages are kept."""
 
     def convert(text: str) -> Value:
         try:
@@ -75,7 +75,7 @@ def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 def write_out(text: str) -> None:
-    """Write to stdout; a reader that has gone away, as `head` does, has had all that it wants."""
+    """Write to stdout; ignore a reader that has closed the pipe, such as `head`."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(text)
         sys.stdout.flush()

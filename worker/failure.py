@@ -1,4 +1,4 @@
-"""What an exception means: who must do something about it, and whether it is the same one again."""
+"""Classifies an exception: its error class (who must act), its fingerprint (is it the same again?) and its message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Failure:
     fingerprint: str
     corrupt_checkpoint: str | None
     expected: bool
-    """Whether we raised it on purpose, so that its text says all and no traceback is needed."""
+    """Whether it is an error of ours with a full message, so that no traceback is needed."""
 
     @property
     def exit_code(self) -> int:
@@ -42,7 +42,7 @@ class Failure:
 
 
 def understand(error: BaseException) -> Failure:
-    """Return what an exception that ended a session means."""
+    """Return the failure for an exception that ended a session."""
     known = error if isinstance(error, GemmaOrchError) else _translated(error)
     return Failure(
         reason=str(known) if known else f"unexpected {type(error).__name__}: {error}",
@@ -54,7 +54,7 @@ def understand(error: BaseException) -> Failure:
 
 
 def hung(problem: str) -> Failure:
-    """Return the failure of a session in which nothing happens any more."""
+    """Return the failure of a session that hangs."""
     return Failure(
         reason=problem,
         error_class=ErrorClass.INFRA,
@@ -65,7 +65,7 @@ def hung(problem: str) -> Failure:
 
 
 def fingerprint(error: BaseException) -> str:
-    """Return a digest of what kind of error it is and where in our code it came from, but of no value in it."""
+    """Return a digest of the error's type and its place in our code; values in its message do not matter."""
     frames = [
         f"{Path(frame.filename).name}:{frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)
@@ -80,7 +80,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def disk_full(needed_bytes: int, free_bytes: int, folder: Path) -> UserError:
-    """Return the error that says how much room a checkpoint needs and how much there is."""
+    """Return the error for a disk without room for a checkpoint; it names the needed and the free bytes."""
     return UserError(
         f"the disk of {folder} is full: a checkpoint needs {_mib(needed_bytes)}, {_mib(free_bytes)} are free",
         expected="room for one more checkpoint; the last good one is untouched",
@@ -90,7 +90,7 @@ def disk_full(needed_bytes: int, free_bytes: int, folder: Path) -> UserError:
 
 
 def missing_extra(module: str) -> UserError:
-    """Return the error that says that the training extra is not installed."""
+    """Return the error for a module of the training extra that is not installed."""
     return UserError(f"{module} is not installed, and running a session needs it", remedy=install_command("train"))
 
 
@@ -112,7 +112,7 @@ def _translated(error: BaseException) -> GemmaOrchError | None:
     out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory):
         return UserError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}",
             remedy="start another run with a smaller training.micro_batch_size, which changes nothing but rounding",
         )
     return None

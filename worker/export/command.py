@@ -1,4 +1,4 @@
-"""`python -m worker export`: from a checkpoint's folder to a folder that other programs read."""
+"""`python -m worker export`: writes a checkpoint's weights into a folder that other programs can read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from worker.model.weights import parameter_shapes
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Verify a checkpoint and export it: talk on stderr, the names of the files on stdout.
+    """Verify a checkpoint and export it: messages on stderr, the names of the files on stdout.
 
     Raises:
-        GemmaOrchError: the checkpoint is corrupt, or something given does not suit it.
+        GemmaOrchError: the checkpoint is corrupt, or an argument does not fit it.
     """
     parser = argparse.ArgumentParser("python -m worker export", description="Write weights for other programs.")
     parser.add_argument("--checkpoint-dir", type=Path, required=True, help="the folder of one checkpoint")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(folder: Path, architecture: Architecture, tokenizer: Path, out_dir: Path, form: ExportFormat) -> Export:
-    """Export a checkpoint, every byte of which is verified as it is read."""
+    """Export a checkpoint; every byte of it is verified while it is read."""
     folder = folder.absolute()
     store = DirectoryCheckpointStore(folder.parent, may_link=True)
     weights = read_weights(store, folder.name, parameter_shapes(architecture))

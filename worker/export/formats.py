@@ -1,4 +1,4 @@
-"""A checkpoint's weights in the forms that other programs read."""
+"""Exports a checkpoint's weights in the formats of other programs."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ MARKER = "gemma_orch_export.json"
 
 
 class ExportFormat(StrEnum):
-    """Who reads the result."""
+    """The format of an export, by the program that reads it."""
 
     GEMMA_PYTORCH = "gemma-pytorch"
     """The official implementation: `model.load_weights("model.ckpt")`."""
     HF = "hf"
     """transformers: `AutoModelForCausalLM.from_pretrained(folder)`, and the tokenizer likewise."""
     SAFETENSORS = "safetensors"
-    """Anything: the official names, and the architecture beside them."""
+    """Other programs: weights under the official names, and the architecture as JSON."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export left behind."""
+    """The result of an export."""
 
     out_dir: Path
     files: tuple[str, ...]
     notes: tuple[str, ...]
-    """What the user should know before using it."""
+    """Warnings for the user, such as settings that the reading program ignores."""
 
 
 def export_checkpoint(
     weights: Mapping[str, Tensor], architecture: Architecture, tokenizer: Path, out_dir: Path, form: ExportFormat
 ) -> Export:
-    """Write weights, configuration and tokenizer into a folder that appears whole or not at all.
+    """Write weights, configuration and tokenizer into a folder, which appears complete or not at all.
 
     Args:
         weights: Every parameter under our name, on any device.
-        architecture: What the weights belong to.
+        architecture: The architecture of the weights.
         tokenizer: The SentencePiece model that the weights were trained with.
         out_dir: The folder to make; an earlier export there is replaced.
-        form: Who reads it.
+        form: The format.
 
     Raises:
-        UserError: the folder holds something else, or tokenizer or architecture do not suit the format.
-        DataError: the weights are not those of the architecture.
+        UserError: the folder holds other files, or the tokenizer or the architecture does not fit the format.
+        DataError: the weights do not match the architecture.
     """
     _require_replaceable(out_dir)
     _require_weights_of(architecture, weights)
@@ -71,7 +71,7 @@ def export_checkpoint(
     try:
         _WRITERS[form](staged, plain, architecture, tokenizer, pieces)
         _write_json(staged / MARKER, {"format": form.value, "architecture": architecture.model_dump(mode="json")})
-        mode = (staged / MARKER).stat().st_mode  # what the umask wants; safetensors makes files that only their owner reads
+        mode = (staged / MARKER).stat().st_mode  # according to the umask; safetensors makes files that only their owner can read
         for path in sorted(staged.iterdir()):
             path.chmod(mode)
             files.fsync_file(path)
@@ -84,7 +84,7 @@ def export_checkpoint(
 
 
 def _write_gemma_pytorch(folder: Path, weights: dict[str, Tensor], architecture: Architecture, tokenizer: Path, _: Any) -> None:
-    # Without the rope tables: the official loader is lenient about what is missing, strict about a table's length.
+    # Without the rope tables: the official loader accepts that they are missing, but not a table of another length.
     torch.save({"model_state_dict": weights}, folder / "model.ckpt")
     _write_json(folder / "config.json", gemma_pytorch_config(architecture))
     (folder / "tokenizer.model").write_bytes(tokenizer.read_bytes())
@@ -97,7 +97,7 @@ def _write_hf(
     tokenizer: Path,
     pieces: sentencepiece.SentencePieceProcessor,
 ) -> None:
-    # Query, key and value rows share one storage, which safetensors refuses.
+    # Clone, because query, key and value rows share one storage, which safetensors refuses.
     renamed = {name: tensor.clone() for name, tensor in to_transformers(weights, architecture).items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     special_ids = {
@@ -119,7 +119,7 @@ def _write_hf(
     _write_json(
         folder / "tokenizer_config.json",
         {
-            # The class that takes tokenizer.json as it is; Gemma's own would rebuild it for Gemma's normalisation.
+            # This class uses tokenizer.json unchanged; Gemma's own class would rebuild it with Gemma's normalisation.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": architecture.max_position,
             "padding_side": "left",
@@ -207,7 +207,7 @@ def _put_in_place(staged: Path, out_dir: Path) -> None:
     try:
         files.rename(out_dir, replaced)
         files.rename(staged, out_dir)
-    finally:  # also when Ctrl-C comes between the two: there is one whole export, and nothing beside it
+    finally:  # also after Ctrl-C between the two renames: one complete export remains, and no temporary folder
         if not out_dir.exists():
             files.rename(replaced, out_dir)
         files.remove_tree(replaced)

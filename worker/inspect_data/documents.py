@@ -1,4 +1,4 @@
-"""Which documents a stretch of a stream's tokens comes from, found through the shards' index files."""
+"""Finds the documents of a range of a stream's tokens through the shards' index files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from state.data_manifest import Shard, TokenStream
 from state.errors import DataError
 
 _COLUMNS = 3  # first token within the shard, number of the source, record within the source
-_SHARDS_KEPT = 64  # a step's sequences lie in few places; an index takes about 12 bytes a document
+_SHARDS_KEPT = 64  # indices in memory: a step reads from few shards; an index takes about 12 bytes a document
 
 U32Array = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of one document that lies within a stretch of tokens."""
+    """The part of one document that lies within a range of tokens."""
 
     source: int
     """Number of the source in `DataManifest.sources`."""
     record: int
     """Line, row or document of a text file within the source, from 1."""
     first_token: int
-    """Where it begins, in the stretch."""
+    """Its first token, counted from the begin of the range."""
     num_tokens: int
     document_offset: int
-    """Tokens of the document before the stretch; 0: its beginning is here."""
+    """Tokens of the document before the range; 0 if the document begins within it."""
 
 
 class DocumentIndex:
-    """Finds the documents of a stream; each shard's index is read at its first use, and its digest compared."""
+    """Finds the documents of a stream; each shard's index is read and verified at its first use."""
 
     def __init__(self, data_dir: Path, stream: TokenStream) -> None:
         self._data_dir = data_dir
@@ -45,10 +45,10 @@ class DocumentIndex:
         self._index = functools.lru_cache(_SHARDS_KEPT)(self._read_index)
 
     def pieces(self, first: int, num_tokens: int) -> tuple[Piece, ...]:
-        """Return the documents that tokens first to first + num_tokens - 1 of the stream come from, in order.
+        """Return the pieces of documents in tokens first to first + num_tokens - 1 of the stream, in order.
 
         Raises:
-            DataError: an index is missing or has changed, or the stretch does not lie within the stream.
+            DataError: an index is missing or has changed, or the range does not lie within the stream.
         """
         end = first + num_tokens
         if not (first >= 0 and num_tokens >= 1 and end <= self._num_tokens):

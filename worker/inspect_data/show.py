@@ -1,4 +1,4 @@
-"""`gemma-orch data show`: exactly which documents a step reads, or what data there is."""
+"""`gemma-orch data show`: shows exactly which documents a step reads, or what a data folder holds."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `python -m worker data show`: on stdout a table for people, or JSON.
+    """Run `python -m worker data show`: print a table for people, or JSON, on stdout.
 
     Raises:
-        GemmaOrchError: there is no such step, or the data is not there or not what was prepared.
+        GemmaOrchError: there is no such step, or the data is missing or has changed.
     """
     parser = VerbParser("data show", "Show exactly which documents a step reads; without --step, what the data holds.")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     if options.step is None:
         if options.sequence is not None or options.decode:
-            raise UserError("which step is meant is not said", remedy="add --step N")
+            raise UserError("--step is missing: --sequence and --decode need it", remedy="add --step N")
         overview = data_overview(options.data) if options.data is not None else run_overview(_read_session(options.session))
         write_out(overview.to_json().decode() if options.json else f"{overview_text(overview)}\n")
         return ExitCode.DONE
@@ -63,13 +63,13 @@ def read_step(spec: SessionSpec, step: int, *, only: int | None = None, decode: 
 
     Args:
         spec: A session of the run.
-        step: Counted from 1, as the status and the metrics do.
-        only: One sequence of the step's, from 1.
-        decode: Whether to say what the tokens say.
+        step: Counted from 1, as in the status and the metrics.
+        only: Return only this sequence of the step, from 1; None: all.
+        decode: Whether to decode the tokens into text.
 
     Raises:
-        UserError: the run has no such step, the step no such sequence, or the folder holds other data.
-        DataError: the data is not there, or not what was prepared.
+        UserError: the run has no such step, the step has no such sequence, or the folder holds other data.
+        DataError: the data is missing or has changed.
     """
     _check_range("step", step, spec.total_steps, f"in run {spec.run}")
     if only is not None:
@@ -88,7 +88,7 @@ def read_step(spec: SessionSpec, step: int, *, only: int | None = None, decode: 
 
 
 class _Reader:
-    """Reads the sequences of one step, with the documents that they come from."""
+    """Reads the sequences of one step, and finds their documents."""
 
     def __init__(self, spec: SessionSpec, version: SessionData, step: int, *, decode: bool) -> None:
         from worker.data.versions import open_version
@@ -137,7 +137,7 @@ class _Reader:
 
 
 def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Return what tokens say, with the names of special ones, such as <bos>, where they stand."""
+    """Return the text of tokens; special tokens appear by name, such as <bos>."""
     processor = tokenizer.processor
     said: list[str] = []
     for special, group in itertools.groupby(tokens, lambda token: processor.is_control(token) or processor.is_unknown(token)):
@@ -147,10 +147,10 @@ def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 
 def run_overview(spec: SessionSpec) -> DataOverview:
-    """Return what data a run reads, version by version.
+    """Return the data that a run reads, version by version.
 
     Raises:
-        DataError: a version's data is not there, or not what was prepared.
+        DataError: a version's data is missing or has changed.
     """
     versions = [version for version in spec.data if version.first_step < spec.total_steps]
     ends = [*(version.first_step for version in versions[1:]), spec.total_steps]
@@ -178,10 +178,10 @@ def _held(spec: SessionSpec, version: SessionData, end_step: int) -> DataHeld:
 
 
 def data_overview(folder: Path) -> DataOverview:
-    """Return what a data folder holds.
+    """Return the contents of a data folder, by language.
 
     Raises:
-        DataError: it is none.
+        DataError: the folder is not a data folder.
     """
     from worker.data.batches import read_data_manifest
 
@@ -219,7 +219,7 @@ def _manifest_of(version: SessionData) -> DataManifest:
         raise DataError(
             f"{version.data_dir} holds other data than the run reads: sha256 {manifest.data_sha256}",
             expected=version.data_sha256,
-            remedy="bring back the data that the run began with",
+            remedy="restore the data that the run began with",
         )
     return manifest
 
@@ -230,15 +230,15 @@ def _tokenizer(folder: Path, manifest: DataManifest) -> Tokenizer:
     tokenizer = load_tokenizer(folder / manifest.tokenizer_file)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise DataError(
-            f"the tokenizer {folder / manifest.tokenizer_file} is not the one that the data was made with",
+            f"the tokenizer {folder / manifest.tokenizer_file} is not the one that the data was prepared with",
             expected=f"sha256 {manifest.tokenizer_sha256}",
-            remedy="leave out --decode, or bring the tokenizer back",
+            remedy="restore the tokenizer, or leave out --decode",
         )
     return tokenizer
 
 
 def _unit(source: Source, recipe: Recipe) -> Literal["line", "row", "document"]:
-    """Return what a record of a file is: as people count in it."""
+    """Return the unit that counts the records of a file."""
     from worker.corpus.sources import Form, kind_of
 
     found = kind_of(source.name)

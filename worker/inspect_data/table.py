@@ -1,4 +1,4 @@
-"""What `data show` found, as documents (the JSON contract) and as text for people."""
+"""The results of `data show`, as documents (the JSON contract) and as text for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DocumentPiece(Document):
     text: str | None = Field(default=None, description="what the tokens say; with --decode")
 
     def place(self, *, several_corpora: bool) -> str:
-        """Return where the document stands, in words."""
+        """Return the document's place in its source, in words."""
         corpus = f"corpus {self.corpus + 1}: " if several_corpora else ""
         return f"{corpus}{self.source}, {self.unit} {self.record:,}"
 
@@ -45,7 +45,7 @@ class SequenceRead(Document):
 
 
 class StepRead(Document):
-    """All that a step reads."""
+    """The sequences that a step reads."""
 
     schema_version: Literal[1] = 1
     run: str
@@ -58,7 +58,7 @@ class StepRead(Document):
 
 
 class LanguageHeld(Document):
-    """What a data folder has in one language."""
+    """The contents of a data folder in one language."""
 
     language: str
     num_documents: int
@@ -71,7 +71,7 @@ class LanguageHeld(Document):
 
 
 class DataHeld(Document):
-    """What a data folder holds, and which steps of a run read it."""
+    """The contents of a data folder, and the steps of a run that read it."""
 
     data_dir: str
     data_sha256: str
@@ -89,7 +89,7 @@ class DataOverview(Document):
 
 
 def step_text(step: StepRead, *, width: int) -> str:
-    """Return what a step reads, for people."""
+    """Return a step's sequences and documents as text for people."""
     counts = Counter(sequence.language for sequence in step.sequences)
     of = ", ".join(f"{language} {count}" for language, count in sorted(counts.items()))
     several = len({piece.corpus for sequence in step.sequences for piece in sequence.documents}) > 1
@@ -120,7 +120,7 @@ def _piece_lines(piece: DocumentPiece, *, several_corpora: bool, width: int) -> 
 
 
 def overview_text(overview: DataOverview) -> str:
-    """Return what data there is, for people."""
+    """Return the contents of the data as text for people."""
     parts = []
     for held in overview.versions:
         steps = ""

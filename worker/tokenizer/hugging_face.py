@@ -1,6 +1,6 @@
-"""A SentencePiece model as the `tokenizer.json` that Hugging Face's libraries read, giving the same ids.
+"""Converts a SentencePiece model into a `tokenizer.json` for Hugging Face's libraries, which gives the same ids.
 
-Everything is taken out of the model file itself; the `tokenizer.json` layout is that of huggingface/tokenizers.
+All values come from the model file; the layout of `tokenizer.json` is that of huggingface/tokenizers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from worker.tokenizer.model_file import SPACE, ModelType, PieceKind, SentencePie
 
 
 def tokenizer_json(model_path: Path) -> dict[str, Any]:
-    """Return the content of a `tokenizer.json` for a SentencePiece model; encoding starts with `<bos>` where there is one.
+    """Return the content of a `tokenizer.json` for a SentencePiece model. Encoding begins with `<bos>` if the model has one.
 
-    Two differences remain. The names of special pieces are recognised in text, as is usual with Hugging Face. A unigram
-    model may cut another way where two ways are equally likely (measured: 8 of 3 632 documents; BPE: none).
+    Two differences remain. Names of special pieces are recognised in text, as is usual with Hugging Face. And if two ways
+    to cut a text are equally likely, a unigram model may choose the other one (measured: 8 of 3 632 documents; BPE: none).
 
     Raises:
-        UserError: the file is no SentencePiece model, or of a type (word, char) that has no counterpart.
+        UserError: the file is not a SentencePiece model, or its type (word, char) has no counterpart.
     """
     model = _read_model(model_path)
     if model.model_type is ModelType.BPE:
@@ -66,8 +66,8 @@ def _bpe(model: SentencePieceModel) -> dict[str, Any]:
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in normal and right in normal:
-                # SentencePiece merges the best piece first and, of equal ones, the leftmost; in a run of one character
-                # that leaves the longer part on the left.
+                # SentencePiece merges the best piece first and, of equal ones, the leftmost. In a run of one character, the
+                # longer part is then on the left, hence the order by -cut.
                 merges.append(((-model.pieces[normal[text]].score, normal[text], -cut), [left, right]))
     return {
         "type": "BPE",
@@ -106,7 +106,7 @@ def _normalizers(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
 def _pre_tokenizer(model: SentencePieceModel) -> dict[str, Any] | None:
     if not (model.adds_dummy_prefix and model.has_user_defined_pieces):
         return None
-    # These pieces cut a text before it is normalised, and only its very beginning has the prefix.
+    # User-defined pieces cut a text before it is normalised, so only the begin of the text gets the prefix.
     return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
 
 

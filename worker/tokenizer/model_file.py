@@ -1,7 +1,7 @@
-"""What stands in a SentencePiece model file: its pieces, and how it treats text before it cuts it into them.
+"""Reads a SentencePiece model file: its pieces, and how it changes text before it cuts it into pieces.
 
-The file is a protocol buffer (`sentencepiece_model.proto` of google/sentencepiece). Few of its fields are needed here, and
-reading these takes less than the protobuf package that SentencePiece's own reader of it wants.
+The file is a protocol buffer (`sentencepiece_model.proto` of google/sentencepiece). SentencePiece's own reader needs the
+protobuf package. We need few of the fields, so the small reader below is enough.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 SPACE = "\u2581"
-"""What SentencePiece writes for a space."""
+"""The character that SentencePiece writes for a space."""
 
 
 class PieceKind(IntEnum):
-    """What a piece is for."""
+    """The kind of a piece."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -27,7 +27,7 @@ class PieceKind(IntEnum):
 
 
 class ModelType(IntEnum):
-    """How a text is cut into pieces."""
+    """The algorithm that cuts a text into pieces."""
 
     UNIGRAM = 1
     BPE = 2
@@ -46,7 +46,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """The parts of a model file that tell what it does to a text."""
+    """The parts of a model file that define how it encodes a text."""
 
     pieces: tuple[Piece, ...]
     model_type: ModelType
@@ -54,16 +54,16 @@ class SentencePieceModel:
     whitespace_is_suffix: bool
     bos_id: int | None
     normalisation: str
-    """Name of the rule; `user_defined` for a table of the user's own."""
+    """Name of the normalisation rule; `user_defined` for the user's own table."""
     charsmap: bytes
-    """The rule, compiled; empty: the text stays as it is."""
+    """The rule, compiled; empty: the text is not normalised."""
     adds_dummy_prefix: bool
     removes_extra_whitespace: bool
     escapes_whitespace: bool
 
     @property
     def has_user_defined_pieces(self) -> bool:
-        """Whether some pieces are found in the text before anything else."""
+        """Whether the model has user-defined pieces, which are found in the text before all others."""
         return any(piece.kind is PieceKind.USER_DEFINED for piece in self.pieces)
 
 
@@ -71,7 +71,7 @@ def parse_model(data: bytes) -> SentencePieceModel:
     """Read the bytes of a model file.
 
     Raises:
-        ValueError: they are no such file.
+        ValueError: the bytes are not a SentencePiece model.
     """
     try:
         parts = list(_fields(data))
@@ -112,13 +112,13 @@ def _message(parts: list[tuple[int, int | bytes]], number: int) -> dict[int, int
 
 def _integer(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise ValueError("bytes stand where a number should")
+        raise ValueError("a field holds bytes, expected a number")
     return value
 
 
 def _bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("a number stands where bytes should")
+        raise ValueError("a field holds a number, expected bytes")
     return value
 
 
@@ -126,8 +126,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield the fields of a protocol buffer message: integers, and bytes for all else.
 
     Raises:
-        ValueError: the bytes are no such message.
-        IndexError: they end too early.
+        ValueError: the bytes are not a protocol buffer message.
+        IndexError: the bytes end too early.
     """
     position = 0
 

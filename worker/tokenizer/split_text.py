@@ -1,9 +1,9 @@
-"""Where a long text can be cut so that its parts have, one after another, the ids of the whole.
+"""Finds places where a long text can be cut without changing its ids: the parts' ids, joined, are those of the whole.
 
-SentencePiece takes 40 to 150 bytes of memory for each character of a text while it encodes it: a book as one document would
-take as much as all else. BPE joins neighbours into a longer piece only when that piece is in the vocabulary, so nothing is
-ever joined across two characters that stand side by side in no piece: what is left and what is right of such a place have
-nothing to do with each other.
+We cut because SentencePiece needs 40 to 150 bytes of memory for each character of a text while it encodes: a book as one
+document would need as much as everything else. We can cut because BPE joins neighbours only into pieces of the vocabulary.
+If two characters are neighbours in no piece, nothing is ever joined across them, and the text on the left of that place
+does not influence the ids on its right.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from dataclasses import dataclass
 from worker.tokenizer.model_file import SPACE, ModelType, PieceKind, SentencePieceModel
 
 _KNOWN_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
-"""SentencePiece's own: none of them looks from a letter past a space, as a table of the user's own might."""
+"""SentencePiece's own rules. None of them looks past a space from a letter; a user's own table might."""
 _LONGEST_PART = 8
-"""A part is at most this many times as long as wished: the text of one character, say, has no other place to cut."""
+"""A part is at most this many times as long as wished. A text that repeats one character, for example, has no free place."""
 
 
 @dataclass(frozen=True)
 class CutRule:
-    """Where a model's texts can be cut."""
+    """The rule by which a model's texts can be cut."""
 
     pairs: frozenset[str]
-    """Two characters that are neighbours in some piece."""
+    """All pairs of characters that are neighbours in some piece: no cut between these."""
     at_spaces_only: bool
-    """Between two words only, as the model changes the text before it cuts it into pieces."""
+    """Cut between two words only, because the model changes the text before it cuts it into pieces."""
     drops_space: bool
-    """The space at the cut is left out, as the model puts one before the part that follows."""
+    """Leave out the space at the cut, because the model puts one before the next part."""
 
     def parts(self, text: str, max_characters: int) -> Iterator[str]:
         """Yield the text in parts of `max_characters` or a little less.
 
-        Where nothing can be cut for a long stretch, a part is longer, up to eight times; then it is cut nevertheless when
-        that leaves the text as it is (its ids may differ there from those of the whole), and else not at all.
+        If there is no free place for a long stretch, a part is up to eight times longer. After that it is cut anyway if
+        cutting does not change the text (the ids at this place may differ from those of the whole); else it is not cut.
         """
         start = 0
         while len(text) - start > max_characters:
@@ -64,9 +64,9 @@ class CutRule:
 
 
 def cut_rule(model: SentencePieceModel) -> CutRule | None:
-    """Return where texts can be cut for a model; None: nowhere without changing the ids.
+    """Return the rule by which a model's texts can be cut; None if every cut could change the ids.
 
-    A unigram model weighs whole texts, in sums whose rounding depends on all that stands before.
+    Unigram models have none: they score whole texts, in sums whose rounding depends on everything before.
     """
     if model.model_type is not ModelType.BPE or not model.escapes_whitespace:
         return None
@@ -77,7 +77,7 @@ def cut_rule(model: SentencePieceModel) -> CutRule | None:
     if model.removes_extra_whitespace and not model.adds_dummy_prefix:
         return None
     if not (model.byte_fallback or any(piece.text == SPACE for piece in model.pieces)):
-        return None  # neighbours that are unknown become one unknown piece
+        return None  # unknown neighbours are joined into one unknown piece
     return CutRule(
         pairs=frozenset(_pairs(model)),
         at_spaces_only=bool(model.charsmap) or model.adds_dummy_prefix or not model.byte_fallback,

@@ -1,4 +1,4 @@
-"""A SentencePiece model, loaded and checked for what training needs of it."""
+"""Loads a SentencePiece model and checks that it can be used for training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONG_CHARACTERS = 256 * 1024
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A usable SentencePiece model: it has a begin and an end of document."""
+    """A usable SentencePiece model: it has bos and eos, the marks of a document's begin and end."""
 
     processor: sentencepiece.SentencePieceProcessor
     model_bytes: bytes
@@ -34,13 +34,13 @@ class Tokenizer:
     unk_id: int
     pad_id: int | None
     gives_arrays: bool = hasattr(sentencepiece.SentencePieceProcessor, "EncodeAsNumpy")
-    """Older versions of SentencePiece (0.2.1 is one) make lists of Python's integers, which take 36 bytes each."""
+    """Whether it can encode into arrays. Older versions (0.2.1 is one) give lists of Python integers of 36 bytes each."""
 
     def encode(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """Return each text as [bos] ids [eos], by this thread alone.
+        """Return each text as [bos] ids [eos]; uses this thread only.
 
-        The ids are those that `SentencePieceProcessor.encode` gives for the whole text. A text of more than 262 144 characters
-        is encoded in parts where the model's pieces allow it, as each character takes up to 150 bytes meanwhile.
+        The ids are those that `SentencePieceProcessor.encode` gives for the whole text. To save memory (up to 150 bytes a
+        character), a text of more than 262 144 characters is encoded in parts, if the model's pieces allow that.
         """
         short = [text for text in texts if len(text) <= _LONG_CHARACTERS]
         encoded = iter(self._encode_whole(short, with_ends=True) if short else [])
@@ -61,7 +61,7 @@ class Tokenizer:
         return [_ids(ids) for ids in self.processor.encode(texts, add_bos=with_ends, add_eos=with_ends, num_threads=1)]
 
     def words(self) -> Words | None:
-        """Return what encodes as `encode` does, but faster; None: this model's pieces reach across words."""
+        """Return an encoder that gives the same ids as `encode`, but faster; None if this model's pieces reach across words."""
         cut = cutter(self._cut_rule) if self._cut_rule is not None else None
         return Words(cut, self._encode_words, bos_id=self.bos_id, eos_id=self.eos_id) if cut is not None else None
 
@@ -73,7 +73,7 @@ class Tokenizer:
 
     @functools.cached_property
     def model(self) -> SentencePieceModel | None:
-        """What stands in the model file; None when it is written in a way that only SentencePiece can read."""
+        """The parsed model file; None if only SentencePiece itself can read it."""
         try:
             return parse_model(self.model_bytes)
         except ValueError:
@@ -92,7 +92,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Load a SentencePiece model file.
 
     Raises:
-        UserError: the file is missing, cannot be read, is no SentencePiece model, or has no bos or eos.
+        UserError: the file cannot be read, is not a SentencePiece model, or has no bos or eos.
     """
     processor, model = load_processor(path)
     bos_id, eos_id = processor.bos_id(), processor.eos_id()
@@ -100,7 +100,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if value < 0:
             raise UserError(
                 f"the tokenizer {path} has no {name} piece",
-                expected="bos and eos, which mark where documents begin and end",
+                expected="bos and eos, the marks of a document's begin and end",
                 remedy=_TRAIN_ANEW,
             )
     pad_id = processor.pad_id()
@@ -117,10 +117,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def load_processor(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, bytes]:
-    """Return a SentencePiece model, whatever special pieces it has, and the bytes of its file.
+    """Return a SentencePiece model, with any special pieces, and the bytes of its file.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is no SentencePiece model.
+        UserError: the file cannot be read or is not a SentencePiece model.
     """
     try:
         model = path.read_bytes()
@@ -133,7 +133,7 @@ def load_processor(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, by
         expected="a file as SentencePiece writes it, usually named .model (a tokenizer.json is another format)",
     )
     if not model:
-        raise refusal  # SentencePiece takes an empty file for a model without pieces
+        raise refusal  # SentencePiece accepts an empty file as a model without pieces
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:

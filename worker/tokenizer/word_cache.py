@@ -1,8 +1,8 @@
-"""Encoding by words that are remembered: what SentencePiece gives for the whole text, several times as fast.
+"""Encodes texts word by word with a cache: the same ids as SentencePiece gives for the whole text, several times as fast.
 
-A BPE model whose pieces never reach across the space before a word (see split_text.py) encodes each word as if it stood
-alone, and most words of a text were seen before. So texts are cut before spaces and after line feeds, each word that is
-new is encoded once, and a text's tokens are gathered from those of its words.
+If no piece of a BPE model reaches across the space before a word (see split_text.py), each word's ids do not depend on its
+neighbours, and most words of a text have been seen before. So texts are cut before spaces and after line feeds, each new
+word is encoded once, and a text's tokens are gathered from those of its words.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from worker.tokenizer.model_file import SPACE
 from worker.tokenizer.split_text import CutRule
 
-MAX_WORDS = 3 * 2**16  # some 200 bytes each; a language's running text has most of its words among fewer
+MAX_WORDS = 3 * 2**16  # about 200 bytes each; most of a language's running text consists of fewer different words
 _BATCH_CHARACTERS = 256 * 1024
-_CUT = "\0"  # a text with this character in it is encoded otherwise
+_CUT = "\0"  # marks the cuts; a text that contains this character is not cut
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
-_BEGIN, _END = "\ud800", "\ud801"  # halves of surrogate pairs: no text that is UTF-8 has these
+_BEGIN, _END = "\ud800", "\ud801"  # halves of surrogate pairs, which cannot occur in UTF-8 text
 
 EncodeTexts = Callable[[list[str]], list[NDArray[np.int32]]]
 I32Array = NDArray[np.int32]
@@ -28,14 +28,14 @@ I64Array = NDArray[np.int64]
 
 
 class Words:
-    """Encodes texts of one model, and remembers the words.
+    """Encodes texts for one model, with a cache of the words' ids.
 
     Args:
-        cut: Splits a text into words that have, one after another, the ids of the whole.
-        encode: Gives each text's ids, without bos and eos.
-        bos_id: What each text begins with.
-        eos_id: What it ends with.
-        max_words: How many are remembered, a batch's more or less; then the rarer half is forgotten.
+        cut: Splits a text into words whose ids, joined, are those of the whole text.
+        encode: Returns each text's ids, without bos and eos.
+        bos_id: Id at each text's begin.
+        eos_id: Id at each text's end.
+        max_words: Size of the cache, give or take one batch; when it is full, the rarer half is dropped.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Words:
         self._max_words = max_words
         self._places: _Places
         self._tokens: I32Array
-        """[sum of lengths] of all words, one after another."""
+        """[sum of lengths] the ids of all words, joined."""
         self._starts: I64Array
         self._lengths: I64Array
         self._uses: I64Array
-        """[number of words] how often each has come, less so long ago."""
+        """[number of words] how often each was used; halved each time the cache is full, so that old uses count less."""
         self._begin()
 
     def encode(self, texts: list[str]) -> tuple[I32Array, I64Array]:
-        """Return (all tokens, joined; number of tokens of each text, at least 2 each), with bos and eos; one text or more."""
+        """Return (all tokens with bos and eos, joined; number of tokens of each text, at least 2). Needs at least one text."""
         done = [self._encode_some(some) for some in _batches(texts)]
         return np.concatenate([tokens for tokens, _ in done]), np.concatenate([lengths for _, lengths in done])
 
@@ -83,7 +83,7 @@ class Words:
         return self._tokens[at], lengths
 
     def _learn(self) -> None:
-        """Encode the words that were new; a long one is remembered as well, until it is forgotten."""
+        """Encode the new words and add them to the cache, long ones as well."""
         new = self._places.new
         if not new:
             return
@@ -113,7 +113,7 @@ class Words:
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """Yield the texts in their order, a few at a time: their words take many times as much memory as they do."""
+    """Yield the texts in their order, a few at a time, because words take many times as much memory as their text."""
     batch: list[str] = []
     num_characters = 0
     for text in texts:
@@ -127,7 +127,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 class _Places(dict[str, int]):
-    """Numbers the words as they come, and notes the new ones."""
+    """Numbers words in the order of their first use, and collects the new ones."""
 
     def __init__(self, known: Mapping[str, int]) -> None:
         super().__init__(known)
@@ -140,7 +140,7 @@ class _Places(dict[str, int]):
 
 
 def cutter(rule: CutRule) -> Callable[[str], list[str]] | None:
-    """Return what splits a text of this model into words; None: its pieces reach across spaces."""
+    """Return the function that splits this model's texts into words; None if its pieces reach across spaces."""
     if any(pair[1] == SPACE and pair[0] != SPACE for pair in rule.pairs):
         return None
     if rule.at_spaces_only:

@@ -13,7 +13,7 @@ VOCAB_SIZE = 2048
 
 
 def train_sample_tokenizer() -> bytes:
-    """Return the model: trained on all of the sample's texts as they are, a pure function of them."""
+    """Return the model, trained on all texts of the sample corpus without cleaning: a pure function of them."""
     documents = CorpusDocuments([sample_corpus_dir()], Recipe()).read(Silent())
     return train_in_process((document.text for document in documents), VOCAB_SIZE, character_coverage=1.0)
 

@@ -1,4 +1,4 @@
-"""Whether a SentencePiece model can be trained with, and what it does to text, each with what to do about it."""
+"""Checks whether a SentencePiece model can be used for training and what it does to text; each finding has its remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROUND_TRIPS = {
 
 
 class Verdict(StrEnum):
-    """What a finding means."""
+    """How serious a finding is."""
 
     OK = "ok"
     NOTE = "note"
@@ -39,7 +39,7 @@ class Verdict(StrEnum):
 
 
 class Finding(Document):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     verdict: Verdict
     what: str
@@ -53,7 +53,7 @@ class Finding(Document):
 
 
 class TokenizerCheck(Document):
-    """All that was looked at; a model with a problem cannot be trained with."""
+    """The results of all checks; a model with a problem cannot be used for training."""
 
     schema_version: Literal[1] = 1
     file: str
@@ -66,7 +66,7 @@ class TokenizerCheck(Document):
 
 
 def check_tokenizer(path: Path) -> TokenizerCheck:
-    """Look at a model file.
+    """Run all checks on a model file.
 
     Raises:
         UserError: it is missing, cannot be read, or is no SentencePiece model.
@@ -124,7 +124,7 @@ def _structure(data: bytes) -> Iterator[Finding]:
     try:
         model = parse_model(data)
     except ValueError as error:
-        yield _note(f"what stands in the file beside its pieces could not be read ({error})", "see the round trips below")
+        yield _note(f"the model file could not be read beyond its pieces ({error})", "see the round trips below")
         return
     yield from look_at_file(model)
 

@@ -1,4 +1,4 @@
-"""`gemma-orch tokenizer train|report|check`: the options of the three verbs. Their help needs no training extra."""
+"""`gemma-orch tokenizer train|report|check`: options and help of the three verbs, which need no training extra."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ gemma-orch tokenizer VERB --help tells more.
 """
 _OPTION_OF_FIELD = {"max_document_bytes": "--max-document-size", "max_malformed_share": "--max-malformed"}
 _TRAINING = TrainingOptions()
-_TABLE_WIDTH = 110  # where no terminal says how wide it is
+_TABLE_WIDTH = 110  # if the width of the terminal is unknown
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `python -m worker tokenizer`: data on stdout, talk on stderr.
+    """Run `python -m worker tokenizer`: data on stdout, messages on stderr.
 
     Raises:
         GemmaOrchError: the caller prints it.

@@ -1,7 +1,7 @@
-"""Runs SentencePiece's trainer in a process of its own.
+"""Runs SentencePiece's trainer in a child process.
 
-It is C++ that cannot be interrupted, writes to standard error, and takes the whole process with it when it fails: here
-Ctrl-C ends at once, and what goes wrong becomes an error in words.
+The trainer is C++ code that cannot be interrupted, writes to standard error, and kills its process when it fails. In a
+child process, Ctrl-C ends it at once, and a failure becomes an error with a message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAY_EVERY_S = 30.0
 
 
 class RefusedError(Exception):
-    """SentencePiece will not train with these options on this text; its words."""
+    """SentencePiece refuses to train with these options on this text; carries its message."""
 
 
 def train_in_process(
@@ -32,14 +32,14 @@ def train_in_process(
 ) -> bytes:
     """Return a model: BPE with byte fallback and Gemma's special ids, a pure function of the texts and the options.
 
-    It may have fewer pieces than asked for, where the text gives no more. Source of the ids (pad 0, eos 1, bos 2, unk 3):
-    the Gemma 3 tokenizer.
+    It has fewer pieces than `vocab_size` if the text has no more. Source of the ids (pad 0, eos 1, bos 2, unk 3): the
+    Gemma 3 tokenizer.
 
     Args:
-        texts: In UTF-8 where they are bytes; at most a megabyte each: the trainer leaves out longer ones without a word.
-        vocab_size: Pieces that are wanted.
-        character_coverage: Share of the characters that get a piece of their own; the rest is written as bytes.
-        num_threads: Of the trainer; it makes no difference to the pieces.
+        texts: Texts; bytes must be UTF-8. At most a megabyte each: the trainer skips longer ones without a warning.
+        vocab_size: Number of pieces to learn.
+        character_coverage: Share of the characters that get their own pieces; the rest is written as bytes.
+        num_threads: Threads of the trainer; the pieces do not depend on it.
 
     Raises:
         RefusedError: the options do not fit the text.
@@ -78,13 +78,13 @@ def train_in_process(
 def train_in_child(
     texts: Iterable[bytes], vocab_size: int, *, character_coverage: float, waiting: Callable[[], None] = lambda: None
 ) -> bytes:
-    """Do the same in a child process, which is ended when this call ends in whatever way.
+    """Run `train_in_process` in a child process, which never outlives this call.
 
     Args:
-        texts: As for `train_in_process`; they are let go one by one.
-        vocab_size: As there.
-        character_coverage: As there.
-        waiting: Called every half minute.
+        texts: As for `train_in_process`; none is kept after it has been sent.
+        vocab_size: As for `train_in_process`.
+        character_coverage: As for `train_in_process`.
+        waiting: Called every half minute while the child trains.
 
     Raises:
         RefusedError: the options do not fit the text.
@@ -118,7 +118,7 @@ def _died(process: BaseProcess) -> TemporaryError:
     process.join()
     return TemporaryError(
         f"the process that trains the tokenizer ended by itself (exit code {process.exitcode})",
-        remedy="when the memory ran out (exit code -9), a smaller --sample-bytes needs less; then the same command again",
+        remedy="if the memory ran out (exit code -9), repeat the command with a smaller --sample-bytes",
     )
 
 
@@ -135,7 +135,7 @@ def _batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _child(connection: Connection, vocab_size: int, character_coverage: float) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # SentencePiece writes there what it also raises
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # SentencePiece writes its errors there and raises them, too
     belong_to_the_parent()
     try:
         connection.send(train_in_process(_received(connection), vocab_size, character_coverage=character_coverage))

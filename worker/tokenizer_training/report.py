@@ -1,4 +1,4 @@
-"""How well a tokenizer suits a corpus, per language: how much text a token holds, and what it cannot write."""
+"""Measures how well a tokenizer suits a corpus, per language: text bytes per token, and text that it cannot represent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXCERPT_CHARACTERS = 40
 
 
 class RoundTripFailure(Document):
-    """A document that does not come back from its ids as it was."""
+    """A document whose decoded ids differ from its text."""
 
     file: str
     record: int = Field(description="line, row, or document of a text file")
@@ -44,7 +44,7 @@ class RoundTripFailure(Document):
 
 
 class LanguageReport(Document):
-    """What a tokenizer makes of one language; tokens are counted without bos and eos."""
+    """A tokenizer's counts and rates for one language; tokens are counted without bos and eos."""
 
     num_documents: int = Field(ge=1)
     num_bytes: int = Field(ge=1, description="of the text, in UTF-8")
@@ -62,7 +62,7 @@ class LanguageReport(Document):
 
 
 class TokenizerReport(Document):
-    """What a tokenizer makes of a corpus."""
+    """A tokenizer's counts and rates for the languages of a corpus."""
 
     schema_version: Literal[1] = 1
     tokenizer_sha256: str
@@ -82,14 +82,14 @@ def report_tokenizer(
 ) -> TokenizerReport:
     """Encode a corpus, decode it again, and count.
 
-    Every usable record counts as it stands in its file, before any cleaning.
+    Every usable record counts with its text as in the file, without cleaning.
 
     Args:
         tokenizer: The model.
         corpora: Corpus folders.
-        recipe: Where documents stand in the files.
-        max_bytes: Text to look at per language, spread over its files: the beginning of each; None: all.
-        progress: Told how it goes on.
+        recipe: Defines the documents of a file.
+        max_bytes: Text to read per language, spread over the begins of its files; None: all text.
+        progress: Receives the progress.
 
     Raises:
         UserError: the corpus cannot be used.
@@ -182,7 +182,7 @@ class _Counts:
 
 
 class _Counter:
-    """Counts what a tokenizer makes of records."""
+    """Encodes records and counts tokens per language."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -191,7 +191,7 @@ class _Counter:
         self.languages: dict[str, _Counts] = {}
 
     def count(self, file: SourceFile, batch: Sequence[Record]) -> int:
-        """Count these records of a file, and return how many tokens they have."""
+        """Count these records of a file; return their number of tokens."""
         ids = self._tokenizer.encode([record.text for record in batch])
         for record, with_ends in zip(batch, ids, strict=True):
             self._count(file, record, with_ends[1:-1])
@@ -213,14 +213,14 @@ class _Counter:
 
 
 class RoundTrip:
-    """Compares a text with what its ids give back; what the model's own normalisation changes is no difference."""
+    """Compares a text with its decoded ids; changes by the model's own normalisation are not counted as differences."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._processor = tokenizer.processor
         self._expected = _expectation(tokenizer.model, tokenizer.processor.normalize)
 
     def difference(self, text: str, ids: NDArray[np.int32]) -> tuple[str, str] | None:
-        """Return where text and decoded text begin to differ, an excerpt of each; None: they do not."""
+        """Return excerpts of text and decoded text where they first differ; None if they are equal."""
         decoded = self._processor.decode(ids.tolist())
         expected = self._expected(text)
         if decoded == expected:
@@ -232,7 +232,7 @@ class RoundTrip:
 
 
 def _expectation(model: SentencePieceModel | None, normalize: Callable[[str], str]) -> Callable[[str], str]:
-    """Return what makes of a text that which should come back."""
+    """Return the function that gives the text that a round trip should return."""
     if model is None or not (model.charsmap or model.adds_dummy_prefix or model.removes_extra_whitespace):
         return lambda text: text
 
@@ -245,7 +245,7 @@ def _expectation(model: SentencePieceModel | None, normalize: Callable[[str], st
 
 
 class _Limits:
-    """How much of each file is looked at: the same share of all files of a language."""
+    """Limits how much of each file is read: the same share of all files of a language."""
 
     def __init__(self, files: Sequence[SourceFile], max_bytes: int | None) -> None:
         self._max_bytes = max_bytes
@@ -257,7 +257,7 @@ class _Limits:
         self.left_out = False
 
     def within(self, file: SourceFile, found: Iterator[Record]) -> Iterator[Record]:
-        """Yield a file's records until there are enough; where each names its language, of every language."""
+        """Yield a file's records up to the limit; if records name their own language, up to the limit of each language."""
         if self._max_bytes is None:
             yield from found
             return

@@ -1,8 +1,8 @@
-"""A sample of each language's text, in which small languages are not drowned, of a size that does not grow with the corpus.
+"""Takes a sample of each language's text, of bounded size, in which small languages have a larger share than in the corpus.
 
-The sample is a matter of the texts alone: the order in which they come makes no difference. Text is sampled in passages, and
-a passage belongs to the sample when its hash is below the share of its language that is wanted. That share can only shrink
-while more text comes (see `rates`), so that what was let go is never missed later, and one reading is enough.
+The sample depends on the texts only, not on their order. Text is sampled in passages. A passage is in the sample if its
+hash, as a number from 0 to 1, is below the rate of its language. A rate below 1 can only fall while more text comes (see
+`rates`), so a passage that was dropped is never needed later, and reading the corpus once is enough.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 PASSAGE_CHARACTERS = 8192
 MAX_TIMES = 4.0
-"""A language's text counts at most so many times over, as in mixtures: more would teach the sample's accidents."""
+"""A language's text is repeated at most this many times, as in mixtures: more would overfit to the sample's accidents."""
 _HASHES = 2.0**64
-_BESIDE_BYTES = 128  # what a passage takes in memory beside its text
-_SLACK = 1.25  # how far the sample may outgrow its size before what is no longer wanted is let go
+_BESIDE_BYTES = 128  # memory that a passage takes in addition to its text
+_SLACK = 1.25  # the sample may exceed its size by this factor before passages are dropped
 
 
 def passages(text: str, max_characters: int = PASSAGE_CHARACTERS) -> Iterator[str]:
-    """Yield a text in passages, each cut before a white space where there is one."""
+    """Yield a text in passages, cut before white space if there is any."""
     start = 0
     while len(text) - start > max_characters:
         end = start + max_characters
@@ -31,18 +31,18 @@ def passages(text: str, max_characters: int = PASSAGE_CHARACTERS) -> Iterator[st
 
 
 def rates(num_bytes: Mapping[str, float], budget_bytes: float, alpha: float) -> dict[str, float]:
-    """Return how many times over the text of each language is wanted: less than 1 is a share, 1.5 is all of it and half again.
+    """Return each language's rate: how often its text is in the sample. 0.2 is a fifth of it, 1.5 all of it and half again.
 
-    Languages are wanted in proportion to bytes ** alpha. The largest comes once at most, others up to `MAX_TIMES`; what a
-    language cannot give goes to the others. All rates together, times the bytes, are at most the budget.
+    Languages get room in proportion to bytes ** alpha. The largest is taken at most once, others up to `MAX_TIMES`; room
+    that a language cannot fill goes to the others. The sum of rate times bytes is at most the budget.
 
-    No rate that is below 1 ever grows when bytes are added, of whatever language: until the budget is used up all rates are
-    1 and more, and from then on what all have in common, budget over sum, only falls.
+    A rate below 1 never grows when text of any language is added: as long as the budget is not used up, all rates are 1 or
+    more; after that their common factor, budget over sum, only falls.
 
     Args:
-        num_bytes: Of each language's text, more than none.
-        budget_bytes: Of the sample.
-        alpha: From 0, all languages alike, to 1, in proportion to their text.
+        num_bytes: Bytes of each language's text, more than 0.
+        budget_bytes: Bytes of the sample.
+        alpha: From 0 (all languages alike) to 1 (in proportion to their text).
     """
     largest = max(num_bytes.values(), default=1.0)
     favour = {name: (largest / size) ** (1.0 - alpha) for name, size in num_bytes.items()}
@@ -59,16 +59,16 @@ def rates(num_bytes: Mapping[str, float], budget_bytes: float, alpha: float) -> 
 
 @dataclass(frozen=True)
 class LanguageSample:
-    """What was taken of a language."""
+    """The counts of one language: text read, and text in the sample."""
 
     num_documents: int
-    """All that were read."""
+    """Documents read."""
     num_bytes: int
-    """Of all text that was read, in UTF-8."""
+    """Bytes of all text read, in UTF-8."""
     num_passages: int
-    """In the sample, each counted once."""
+    """Different passages in the sample."""
     sampled_bytes: int
-    """Of the sample, passages that come more than once counted so often."""
+    """Bytes of the sample, with repetitions of passages."""
 
 
 @dataclass
@@ -82,10 +82,10 @@ class _Language:
 
 
 class TextSample:
-    """Takes documents and keeps a sample of them; equal passages of a language are kept once.
+    """Keeps a sample of the documents that are added; equal passages of a language are kept once.
 
     Args:
-        budget_bytes: Size of the sample; at most a quarter more is held while it is made.
+        budget_bytes: Size of the sample; up to a quarter more is held while documents are added.
         alpha: See `rates`.
     """
 
@@ -97,7 +97,7 @@ class TextSample:
         self._limit_bytes = _SLACK * budget_bytes
 
     def add(self, language: str, text: str) -> None:
-        """Take one document."""
+        """Add one document."""
         state = self._languages.setdefault(language, _Language())
         state.num_documents += 1
         for passage in passages(text):
@@ -112,7 +112,7 @@ class TextSample:
             self._let_go()
 
     def summary(self) -> dict[str, LanguageSample]:
-        """Return what the sample has of each language, in the order of their names."""
+        """Return the counts of each language, in the order of their names."""
         self._let_go()
         wanted = self._rates()
         summaries = {}
@@ -122,7 +122,7 @@ class TextSample:
         return summaries
 
     def drain(self) -> Iterator[bytes]:
-        """Yield the sample, each passage as often as it is wanted, in the order of languages and hashes; it is empty then."""
+        """Yield and remove the sample, ordered by language and hash; passages are repeated according to the rates."""
         self._let_go()
         wanted = self._rates()
         for name, state in sorted(self._languages.items()):
@@ -142,11 +142,12 @@ class TextSample:
             state.kept = {key: data for key, data in state.kept.items() if _place(key) < state.threshold}
         kept_bytes = sum(len(data) + _BESIDE_BYTES for state in self._languages.values() for data in state.kept.values())
         self._kept_bytes = kept_bytes
-        self._limit_bytes = max(_SLACK * self._budget_bytes, 1.1 * kept_bytes)  # else a few large passages are looked at forever
+        # The second limit: a few large passages may exceed the first one, and would be checked at every call.
+        self._limit_bytes = max(_SLACK * self._budget_bytes, 1.1 * kept_bytes)
 
 
 def _place(key: bytes) -> float:
-    """Return where a passage stands among all, from 0 to less than 1."""
+    """Return a passage's hash as a number from 0 to less than 1."""
     return (int.from_bytes(key[:8], "big") >> 11) / (_HASHES / 2**11)
 
 

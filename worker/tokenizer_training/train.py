@@ -1,4 +1,4 @@
-"""From a corpus to a tokenizer: reads it once, keeps a sample of each language, and trains SentencePiece on that."""
+"""Trains a tokenizer: reads the corpus once, keeps a sample of each language, and trains SentencePiece on the sample."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from worker.tokenizer_training.sample import LanguageSample, TextSample
 _SMALLEST_VOCABULARY = 4 + 256 + 1  # special pieces, bytes, and one more
 _TOO_SMALL = re.compile(r"smaller than required_chars\. (\d+) vs (\d+)")
 _TRAINERS_MARK = "\u2585"
-"""The trainer leaves out, without a word, every sentence with this block character in it: it means `unknown` there."""
+"""SentencePiece's mark for `unknown`. The trainer skips, without a warning, every sentence that contains this character."""
 
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """A tokenizer has been trained."""
+    """A trained tokenizer: its file, and the sample that it was trained on."""
 
     path: Path
     vocab_size: int
@@ -45,18 +45,18 @@ def train_tokenizer(
     replace: bool = False,
     progress: PrepareProgress | None = None,
 ) -> TrainedTokenizer:
-    """Train a SentencePiece model on a sample of a corpus and write it: the same corpus and options give the same bytes.
+    """Train a SentencePiece model on a sample of a corpus and write it. The same corpus and options give the same bytes.
 
     Args:
         corpora: Corpus folders.
         out: The model file to write.
-        options: Its size, and what it is trained on.
-        recipe: What a document is, and how its text is cleaned.
-        replace: Whether a file that is there may be replaced.
-        progress: Told how it goes on.
+        options: Size of the vocabulary and of the sample.
+        recipe: Defines what a document is, and how its text is cleaned.
+        replace: Whether an existing file may be replaced.
+        progress: Receives the progress.
 
     Raises:
-        UserError: the options cannot be meant, do not fit the corpus, or `out` cannot be written.
+        UserError: an option is out of range or does not fit the corpus, or `out` cannot be written.
         DataError: the corpus cannot be read, or has no text.
         TemporaryError: the process that trains was killed.
     """
