@@ -143,12 +143,12 @@ def data_parts(manifest: DataManifest, beside: Mapping[str, DataFile]) -> tuple[
 def plan_upload(
     parts: Sequence[DataPart], standing: Mapping[str, Standing | None], published: Mapping[str, str]
 ) -> tuple[Move, ...]:
-    """Return what is to be done about each part.
+    """Return the move for each part.
 
     Args:
-        parts: What shall be there.
-        standing: By slug, what is there; None: nothing.
-        published: By name, the sha256 that the manifest on the account gives to files of this data; empty: there is none.
+        parts: The parts to upload.
+        standing: The dataset of each slug, as the account shows it; None if there is none.
+        published: The sha256 of this data's files by the manifest on the account, by name; empty without such a manifest.
     """
     return tuple(_move(part, standing[part.slug], published) for part in parts)
 
@@ -160,10 +160,10 @@ def _move(part: DataPart, there: Standing | None, published: Mapping[str, str]) 
         return Await(part)
     reason = difference(part.sizes, there.sizes)
     if not reason and there.notes.startswith(_OUR_NOTES):
-        reason = "" if there.notes.startswith(part.mark) else "its files are those of another preparation"
+        reason = "" if there.notes.startswith(part.mark) else "its files are from another preparation"
     elif not reason and any(published.get(file.name, file.sha256) != file.sha256 for file in part.files):
         # A dataset's first version has no notes of ours; the manifest on the account tells which content it has.
-        reason = "its files have another content"
+        reason = "its files have other contents"
     return Replace(part, there.version, reason) if reason else Keep(part, there.version)
 
 

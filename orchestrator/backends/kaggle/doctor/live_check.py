@@ -129,7 +129,7 @@ def _processing(evidence: Evidence) -> Result:
     times = [canary.ready_after_s for canary in evidence.canaries]
     if not times:
         return _missing(evidence, "canary")
-    return Result(f"{', '.join(format_duration(seconds) for seconds in times)} for some bytes", max(times) < _MOST_PROCESSING_S)
+    return Result(f"{', '.join(format_duration(seconds) for seconds in times)} for a few bytes", max(times) < _MOST_PROCESSING_S)
 
 
 def _pinning(evidence: Evidence) -> Result:
@@ -142,9 +142,10 @@ def _pinning(evidence: Evidence) -> Result:
     versions = {canary.nonce: canary.version for canary in evidence.canaries}
     seen = [versions.get(str(mount["nonce"])) for mount in evidence.session["mounted"]]
     if not seen:
-        return Result(f"version {evidence.pinned} was named, and nothing was mounted", False)
+        return Result(f"version {evidence.pinned} was named, but nothing was mounted", False)
     does = "pins" if seen[0] == evidence.pinned else "does not pin"
-    return Result(f"version {evidence.pinned} was named and version {seen[0] or 'of before'} was mounted: it {does}", None)
+    mounted = f"version {seen[0]}" if seen[0] else "an earlier version"
+    return Result(f"version {evidence.pinned} was named, {mounted} was mounted: it {does}", None)
 
 
 def _layout(evidence: Evidence) -> Result:

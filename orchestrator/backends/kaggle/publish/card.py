@@ -28,7 +28,7 @@ def model_card(record: RunRecord, manifest: Manifest, architecture: Architecture
             f"# {record.name}",
             "",
             f"A Gemma 3 of {architecture.num_parameters():,} parameters, trained from scratch to step {manifest.step:,} of "
-            f"{record.spec.total_steps:,} with gemma-orch. No weights of Google's are in it.",
+            f"{record.spec.total_steps:,} with gemma-orch. It contains no weights of Google.",
             "",
             *_training(record, manifest),
             *_data(record, manifest),
@@ -36,9 +36,9 @@ def model_card(record: RunRecord, manifest: Manifest, architecture: Architecture
             *_loading(record.name, files),
             "## Licence",
             "",
-            "Whoever trained these weights decides their licence: say it here, and in the dataset's settings, before you share "
-            "them. What the text that they were trained on allows, and whether it may be said back, is for its own licences to "
-            "say. The architecture is that of Gemma 3; the Gemma terms of use are about Google's weights, and none are in here.",
+            "You decide the licence of these weights: name it here and in the dataset's settings before you share them. "
+            "The licences of the training text decide what the text allows, and whether its passages may be reproduced. The "
+            "architecture is that of Gemma 3; the Gemma terms of use cover Google's weights, and none are included.",
             "",
         ]
     )
@@ -79,7 +79,7 @@ def _training(record: RunRecord, manifest: Manifest) -> list[str]:
             }
         ),
         "",
-        "However many sessions it took: the same seed, data and machine give this state again, bit for bit.",
+        "The same seed, data and machine give this state again, bit for bit, in any number of sessions.",
         "",
     ]
 
@@ -111,12 +111,12 @@ def _loading(run: str, files: Mapping[str, Sequence[str]]) -> list[str]:
     lines = [
         "## Files",
         "",
-        "The files of each form have its name before theirs; without it, each form is the folder that its readers expect:",
+        "File names start with the name of their format. This script makes one folder for each format, as its readers expect it:",
         "",
         "```python",
         "import pathlib, shutil",
         "",
-        'for path in pathlib.Path("weights").iterdir():  # where the files lie',
+        'for path in pathlib.Path("weights").iterdir():  # the folder with the files',
         f"    form = next((form for form in {tuple(sorted(files))!r} if path.name.startswith(form + '.')), None)",
         "    if form is not None:",
         f"        folder = pathlib.Path({run!r}) / form",
@@ -124,7 +124,7 @@ def _loading(run: str, files: Mapping[str, Sequence[str]]) -> list[str]:
         "        shutil.copy(path, folder / path.name.removeprefix(form + '.'))",
         "```",
         "",
-        "| form | who reads it | files |",
+        "| format | reader | files |",
         "|---|---|---|",
     ]
     readers = {

@@ -163,7 +163,7 @@ def test_the_plan_keeps_what_stands_and_sends_what_does_not(tmp_path: Path) -> N
         "x.tokens does not belong to it": (replace(stands, sizes={**part.sizes, "x.tokens": 1}), {}),
         "not 1000": (replace(stands, sizes={**part.sizes, part.files[0].name: 7}), {}),
         "another preparation": (replace(stands, notes=parts[0].notes_after(2)), {}),
-        "another content": (stands, {part.files[1].name: "0" * 64}),
+        "other contents": (stands, {part.files[1].name: "0" * 64}),
     }
     for reason, (there, published) in reasons.items():
         (move,) = plan_upload([part], {part.slug: there}, published)
