@@ -43,7 +43,7 @@ def verify(
     try:
         manifest = ports.checkpoints(name).verify_tensors(checkpoint_id)
     except CorruptCheckpointError as error:
-        remedy = f"gemma-orch start --name {name} quarantines the checkpoint and falls back to the last verified one"
+        remedy = f"gemma-orch start --name {name} quarantines it when it needs it, and falls back to the last verified one"
         raise CorruptCheckpointError(checkpoint_id, error.what, expected=error.expected, remedy=remedy) from error
     if as_json:
         write_json(manifest)

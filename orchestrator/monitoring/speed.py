@@ -11,7 +11,7 @@ from state.lineage import ancestors
 def goodput(record: RunRecord, now: datetime) -> float | None:
     """Return the seconds of training that survived over the seconds billed, 0 to 1; None before the first launch.
 
-    Training survives if the head descends from its checkpoint. A session is billed from its launch to its end, or until now.
+    Training survives if the head's lineage holds its checkpoint. A session is billed from its launch to its end, or until now.
     """
     billed_s = sum(billed_seconds(attempt, now) for attempt in record.attempts)
     if billed_s <= 0.0:
