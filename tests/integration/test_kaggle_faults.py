@@ -22,6 +22,7 @@ from state.kaggle.errors import RateLimitedError
 from tests.kaggle_accounts import EmulatorTime
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
+from tests.patience import PATIENCE_S, wait_until
 
 _SLUGS = (f"gemma-orch-faults-{number:04d}" for number in itertools.count())
 _IMPATIENCE_S = 0.15
@@ -102,8 +103,8 @@ class Trouble:
 
 
 TROUBLES = [
-    Trouble("timeout before the effect", "hang_before", options={"seconds": 1.0}),
-    Trouble("timeout after the effect", "hang_after", took_effect=True, options={"seconds": 1.0}),
+    Trouble("timeout before the effect", "hang_before", options={"seconds": PATIENCE_S}),
+    Trouble("timeout after the effect", "hang_after", took_effect=True, options={"seconds": PATIENCE_S}),
     Trouble("connection broken before the effect", "drop_before"),
     Trouble("connection broken after the effect", "drop_after", took_effect=True),
     Trouble("429 as HTML", "status", options={"status": 429, "html": True, "message": "Too Many Requests"}),
@@ -389,10 +390,11 @@ def test_a_write_is_sent_once_and_recovering_leaves_one_effect(world: World, wri
     write.prepare(world, slug)
     api = world.api
     if trouble.kind.startswith("hang"):  # the looks after a delete must not be impatient
-        api = KaggleApi(world.credentials, read_timeout_s=0.6 if write.is_delete else _IMPATIENCE_S, clock=world.clock)
+        api = KaggleApi(world.credentials, read_timeout_s=2.0 if write.is_delete else _IMPATIENCE_S, clock=world.clock)
     fault = struck(world, write.route, trouble)
     try:
         assert outcome(lambda: write.call(api, world, slug)) == expected_of_write(write, trouble)
+        wait_until(lambda: write.effects(world, slug) == int(trouble.took_effect), "a call that nobody waits for to be served")
         assert world.emulator.faults.hits(fault) == 1
     finally:
         world.emulator.faults.remove()

@@ -16,6 +16,7 @@ from state.kaggle.credentials import Credentials
 from state.kaggle.errors import DeniedError
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
+from tests.patience import PATIENCE_S
 from tests.repository import ROOT
 
 _SIZE = 1_000_000
@@ -131,8 +132,8 @@ def test_an_upload_survives(uploads: Uploads, file: Path, fault: Fault) -> None:
 
 @pytest.mark.parametrize("kind", ["hang_before", "hang_after"])
 def test_an_upload_survives_a_storage_that_says_nothing(sdk: Sdk, no_faults: None, tmp_path: Path, file: Path, kind: str) -> None:
-    impatient = Uploads(sdk, tmp_path, read_timeout_s=0.5)
-    sdk.emulator.faults.add(Fault("BlobPut", kind, calls=(1,), seconds=2.0))
+    impatient = Uploads(sdk, tmp_path, read_timeout_s=2.0)
+    sdk.emulator.faults.add(Fault("BlobPut", kind, calls=(1,), seconds=PATIENCE_S))
     assert impatient.arrived(impatient.upload(file)) == file.read_bytes()
 
 

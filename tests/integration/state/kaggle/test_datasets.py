@@ -29,6 +29,7 @@ from state.kaggle.records import KernelPush
 from tests.kaggle_accounts import EmulatorTime
 from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault
+from tests.patience import PATIENCE_S
 
 
 class Account:
@@ -196,10 +197,10 @@ def test_a_lost_answer_is_made_up_for_by_looking(account: Account, processing_s:
     account.api = KaggleApi(
         Credentials("a test", user=USER, key=account.sdk.emulator.settings.key),
         clock=account.clock,
-        read_timeout_s=0.5 if kind == "hang_after" else 20.0,
+        read_timeout_s=2.0 if kind == "hang_after" else 20.0,
     )
     slow = Fault("CreateDatasetVersion", "slow_processing", seconds=processing_s)
-    account.faults.add(slow, Fault("CreateDatasetVersion", kind, calls=(1,), seconds=2.0))
+    account.faults.add(slow, Fault("CreateDatasetVersion", kind, calls=(1,), seconds=PATIENCE_S))
     assert account.publish(account.files(a=b"abc")) == 2
     assert account.made() == 1
 
