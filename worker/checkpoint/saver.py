@@ -3,13 +3,12 @@
 The states of one save:
 
     idle --begin--> copied --thread--> written --next_loss--> committed --poll or finish--> idle
-                      |                   |                       |
-                      |  the file is      |  waits for the loss   |  the manifest exists,
-                      |  written and      |  of the next step,    |  `after_commit` has run
-                      |  hashed in        |  which the manifest   |
-                      |  chunks           |  records              |
                       |                   |
-                      +---- an error -----+---- rescue without a next loss ----> removed --> idle
+                      +-------------------+-- an error, or rescue before next_loss --> removed --> idle
+
+    copied      the thread (after `finish`, the caller) writes and hashes the copy in chunks
+    written     the thread waits for the loss of the next step, which the manifest records
+    committed   the manifest exists, and `after_commit` has run
 
 `begin` copies the state on the training thread. From then on the training changes the live tensors, never the copy.
 """
