@@ -524,7 +524,7 @@ def test_a_shard_that_has_changed_stops_the_session_before_anything_is_kept(run:
     assert (report.error_class, report.head, report.corrupt_checkpoint) == (ErrorClass.DATA, None, None)
     assert run.store.ids() == ()
     assert shard in report.reason
-    assert "the same gemma-orch start command prepares it again" in report.reason
+    assert "repeat the gemma-orch start command, which prepares it again" in report.reason
 
 
 def damaged_from(run: SmallRun, step: int) -> SessionData:
