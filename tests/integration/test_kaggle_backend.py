@@ -115,7 +115,7 @@ def test_a_session_is_queued_runs_and_ends_and_leaves_its_log(world_of: Callable
     world.poll(lambda: "hello from a kernel" in world.run.backend.read_log(ref, 0)[0])
     go.touch()
     over = world.until(Sighting.ENDED, ref)
-    assert "left no report" in over.detail
+    assert "completed without a report" in over.detail
     assert "hello from a kernel" in world.run.backend.read_log(ref, 0)[0]
     with pytest.raises(AmbiguousError):
         world.run.backend.launch(session_spec())
@@ -180,7 +180,7 @@ def test_a_session_that_lives_is_not_over_while_reads_of_it_are_refused(
 
     world.poll(is_long_enough)
     assert {one.sighting for one in seen} <= {Sighting.RUNNING, Sighting.UNKNOWN}
-    assert "Kaggle refuses to show the kernel" in seen[-1].detail
+    assert "Kaggle has refused to show the kernel" in seen[-1].detail
     assert len(world.emulator.journal.of("ListKernels")) >= 3
     world.emulator.faults.remove(*faults)
     world.until(Sighting.RUNNING, ref)
@@ -195,7 +195,7 @@ def test_a_kernel_that_was_deleted_on_kaggle_is_over_when_lists_do_not_show_it(
     ref = world.launch()
     world.until(Sighting.RUNNING, ref)
     world.api.delete_kernel(SLUG)
-    assert "somebody has deleted it" in world.until(Sighting.ENDED, ref).detail
+    assert "it was deleted" in world.until(Sighting.ENDED, ref).detail
 
 
 def test_a_kernel_that_refuses_everything_is_not_called_deleted(world_of: Callable[..., World]) -> None:

@@ -1,8 +1,8 @@
-"""Sessions as private script kernels of a Kaggle account.
+"""The Kaggle backend: runs each attempt as a private script kernel of an account.
 
-Kaggle has no way to end a session from outside, lags in what it shows, and loses the answers to what it is asked. So an
-attempt's kernel and dataset have names of the attempt's own: whether it was pushed is found out by looking, and whatever a
-session that was given up still does, it does to its own dataset.
+Kaggle cannot end a session from outside, its reads may be stale, and answers to its calls may be lost. So each attempt has a
+kernel and a dataset with names of its own: a read tells whether a push arrived, and a session that was given up can only write
+to its own dataset.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from state.report import Heartbeat, SessionReport
 from state.spec import SessionSpec
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 
-_LAG_POLLS = 3.0  # the look that finds it over, the one that confirms that, and jitter
-_LONGEST_TICK_S = 10.0  # the user's wishes are read at every tick, and the lease is prolonged
+_LAG_POLLS = 3.0  # the poll that finds the end, the poll that confirms it, and jitter
+_LONGEST_TICK_S = 10.0  # each tick reads the user's requests and renews the lease
 _TICKS_A_POLL = 10.0
 
 
@@ -43,15 +43,15 @@ class KaggleBackend:
     Args:
         context: The run.
         checkpoints: The run's checkpoint store.
-        looks: What was seen of its attempts, shared with the store.
-        control: Its control dataset.
-        inputs: What its kernels are given.
+        looks: Polls the run's attempts; shared with the store.
+        control: The run's control dataset.
+        inputs: The code and data for its kernels.
     """
 
     name = "kaggle"
     can_be_run_by_hand = False
     killing = (
-        "Kaggle ends no session from outside: its kernel is deleted, with its log and output, once what it has uploaded is safe"
+        "Kaggle cannot end a session from outside: its kernel is deleted, with its log and output, once its uploads are safe"
     )
 
     def __init__(
@@ -73,39 +73,39 @@ class KaggleBackend:
 
     @property
     def look_every_s(self) -> float:
-        """Seconds between two ticks: most ask Kaggle nothing, and hear what the user wishes."""
+        """Seconds between two ticks; most ticks only read the user's requests and ask Kaggle nothing."""
         return min(self._settings.poll_every_s / _TICKS_A_POLL, _LONGEST_TICK_S)
 
     @property
     def lag_s(self) -> float:
-        """Seconds by which what Kaggle says may be behind: until then a session that it has ended is only believed to be."""
+        """Seconds by which Kaggle's status may be stale, with the polls that must confirm an end."""
         return self._settings.settle_s + _LAG_POLLS * self._settings.poll_every_s
 
     def quota(self, now: datetime) -> Quota:
-        """Return whether a session would be taken now; CPU sessions have no quota."""
+        """Return whether Kaggle would accept a session now; CPU sessions have no quota."""
         return self._pushing.admission.quota(now)
 
     def make_ready(self, spec: SessionSpec) -> str | None:
-        """Bring about what a push needs: the data, the control dataset, the attempt's own dataset, and quota.
+        """Prepare a push (data, control dataset, the attempt's dataset, quota); return the reason to wait, if any.
 
         Raises:
-            UserError: the data is not on the account, or another run of this name is.
-            TemporaryError: Kaggle cannot be asked, or did not take something.
+            UserError: the data is not on the account, or the account has another run of this name.
+            TemporaryError: Kaggle does not answer, or refuses a call now.
         """
         return self._pushing.make_ready(spec)
 
     def launch(self, spec: SessionSpec) -> str:
-        """Push an attempt's kernel, once, and return which kernel and version it is.
+        """Push an attempt's kernel, once; return the handle: kernel and version.
 
         Raises:
-            AmbiguousError: it is there already, or whether it is cannot be told: look.
-            NotLaunchedError: it certainly was not pushed, and may be later.
+            AmbiguousError: the kernel exists already, or may exist: the next poll tells.
+            NotLaunchedError: the kernel certainly was not pushed; a later try may succeed.
             UserError: Kaggle refuses it until the user changes something.
         """
         return self._pushing.launch(spec)
 
     def observe(self, ref: AttemptRef) -> Observation:
-        """Return what is known of an attempt, asking Kaggle at most once a poll interval while nothing happens."""
+        """Return the state of an attempt; asks Kaggle at most once a poll interval while nothing changes."""
         seen = self._looks.seen(ref.session, ref.attempt)
         if seen.over is not None:
             return Observation(Sighting.ENDED, seen.over, seen.over_at)
@@ -137,45 +137,47 @@ class KaggleBackend:
         return self._salvage.report(ref)
 
     def heartbeat(self, ref: AttemptRef) -> Heartbeat | None:
-        """Return nothing: a running session's files cannot be read, and its log is for people."""
+        """Return None: Kaggle does not show a running session's files, and its log is not meant to be parsed."""
         return None
 
     def ask_to_stop(self, ref: AttemptRef) -> None:
-        """Set the flag that the worker looks for now and then; called until it has ended.
+        """Set the stop flag, which the worker polls; may be called again until the session has ended.
 
         Raises:
-            TemporaryError: Kaggle did not take it.
+            TemporaryError: Kaggle does not answer, or refuses the upload now.
         """
         if self._looks.seen(ref.session, ref.attempt).ended is None:
             self._control.ask_to_stop(ref.session, ref.attempt)
 
     def kill(self, ref: AttemptRef) -> None:
-        """Save what can be saved, then delete the kernel, for there is no other way to end it.
+        """Salvage what an attempt has delivered, then delete its kernel: Kaggle has no other way to end a session.
 
-        Kaggle may let the session run on unseen; what it still uploads goes into its own dataset, and becomes a branch.
+        Kaggle may let the session run on. What it uploads then goes into its own dataset, and becomes a branch.
 
         Raises:
-            TemporaryError: something could not be saved or deleted now; nothing is lost, try again.
+            TemporaryError: something could not be salvaged or deleted now; nothing is lost, and a later call goes on.
         """
         seen = self._looks.seen(ref.session, ref.attempt)
         if seen.over is not None or seen.missing_since is not None:
-            return  # nothing can be saved of what Kaggle refuses to show, nor is it gone: observing finds out when it is over
+            return  # a refused kernel can be neither salvaged nor counted as gone: `observe` finds out when it has ended
         api, kernel = self._api(), self._looks.kernel(ref.session, ref.attempt, ref.handle)
         if api.kernel(kernel.slug) is None:
             return
-        if seen.ended is not None and not seen.ended_again:  # nor is one word that it is over
+        if seen.ended is not None and not seen.ended_again:  # one report of the end may be wrong: ask again
             seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, ref.handle)
             if seen.ended is not None and not seen.ended_again:
-                raise TemporaryError(f"whether {kernel.slug} is over cannot be told now")
+                raise TemporaryError(f"it is unknown whether the kernel {kernel.slug} has ended")
         if seen.ended is not None:
-            return  # what it has left may still come to be shown: observing it waits for that
-        with contextlib.suppress(TemporaryError):  # the wish is remembered, and goes out with the next session at the latest
-            self._control.ask_to_stop(ref.session, ref.attempt)  # a kernel that is deleted may run on unseen
+            return  # nothing to end; `observe` waits for what it left to appear
+        # A deleted kernel may run on, so its session is asked to stop as well. If that upload fails, the flag is already stored
+        # here, and is sent before the next session at the latest.
+        with contextlib.suppress(TemporaryError):
+            self._control.ask_to_stop(ref.session, ref.attempt)
         dataset = attempt_dataset_slug(ref.run, ref.session, ref.attempt)
         info = api.dataset(dataset)
         if info is None and dataset_is_listed(api, dataset):
             raise TemporaryError(
-                f"Kaggle refuses to show the dataset {dataset} (403 or 404), where something may be still to save"
+                f"Kaggle refuses to show the dataset {dataset} (403 or 404), which may hold checkpoints to salvage"
             )
         self._looks.take_dataset(ref.session, ref.attempt, info)
         self._checkpoints.discovery.examine(ref.session, ref.attempt)
@@ -184,21 +186,21 @@ class KaggleBackend:
         self._checkpoints.bring_home(ref.session, ref.attempt)
         api.delete_kernel(kernel.slug)
         effects.done("signal", "delete")
-        how = "its kernel was deleted, after all that could be saved of it was"
+        how = "its kernel was deleted, after its checkpoints and report were salvaged"
         self._looks.change(ref.session, ref.attempt, over=how, over_at=self._clock.now())
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
-        """Return what an attempt has printed from an offset on, in characters, and the offset after it.
+        """Return an attempt's log from an offset on, in characters, and the offset of its end.
 
         Raises:
-            TemporaryError: Kaggle does not give it now.
+            TemporaryError: Kaggle does not show the log now.
         """
         return self._salvage.read_log(ref, offset)
 
 
 @dataclass(frozen=True)
 class KaggleRun:
-    """What a run on Kaggle needs: its backend, and the store of its checkpoints, which share what they see."""
+    """The backend and the checkpoint store of a run, which share the results of their polls."""
 
     backend: KaggleBackend
     checkpoints: KaggleCheckpoints
@@ -216,10 +218,10 @@ def open_kaggle_run(
 
     Args:
         context: The run.
-        record: What the ledger says of it now.
+        record: Reads the run's record from the ledger.
         source_root: The folder with the packages that a kernel gets.
-        sources: The datasets of the run's data; None: those that are named after it.
-        local: The checkpoints that are here; None: those of the run's folder.
+        sources: The datasets of the run's data; None: those named by the data's digest.
+        local: The checkpoints on this machine; None: those of the run's folder.
     """
     known_attempts = lambda: record().attempts  # noqa: E731
     looks = Looks(context, known_attempts)

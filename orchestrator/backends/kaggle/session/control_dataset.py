@@ -1,6 +1,6 @@
-"""The control dataset of a run: what the run is, for whoever adopts it, and which attempt is to stop, for its worker.
+"""Keeps the control dataset of a run up to date: the run's description for `adopt`, and the stop flag for its workers.
 
-Kaggle has no way to tell a running session anything: it looks here now and then. Each version is a full snapshot.
+Kaggle cannot send a message to a running session, so the worker polls this dataset. Each version is a full snapshot.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ if TYPE_CHECKING:
 
 RUN_NAME = "run.json"
 DATA_NAME = "data.json"
-LOOKS_A_POLL = 6.0  # looks at what is being processed, within a poll interval: a push waits for it
+LOOKS_A_POLL = 6.0  # reads of a dataset in processing, within a poll interval: more often, because a push waits for it
 
 
 class DataRecords(Document):
-    """`data.json` of the control dataset: the versions of a run's data."""
+    """`data.json` of the control dataset: the data versions of a run."""
 
     records: tuple[DataRecord, ...] = Field(default=())
 
 
 class Snapshot(Document):
-    """One version of the control dataset that was sent, or is about to be."""
+    """A version of the control dataset that was sent, or is about to be."""
 
     content_sha256: str
     notes: str
     sent_at: datetime
-    is_first: bool = Field(description="it is what the dataset was made with: Kaggle gives that version notes of its own")
+    is_first: bool = Field(description="it is the version that created the dataset: Kaggle replaces the notes of that one")
 
 
 class ControlState(Document):
-    """What is known of the control dataset; written before anything is sent."""
+    """State of the control dataset as this controller knows it; written before anything is sent."""
 
     schema_version: Literal[1] = 1
     stop: StopFlag = StopFlag()
-    stands: str | None = Field(default=None, description="digest of what the current version holds")
+    stands: str | None = Field(default=None, description="digest of the content of the current version")
     sent: Snapshot | None = None
     next_look_at: datetime | None = None
 
 
 class Control:
-    """Keeps the control dataset of one run as the record wants it.
+    """Keeps the control dataset of one run in step with its record.
 
     Args:
         context: The run.
-        record: The run's record.
+        record: Reads the run's record from the ledger.
     """
 
     def __init__(self, context: KaggleContext, record: Callable[[], RunRecord]) -> None:
@@ -76,10 +76,10 @@ class Control:
         self._state_path = context.folder / "control.json"
 
     def make_ready(self) -> str | None:
-        """Bring the dataset nearer to what the record says; return what that waits for, or None when it stands so.
+        """Advance the dataset towards the record; return the reason to wait, or None when it is up to date.
 
         Raises:
-            TemporaryError: Kaggle cannot be asked, or did not take it.
+            TemporaryError: Kaggle does not answer, or refuses the upload now.
             UserError: the account has another run of this name.
         """
         state = self._state()
@@ -114,10 +114,10 @@ class Control:
         return None
 
     def ask_to_stop(self, session: int, attempt: int) -> None:
-        """Ask an attempt to save and end; called until it has, it sends the wish once.
+        """Set the stop flag for an attempt; may be called again until it has ended, and sends the flag once.
 
         Raises:
-            TemporaryError: Kaggle cannot be asked, or did not take it.
+            TemporaryError: Kaggle does not answer, or refuses the upload now.
         """
         state, flag = self._state(), StopFlag(session=session, attempt=attempt)
         if state.stop != flag:
@@ -152,7 +152,7 @@ class Control:
 
     @contextmanager
     def _remembered(self, state: ControlState, snapshot: Snapshot) -> Iterator[None]:
-        """Remember what is about to be sent; what was certainly not sent is forgotten again."""
+        """Record a snapshot before it is sent; undo that when it certainly was not sent."""
         self._put(state.evolve(sent=snapshot))
         try:
             yield
@@ -160,7 +160,7 @@ class Control:
             raise
         except DeniedError as error:  # an earlier version is still being processed
             self._put(state)
-            raise TemporaryError(f"Kaggle does not take a version of {self._slug} now: {error.what}") from error
+            raise TemporaryError(f"Kaggle does not accept a version of the dataset {self._slug} now: {error.what}") from error
         except GemmaOrchError:
             self._put(state)
             raise
@@ -174,10 +174,10 @@ class Control:
         return all(listed.get(name) == len(content) for name, content in wanted.items())
 
     def _check_it_is_this_run(self, version: int) -> None:
-        """Check that a dataset that was there before is of this run: two homes may have runs of one name.
+        """Check that a dataset that this home did not make belongs to this run: two homes may have runs of one name.
 
         Raises:
-            UserError: it is not.
+            UserError: it belongs to another run, or was not made by gemma-orch.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with files.temporary_file(self._folder / RUN_NAME) as path:
@@ -186,17 +186,20 @@ class Control:
         try:
             there = RunSpec.from_json(text, f"{RUN_NAME} of {self._slug}")
         except DataError as error:
-            raise UserError(f"the dataset {self._slug} is none of gemma-orch's: {error.what}", remedy="rename it") from error
+            raise UserError(
+                f"the dataset {self._slug} was not made by gemma-orch: {error.what}",
+                remedy="rename that dataset on kaggle.com, or begin this run with another --name",
+            ) from error
         mine = self._record().spec
         refused = [str(change) for change in compare_specs(there, mine) if change.refusal is not None]
         if refused:
             raise UserError(
-                f"the account has another run {self._context.run!r} already, which differs: {'; '.join(refused[:3])}",
-                remedy=f"gemma-orch adopt {self._context.run} goes on with that one; or begin this one with another --name",
+                f"the account already has another run {self._context.run!r}, with different settings: {'; '.join(refused[:3])}",
+                remedy=f"gemma-orch adopt {self._context.run} continues that one; or begin this one with another --name",
             )
 
     def _written(self, wanted: Mapping[str, bytes], digest: str) -> tuple[LocalFile, ...]:
-        """Write the files of a snapshot, each under a path of its own: an upload that goes on trusts a path's size and time."""
+        """Write the files of a snapshot into a folder of its own: a resumed upload trusts a path's size and time."""
         from state.kaggle.datasets import LocalFile
 
         folder = self._folder / f"control-{digest[:16]}"
@@ -208,7 +211,7 @@ class Control:
 
     def _snapshot(self, digest: str, *, is_first: bool) -> Snapshot:
         now = self._clock.now()
-        notes = f"gemma-orch control {now:%Y%m%dT%H%M%S.%f} {digest[:16]}"  # unique: an earlier content may come back
+        notes = f"gemma-orch control {now:%Y%m%dT%H%M%S.%f} {digest[:16]}"  # unique, because the same content may be sent twice
         return Snapshot(content_sha256=digest, notes=notes, sent_at=now, is_first=is_first)
 
     def _state(self) -> ControlState:

@@ -1,4 +1,4 @@
-"""The inputs that a push names: which datasets hold a run's data, and whether they can be read."""
+"""Finds the inputs of a run's kernels: the datasets that hold its data, and whether they can be read."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from state.spec import SessionData
 
 @dataclass(frozen=True)
 class KernelInputs:
-    """What every kernel of a run is given."""
+    """The inputs of every kernel of a run."""
 
     code: Path
-    """The folder with the packages that it runs."""
+    """The folder with the packages `state` and `worker`."""
     data: DataSources
     """The datasets of the run's data."""
 
 
 class DataSources:
-    """Finds the datasets of data versions; what was found stays found, for data never changes.
+    """Finds the datasets of data versions, each once: data never changes.
 
     Args:
-        context: The run, in whose folder a manifest is fetched that is not here.
+        context: The run; a manifest that is not on this machine is downloaded into its folder.
     """
 
     def __init__(self, context: KaggleContext) -> None:
@@ -39,21 +39,22 @@ class DataSources:
         self._found: dict[str, tuple[str, ...]] = {}
 
     def of(self, data: SessionData) -> tuple[str, ...]:
-        """Return the slugs of the datasets of a data version that was found ready.
+        """Return the slugs of the datasets of a data version.
 
         Raises:
-            TemporaryError: it was not.
+            UserError: the data is not on the account, is incomplete, or is other data.
+            TemporaryError: a dataset is not ready, or cannot be read now.
         """
         if data.data_sha256 not in self._found and (reason := self.unready(data)) is not None:
             raise TemporaryError(f"the data of run {self._run} waits for {reason}")
         return self._found[data.data_sha256]
 
     def unready(self, data: SessionData) -> str | None:
-        """Return which dataset of a data version is not processed yet, or None when all can be read.
+        """Return the reason why a data version cannot be used yet, or None when all its datasets are ready.
 
         Raises:
-            UserError: they are not there, or not all of them, or hold something else.
-            TemporaryError: that cannot be told now.
+            UserError: the data is not on the account, is incomplete, or is other data.
+            TemporaryError: Kaggle does not answer, or refuses a read.
         """
         if data.data_sha256 in self._found:
             return None
@@ -63,7 +64,7 @@ class DataSources:
             return f"the dataset {first} to be processed by Kaggle"
         listed = self._api().dataset_files(first, version)
         if listed is None:
-            raise TemporaryError(f"the files of {first} are not shown now")
+            raise TemporaryError(f"Kaggle does not list the files of the dataset {first} now")
         manifest = self._manifest(data, first, version, listed)
         if listed.get(DATA_MANIFEST_NAME) is None or manifest.tokenizer_file not in listed:
             raise self._missing(data, f"the dataset {first} lacks {DATA_MANIFEST_NAME} or {manifest.tokenizer_file}")
@@ -75,24 +76,25 @@ class DataSources:
         return None
 
     def _current(self, slug: str) -> int | None:
-        """Return the version of a dataset that can be read; None: it is being processed.
+        """Return the newest version of a dataset that can be read; None: Kaggle is processing it.
 
         Raises:
-            UserError: it is not there, neither by its name nor in the list of all: one of the two may lag.
+            UserError: the account does not have it.
+            TemporaryError: the list of the account's datasets shows it, but reads of it are refused: one of the two is stale.
         """
         info = self._api().dataset(slug)
         if info is None:
             if slug in self._api().datasets(slug):
-                raise TemporaryError(f"the dataset {slug} is listed and is not shown")
+                raise TemporaryError(f"Kaggle lists the dataset {slug} and refuses to show it (403 or 404)")
             raise UserError(
                 f"the data of run {self._run} is not on Kaggle: the account has no dataset {slug}",
-                remedy=f"gemma-orch upload --run {self._run} brings it there",
+                remedy=f"gemma-orch upload --run {self._run} uploads it",
             )
         ready = info.current_version is not None and self._api().dataset_is_ready(slug)
         return info.current_version if ready else None
 
     def _manifest(self, data: SessionData, slug: str, version: int, listed: dict[str, int]) -> DataManifest:
-        """Return the manifest of a data version: from the data folder, or when that is on another machine, from the account."""
+        """Return the manifest of a data version: from the data folder, or from the account if that is on another machine."""
         here = Path(data.data_dir) / DATA_MANIFEST_NAME
         if here.is_file():
             manifest = DataManifest.from_json(here.read_bytes(), str(here))
@@ -116,5 +118,5 @@ class DataSources:
     def _missing(self, data: SessionData, what: str) -> UserError:
         return UserError(
             f"the data of run {self._run} ({data.data_sha256[:12]}) is not on Kaggle: {what}",
-            remedy=f"gemma-orch upload --run {self._run} brings it there",
+            remedy=f"gemma-orch upload --run {self._run} uploads it",
         )

@@ -1,4 +1,4 @@
-"""Brings here what a session leaves on Kaggle beside its checkpoints: its report, and its log."""
+"""Salvages what a session leaves on Kaggle: downloads its report and log, and finds the checkpoint in its output."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from state.layout import REPORT_NAME
 from state.report import SessionReport
 
 _FOLLOW_S = 3.0
-_FOLLOW_PAUSE_S = 5.0  # following a log opens a stream that replays everything: not more often than people read
+_FOLLOW_PAUSE_S = 5.0  # to follow a log opens a stream that replays all of it: no more often than a reader needs
 
 
 class Salvage:
-    """Takes in what the attempts of one run leave behind, while they run and once they are over.
+    """Reads what the attempts of one run leave on the account, while they run and after they ended.
 
     Args:
         context: The run.
         checkpoints: The run's checkpoint store.
-        looks: What was seen of its attempts.
+        looks: Polls the run's attempts.
     """
 
     def __init__(self, context: KaggleContext, checkpoints: KaggleCheckpoints, looks: Looks) -> None:
@@ -40,40 +40,40 @@ class Salvage:
         self._followed: dict[str, tuple[float, str]] = {}
 
     def take_in(self, ref: AttemptRef, seen: Seen) -> Seen:
-        """Take in what a look has shown: new checkpoints, the report, what a session that is over left behind."""
+        """Read what a poll has shown to be new: checkpoints, the report, and the output of an ended session."""
         try:
             self._checkpoints.discovery.examine(ref.session, ref.attempt)
             if seen.report_at is None and self.find_report(ref):
                 seen = self._looks.change(ref.session, ref.attempt, report_at=self._clock.now())
-                if seen.ended is None:  # the report is its last act: it may be over
+                if seen.ended is None:  # the report is its last act: it may have ended
                     seen = self._looks.look(Look.STATUS, ref.session, ref.attempt, ref.handle)
             report = self.report(ref)
             missing = report is None or not self.is_delivered(report)
             if seen.ended is not None and missing and not seen.outputs_read:
                 seen = self.read_outputs(ref)
         except GemmaOrchError:
-            return seen  # what could not be had now is asked for again at the next look
+            return seen  # the next poll tries again
         return seen
 
     def is_delivered(self, report: SessionReport) -> bool:
-        """Return whether the checkpoint that a report names was found."""
+        """Return whether the last checkpoint that a report names was found; true if it names none."""
         return report.head is None or self._checkpoints.is_known(report.head)
 
     def is_salvaged(self, ref: AttemptRef, seen: Seen, shown_at: datetime | None) -> bool:
-        """Return whether all that a session that is over left behind was looked through.
+        """Return whether the dataset and the output of an ended session were read to the end.
 
         Args:
-            ref: Which attempt.
-            seen: What was seen of it.
-            shown_at: From when on a look at its dataset shows all; None: it is not over.
+            ref: The attempt.
+            seen: What the polls showed of it.
+            shown_at: The moment from which a read of its dataset shows everything; None: it has not ended.
         """
         looked = seen.dataset_at is not None and shown_at is not None and seen.dataset_at >= shown_at
-        can_be_read = seen.ended is not None  # of a kernel that is not shown, no outputs are
+        can_be_read = seen.ended is not None  # Kaggle shows no outputs of a refused kernel
         read = seen.outputs_read or not can_be_read
         return read and looked and self._checkpoints.discovery.has_examined(ref.session, ref.attempt)
 
     def find_report(self, ref: AttemptRef) -> bool:
-        """Fetch the report from the attempt's dataset, where it is there; return whether it is here."""
+        """Download the report from the attempt's dataset, if it is there; return whether it is on this machine now."""
         folder = self._layout.attempt(ref.session, ref.attempt)
         if folder.report.exists():
             return True
@@ -85,10 +85,10 @@ class Salvage:
         return self._keep_report(ref, fetch)
 
     def read_outputs(self, ref: AttemptRef) -> Seen:
-        """Look through what a session has left in its working folder: its log, its report, a checkpoint it could not upload.
+        """Read a kernel's output: the log, the report, and a checkpoint that the session could not upload.
 
         Raises:
-            TemporaryError: Kaggle does not show it now.
+            TemporaryError: Kaggle does not show the output now.
         """
         kernel = self._looks.kernel(ref.session, ref.attempt, ref.handle)
         outputs = self._api().session_outputs(kernel.slug, kernel.version)
@@ -105,7 +105,7 @@ class Salvage:
         here = self._layout.attempt(ref.session, ref.attempt).report.exists()
         known = self._looks.seen(ref.session, ref.attempt)
         found_at = known.report_at or (self._clock.now() if here else None)
-        # A list without anything may be one that lags: it is asked for again when the second look says that it is over.
+        # An empty list may be stale: it is read again after a second poll has confirmed the end.
         return self._looks.change(ref.session, ref.attempt, outputs_read=bool(listed) or known.ended_again, report_at=found_at)
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
@@ -117,13 +117,13 @@ class Salvage:
         try:
             return SessionReport.from_json(data, "the session's report")
         except DataError:
-            return None  # an earlier version kept what this one does not take for a report
+            return None  # an earlier version stored a file that this one does not accept as a report
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
-        """Return what an attempt has printed from an offset on, in characters, and the offset after it.
+        """Return an attempt's log from an offset on, in characters, and the offset of its end.
 
         Raises:
-            TemporaryError: Kaggle does not give it now.
+            TemporaryError: Kaggle does not show the log now.
         """
         text = self._log(ref)
         return text[offset:], max(offset, len(text))

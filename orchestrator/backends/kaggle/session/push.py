@@ -1,4 +1,4 @@
-"""Pushes an attempt's kernel, once all that it needs is on the account."""
+"""Prepares an attempt on the account and pushes its kernel."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _BYTES_PER_NUMBER = 12  # a weight and its two moments, in float32
 
 
 class Pushing:
-    """Makes the attempts of one run ready, and pushes their kernels.
+    """Prepares the attempts of one run, and pushes their kernels.
 
     Args:
         context: The run.
         checkpoints: The run's checkpoint store.
-        looks: What was seen of its attempts.
-        control: Its control dataset.
-        inputs: What its kernels are given.
+        looks: Polls the run's attempts.
+        control: The run's control dataset.
+        inputs: The code and data for its kernels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Pushing:
         inputs: KernelInputs,
     ) -> None:
         self.admission = Admission(context)
-        """Whether a session is taken now: it remembers for how long Kaggle has said no to a push."""
+        """Whether Kaggle accepts a session now; remembers refusals."""
         self._context = context
         self._api = context.api
         self._clock = context.clock
@@ -64,11 +64,11 @@ class Pushing:
         self._waiting: dict[str, tuple[datetime, str]] = {}
 
     def make_ready(self, spec: SessionSpec) -> str | None:
-        """Bring about what a push needs: the data, the control dataset, the attempt's own dataset, and quota.
+        """Prepare a push (data, control dataset, the attempt's dataset, quota); return the reason to wait, if any.
 
         Raises:
-            UserError: the data is not on the account, or another run of this name is.
-            TemporaryError: Kaggle cannot be asked, or did not take something.
+            UserError: the data is not on the account, or the account has another run of this name.
+            TemporaryError: Kaggle does not answer, or refuses a call now.
         """
         check_run_fits(spec.run)
         now, name = self._clock.now(), attempt_name(spec.session, spec.attempt)
@@ -87,17 +87,17 @@ class Pushing:
         return reason
 
     def launch(self, spec: SessionSpec) -> str:
-        """Push an attempt's kernel, once, and return which kernel and version it is.
+        """Push an attempt's kernel, once; return the handle: kernel and version.
 
         Raises:
-            AmbiguousError: it is there already, or whether it is cannot be told: look.
-            NotLaunchedError: it certainly was not pushed, and may be later.
+            AmbiguousError: the kernel exists already, or may exist: the next poll tells.
+            NotLaunchedError: the kernel certainly was not pushed; a later try may succeed.
             UserError: Kaggle refuses it until the user changes something.
         """
         slug = attempt_kernel_slug(spec.run, spec.session, spec.attempt)
         try:
             if self._api().kernel(slug) is not None:
-                raise AmbiguousError(f"the kernel {slug} is on the account already")
+                raise AmbiguousError(f"the kernel {slug} is already on the account")
             push = self._push(spec, slug)
         except AmbiguousError:
             raise
@@ -106,7 +106,7 @@ class Pushing:
         self._looks.put(spec.session, spec.attempt, Seen())
         try:
             version = self._api().push_kernel(push)
-        except (AmbiguousError, SlugTakenError):  # what has the name is none of ours
+        except (AmbiguousError, SlugTakenError):  # a kernel that has the name may not be ours: delete nothing
             raise
         except UserError as error:
             self._undo(slug, is_there=isinstance(error, InvalidSourcesError))
@@ -120,7 +120,7 @@ class Pushing:
         for data in spec.data:
             if (reason := self._inputs.data.unready(data)) is not None:
                 return reason
-        # All of them are begun before the first is waited for: Kaggle processes them side by side.
+        # All three are started before the first wait, because Kaggle processes them in parallel.
         reasons = [
             self._unready_dataset(spec),
             self._control.make_ready(),
@@ -132,7 +132,7 @@ class Pushing:
         return None if quota.available else quota.reason
 
     def _unready_dataset(self, spec: SessionSpec) -> str | None:
-        """Make the attempt's dataset, which holds its spec, unless it is there; return what that waits for."""
+        """Create the attempt's dataset with its spec, unless it exists; return the reason to wait, if any."""
         from state.kaggle.datasets import LocalFile, ensure_dataset
 
         slug = attempt_dataset_slug(spec.run, spec.session, spec.attempt)
@@ -155,10 +155,15 @@ class Pushing:
         return None
 
     def _check_it_is_of(self, slug: str, folder: AttemptLayout, content: bytes) -> None:
-        """Check that a dataset of the attempt's name holds the attempt's spec: two homes may have runs of one name."""
+        """Check that the dataset with the attempt's name holds the attempt's spec: two homes may have runs of one name.
+
+        Raises:
+            UserError: it is of another run.
+            TemporaryError: its files cannot be listed yet.
+        """
         listed = self._api().dataset_files(slug, SPEC_VERSION)
         if listed is None:
-            raise TemporaryError(f"the files of {slug} are not shown yet")
+            raise TemporaryError(f"Kaggle does not list the files of the dataset {slug} yet")
         there = None
         if SPEC_NAME in listed:
             files.make_folder(folder.root)
@@ -167,14 +172,14 @@ class Pushing:
                 there = fetched.read_bytes()
         if there != content:
             raise UserError(
-                f"the account has a dataset {slug} already, of another run named {self._context.run}",
-                remedy=f"gemma-orch adopt {self._context.run} goes on with that run; or begin this one with another --name",
+                f"the account already has a dataset {slug}, of another run named {self._context.run}",
+                remedy=f"gemma-orch adopt {self._context.run} continues that run; or begin this one with another --name",
             )
 
     def _push(self, spec: SessionSpec, slug: str) -> KernelPush:
         place = self._checkpoints.place(spec.start.id) if spec.start is not None else None
         if spec.start is not None and place is None:
-            raise TemporaryError(f"{spec.start.id}, where {slug} is to start, is not on the account yet")
+            raise TemporaryError(f"checkpoint {spec.start.id}, from which {slug} starts, is not on the account yet")
         settings, storage = self._settings, self._storage(spec)
         job = KaggleJob(
             spec=spec,
@@ -218,10 +223,10 @@ class Pushing:
         )
 
     def _undo(self, slug: str, *, is_there: bool) -> None:
-        """Delete the kernel of a push that was refused in part, where there is one: it runs without its inputs.
+        """Delete the kernel of a refused push, if Kaggle started it all the same: it would run without its inputs.
 
         Raises:
-            AmbiguousError: it may still be there.
+            AmbiguousError: the kernel may still exist.
         """
         try:
             if is_there or self._api().kernel(slug) is not None:

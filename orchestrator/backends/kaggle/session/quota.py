@@ -1,4 +1,4 @@
-"""Whether Kaggle takes another session now: the week's quota, and for how long it has said no."""
+"""Decides whether Kaggle accepts another session now: the weekly GPU quota, and refusals of earlier pushes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from state.errors import GemmaOrchError, NotLaunchedError, QuotaError, Temporary
 from state.kaggle.errors import BusyError, KaggleQuotaError
 from state.kaggle.records import AcceleratorQuota
 
-_BUSY_POLLS = 3.0  # poll intervals to wait when as many sessions run as the account may have: minutes
+_BUSY_POLLS = 3.0  # poll intervals to wait when the account runs as many sessions as it may; that passes within minutes
 
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Kaggle has said no to a push, and for how long that is to be remembered."""
+    """A refusal of a push: its reason, and until when no push is tried."""
 
     reason: str
     until: datetime
 
 
 class Admission:
-    """Whether sessions of one run are taken.
+    """Tells whether Kaggle accepts sessions of one run; remembers its last refusal.
 
     Args:
-        context: The run: its accelerator, what of the quota is kept, and how often to ask.
+        context: The run; its settings name the accelerator, the reserve of GPU hours and the poll interval.
     """
 
     def __init__(self, context: KaggleContext) -> None:
@@ -38,27 +38,26 @@ class Admission:
         self._quota: tuple[datetime, Quota] | None = None
 
     def quota(self, now: datetime) -> Quota:
-        """Return whether a session would be taken now; CPU sessions have no quota.
+        """Return whether Kaggle would accept a session now; CPU sessions have no quota.
 
-        A session is taken while more than the settling time is left, however much shorter than its limit that is: how a
-        session ends whose quota runs out is Kaggle's to decide, and what it has uploaded by then is kept. A quota that Kaggle
-        does not tell of is left to Kaggle as well; one that cannot be asked for is waited for.
+        A quota that cannot be read counts as not available, until the next poll.
         """
         if (refusal := self._refused(now)) is not None:
             return Quota(available=False, reason=refusal.reason, until=refusal.until)
         if self._settings.accelerator == "cpu":
             return Quota(available=True)
+        # Asked at most once a poll interval.
         if self._quota is None or now >= self._quota[0] + timedelta(seconds=self._settings.poll_every_s):
             self._quota = (now, self._ask_quota(now))
         return self._quota[1]
 
     def refusal(self, now: datetime) -> str | None:
-        """Return why Kaggle has said no, while that is to be remembered."""
+        """Return the reason of a refusal that is still in force, else None."""
         refusal = self._refused(now)
         return refusal.reason if refusal is not None else None
 
     def not_now(self, error: TemporaryError) -> NotLaunchedError:
-        """Remember for how long Kaggle has said no, and return what the controller is told."""
+        """Remember the refusal of a push, and return the error for the controller."""
         now = self._clock.now()
         if isinstance(error, QuotaError):
             until = error.until if isinstance(error, KaggleQuotaError) else None
@@ -76,7 +75,7 @@ class Admission:
             told = self._api().quota()
         except TemporaryError as error:
             soon = now + timedelta(seconds=self._settings.poll_every_s)
-            return Quota(available=False, reason=f"the weekly GPU quota cannot be asked for: {error.what}", until=soon)
+            return Quota(available=False, reason=f"the weekly GPU quota cannot be read: {error.what}", until=soon)
         return weekly_quota(told, self._settings)
 
     def _refused(self, now: datetime) -> _Refusal | None:
@@ -85,7 +84,7 @@ class Admission:
         return self._refusal
 
     def _refresh_at(self, now: datetime) -> datetime:
-        """Return when the weekly quota is refreshed; when Kaggle does not tell, soon: then it is asked again."""
+        """Return when the weekly quota is refreshed; if Kaggle does not tell, the settle time from now, to ask again."""
         try:
             told = self._api().quota().refresh_at
         except GemmaOrchError:
@@ -94,13 +93,14 @@ class Admission:
 
 
 def weekly_quota(told: AcceleratorQuota, settings: KaggleSettings) -> Quota:
-    """Return whether the week's GPU seconds are enough for a session that is worth its start."""
-    if told.gpu_allowed_s is None:
-        return Quota(available=True, reason="Kaggle tells of no GPU quota")
+    """Return whether the week's remaining GPU time is enough for a session to be worth its start."""
+    if told.gpu_allowed_s is None:  # then Kaggle itself refuses the push, if it must
+        return Quota(available=True, reason="Kaggle reports no GPU quota")
     taken_s = (told.gpu_used_s or 0.0) + (told.gpu_reserved_s or 0.0)
     left_s = told.gpu_allowed_s - taken_s - settings.gpu_reserve_s
+    # Less than the session's limit is enough: Kaggle ends the session when the quota runs out, and its uploads are kept.
     if left_s > settings.settle_s:
         return Quota(available=True)
-    reserve = f", {settings.gpu_reserve_s / 3600:.1f} h are kept for you" if settings.gpu_reserve_s else ""
+    reserve = f", {settings.gpu_reserve_s / 3600:.1f} h are reserved for you" if settings.gpu_reserve_s else ""
     used = f"{taken_s / 3600:.1f} of {told.gpu_allowed_s / 3600:.1f} h are used or reserved{reserve}"
     return Quota(available=False, reason=f"the weekly GPU quota is used up: {used}", until=told.refresh_at)

@@ -101,7 +101,7 @@ def test_a_script_that_kaggle_would_refuse_is_refused_here(tmp_path: Path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(os.urandom(MAX_SCRIPT_BYTES))
     (tmp_path / "worker/kaggle/bootstrap.py").write_text("")
-    with pytest.raises(UserError, match=r"the script of tamil s001a1 has \d+ bytes"):
+    with pytest.raises(UserError, match=r"the script of tamil s001a1 is too large: \d+ bytes"):
         bundle(job_of(session_spec()), tmp_path)
 
 

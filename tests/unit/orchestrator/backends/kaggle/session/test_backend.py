@@ -112,9 +112,9 @@ def test_one_lying_answer_that_it_is_over_ends_nothing(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (SessionStatus.CANCELLED, "at its limit, or somebody cancelled it"),
+        (SessionStatus.CANCELLED, "at its limit, or it was cancelled"),
         (SessionStatus.ERROR, "failed without a report"),
-        (SessionStatus.COMPLETE, "left no report"),
+        (SessionStatus.COMPLETE, "completed without a report"),
     ],
 )
 def test_what_is_over_without_a_report_keeps_what_it_had_delivered(stage: Stage, status: SessionStatus, words: str) -> None:
@@ -266,7 +266,7 @@ def test_a_kernel_that_lives_is_not_over_because_reads_of_it_are_refused(
     for _ in range(50):  # nearly an hour: five times as long as what is shown may lag
         seen = stage.look(launched_at=launched_at)
         assert seen.sighting is Sighting.UNKNOWN
-    assert "Kaggle refuses to show the kernel gemma-orch-tamil-s001a1-k (403 or 404) since 00:0" in seen.detail
+    assert "Kaggle has refused to show the kernel gemma-orch-tamil-s001a1-k (403 or 404) since 00:0" in seen.detail
     assert "counts as alive until" in seen.detail
     first_looks = 2
     assert stage.account.count() - before - first_looks <= (stage.clock.monotonic() - begun_s) / SETTINGS.poll_every_s
@@ -301,8 +301,8 @@ def test_a_kernel_that_is_refused_for_ever_is_over_past_its_limit_with_what_it_h
     while looks[-1].sighting is not Sighting.ENDED:
         assert len(looks) < 60
         looks.append(stage.look())
-    assert "refuses to show its kernel since" in looks[-1].detail
-    assert "past its limit" in looks[-1].detail
+    assert "refused to show its kernel since" in looks[-1].detail
+    assert "its time limit has passed" in looks[-1].detail
     assert stage.run.checkpoints.ids() == (manifest.id,)
 
 
@@ -342,7 +342,7 @@ def test_a_kernel_that_somebody_has_deleted_is_over(stage: Stage) -> None:
     stage.look()
     del stage.account.kernel_table[SLUG]
     over = [stage.look() for _ in range(15)][-1]
-    assert (over.sighting, over.detail) == (Sighting.ENDED, "its kernel is gone: somebody has deleted it")
+    assert (over.sighting, over.detail) == (Sighting.ENDED, "its kernel is gone: it was deleted")
 
 
 def test_another_machine_than_was_asked_for_is_said(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_killing_saves_first_and_then_deletes_the_kernel(stage: Stage) -> None:
     over = stage.look(0)
     assert (over.sighting, over.detail) == (
         Sighting.ENDED,
-        "its kernel was deleted, after all that could be saved of it was",
+        "its kernel was deleted, after its checkpoints and report were salvaged",
     )
     assert stage.run.checkpoints.ids() == (manifest.id,)
 

@@ -122,7 +122,7 @@ def test_a_wish_that_comes_before_the_dataset_is_in_its_first_version(room: Room
 def test_a_wish_that_kaggle_does_not_take_now_is_sent_again_soon(room: Room) -> None:
     room.ready()
     room.account.failures["create_version"] = [DeniedError("Permission 'datasets.update' was denied")] * 9
-    with pytest.raises(TemporaryError, match="does not take a version"):
+    with pytest.raises(TemporaryError, match="does not accept a version"):
         room.control.ask_to_stop(1, 1)
     room.account.failures.clear()
     room.account.clock.advance(11.0)
@@ -168,7 +168,7 @@ def test_a_dataset_that_is_refused_when_a_run_begins_is_waited_for(room: Room, t
         rival.control.make_ready()
     room.account.refused.clear()
     room.account.clock.advance(11.0)
-    with pytest.raises(UserError, match="another run 'tamil' already"):
+    with pytest.raises(UserError, match="another run 'tamil'"):
         rival.control.make_ready()
 
 
@@ -176,7 +176,7 @@ def test_a_dataset_of_another_run_of_the_same_name_is_left_alone(room: Room, tmp
     room.ready()
     rival = Room(tmp_path / "rival", room.account)
     rival.record = run_record(spec=run_spec(training=TrainingSpec(seed=7)))
-    with pytest.raises(UserError, match=r"another run 'tamil' already, which differs: training\.seed"):
+    with pytest.raises(UserError, match=r"another run 'tamil', with different settings: training\.seed"):
         rival.control.make_ready()
     assert room.account.count("create_version") == 0
 
@@ -188,7 +188,7 @@ def test_the_same_run_on_another_machine_goes_on_with_it(room: Room, tmp_path: P
 
 def test_a_dataset_that_is_none_of_ours_is_left_alone(room: Room) -> None:
     room.account.add_version(SLUG, "mine", {"run.json": b"a diary"})
-    with pytest.raises(UserError, match=r"none of gemma-orch's"):
+    with pytest.raises(UserError, match=r"was not made by gemma-orch"):
         room.control.make_ready()
 
 

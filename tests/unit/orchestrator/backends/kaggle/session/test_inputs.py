@@ -61,7 +61,7 @@ def test_data_that_is_not_on_the_account_is_the_users_to_upload(prepared: Prepar
 def test_data_that_is_listed_and_is_not_shown_is_waited_for(prepared: Prepared) -> None:
     prepared.upload(0, 1)
     prepared.stage.account.hidden = {prepared.first}
-    with pytest.raises(TemporaryError, match="is listed and is not shown"):
+    with pytest.raises(TemporaryError, match=r"lists the dataset .* and refuses to show it"):
         prepared.sources.unready(prepared.data)
 
 

@@ -112,7 +112,7 @@ def test_an_answer_that_was_lost_is_ambiguous_whether_or_not_the_push_arrived(st
     assert stage.look(launched_at=stage.clock.now(), has_handle=False).sighting is Sighting.UNKNOWN
     looks = [stage.look(after_s=700, launched_at=after(0), has_handle=False)]
     while looks[-1].sighting is not Sighting.MISSING:
-        assert "whether its push arrived is unknown" in looks[-1].detail
+        assert "it is unknown whether its push arrived" in looks[-1].detail
         looks.append(stage.look(launched_at=after(0), has_handle=False))
     assert len(looks) <= 6, "two lists of the account's kernels, in turn with the other looks"
     stage.account.failures_after["push_kernel"] = [AmbiguousError("lost after")]

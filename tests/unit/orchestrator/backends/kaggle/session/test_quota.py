@@ -56,7 +56,7 @@ def test_a_quota_that_cannot_be_read_is_waited_for(tmp_path: Path) -> None:
     stage.account.broken = {"quota"}
     told = stage.backend.quota(stage.clock.now())
     assert (told.available, told.until) == (False, after(60))
-    assert "cannot be asked for" in told.reason
+    assert "cannot be read" in told.reason
     assert stage.backend.make_ready(session_spec()) is not None
 
 

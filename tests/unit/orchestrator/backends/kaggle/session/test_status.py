@@ -59,15 +59,15 @@ def test_nothing_known_a_word_that_is_not_known_and_a_look_that_failed_are_unkno
 def test_one_answer_that_it_is_over_is_not_believed(status: SessionStatus) -> None:
     told = verdict(100_000, ended=status, ended_at=after(60))
     assert told.sighting is Sighting.UNKNOWN
-    assert "believed when it says so again" in told.detail
+    assert "the next poll must confirm that" in told.detail
 
 
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (SessionStatus.COMPLETE, "complete and left no report"),
+        (SessionStatus.COMPLETE, "completed without a report"),
         (SessionStatus.ERROR, "failed without a report"),
-        (SessionStatus.CANCELLED, "ended it at its limit, or somebody cancelled it"),
+        (SessionStatus.CANCELLED, "ended it at its limit, or it was cancelled"),
     ],
 )
 def test_what_is_over_without_a_report_is_over_when_reads_cannot_lag_any_more(status: SessionStatus, words: str) -> None:
@@ -82,7 +82,7 @@ def test_what_is_over_without_a_report_is_over_when_reads_cannot_lag_any_more(st
 def test_what_a_session_has_left_is_looked_through_before_it_counts_as_over_unless_that_cannot_be_done() -> None:
     over = {"ended": SessionStatus.COMPLETE, "ended_at": after(60), "ended_again": True}
     told = verdict(1e6, salvaged=False, looks_after_end=29, **over)
-    assert (told.sighting, told.detail) == (Sighting.UNKNOWN, "it is over; what it has left behind cannot be looked through now")
+    assert (told.sighting, told.detail) == (Sighting.UNKNOWN, "it has ended; its dataset or its output cannot be read now")
     assert verdict(1e6, salvaged=False, looks_after_end=30, **over).sighting is Sighting.ENDED
     assert verdict(1e6, looks_after_end=2, **over).sighting is Sighting.ENDED
 
@@ -139,7 +139,7 @@ def test_what_is_known_to_have_been_there_is_not_gone_because_reads_of_it_are_re
     early = refused(900, 30_000, lists=(1000, 1499))
     assert verdict(30_000, **early, **known).sighting is Sighting.UNKNOWN, "that list may have lagged"
     gone = verdict(30_000, **refused(900, 30_000, lists=(1000, 1500)), **known)
-    assert (gone.sighting, gone.detail) == (Sighting.ENDED, "its kernel is gone: somebody has deleted it")
+    assert (gone.sighting, gone.detail) == (Sighting.ENDED, "its kernel is gone: it was deleted")
 
 
 def test_one_list_is_not_enough_for_what_was_alive() -> None:
@@ -169,7 +169,7 @@ def test_a_kernel_that_is_refused_for_ever_is_over_past_its_ceiling() -> None:
     assert verdict(over_s + 599, **ALIVE, **refused(5100, over_s)).sighting is Sighting.UNKNOWN, "it may have delivered something"
     over = verdict(over_s + 600, **ALIVE, **refused(5100, over_s))
     assert (over.sighting, over.ended_at) == (Sighting.ENDED, after(over_s))
-    assert over.detail == "Kaggle refuses to show its kernel since 01:25 UTC, and it is past its limit"
+    assert over.detail == "Kaggle has refused to show its kernel since 01:25 UTC, and its time limit has passed"
 
 
 def test_a_kernel_that_was_last_seen_queued_may_have_been_queued_for_long() -> None:
@@ -189,18 +189,18 @@ def test_a_word_that_it_is_over_and_lists_that_do_not_show_it_end_a_session() ->
 def test_what_is_refused_is_said_with_since_when_and_until_when_it_counts_as_alive() -> None:
     told = verdict(4000, status=SessionStatus.RUNNING, alive_at=after(3000), running_at=after(100), **refused(3060, 3900))
     assert told.detail == (
-        f"Kaggle refuses to show the kernel {attempt_kernel_slug(RUN, 1, 1)} (403 or 404) since 00:51 UTC; "
+        f"Kaggle has refused to show the kernel {attempt_kernel_slug(RUN, 1, 1)} (403 or 404) since 00:51 UTC; "
         "it was running at 00:50 UTC and counts as alive until 10:31 UTC"
     )
     doubtful = verdict(4000, handle=HANDLE, **refused(3060, 3900, lists=(3100, 3100)))
     assert doubtful.detail.endswith(
         "it was pushed and counts as alive until 22:30 UTC, "
-        "unless a list of the account's kernels that is made after 01:01 UTC does not show it either"
+        "unless a list of the account's kernels read after 01:01 UTC does not show it either"
     )
     lost = verdict(4000, **refused(60, 70))
     assert lost.detail.endswith(
-        "whether its push arrived is unknown: that it did not is believed when "
-        "a list of the account's kernels that is made after 00:10 UTC does not show it"
+        "it is unknown whether its push arrived: it did not if "
+        "a list of the account's kernels read after 00:10 UTC does not show it"
     )
     next_day = verdict(90_000, handle=HANDLE, launched_at=after(80_000), **refused(80_100, 89_000))
     assert "since 2026-01-01 22:15 UTC" in next_day.detail
@@ -214,7 +214,7 @@ def test_a_report_ends_a_session_whose_status_cannot_be_had() -> None:
     assert verdict(4600, said=report(1), **silent).sighting is Sighting.ENDED
     assert verdict(1e6, said=report(1), status=SessionStatus.RUNNING, report_at=after(1000)).sighting is Sighting.RUNNING
     told = verdict(1600, said=report(1), delivered=True, report_at=after(1000), **refused(900, 1500))
-    assert told.detail.endswith("Kaggle says nothing of it: it refuses to show its kernel")
+    assert told.detail.endswith("Kaggle gives no status: it refuses to show the kernel (403 or 404)")
 
 
 def test_another_machine_than_was_asked_for_is_said() -> None:
