@@ -1,4 +1,4 @@
-"""What everything that works on one run on Kaggle is given: the account, the run, its folder, the clock, and its settings."""
+"""The context of a run on Kaggle: account, name, folder, clock and settings, as all modules of this package need them."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KaggleContext:
-    """One run on one account; made once, where the run is opened."""
+    """One run on one account; made once, when the run is opened."""
 
     api: Callable[[], KaggleApi]
-    """The account; called when the first call is due, so that what does not need Kaggle never connects. Always the same one."""
+    """Returns the account, always the same object. Called late, so that work without Kaggle never connects."""
     run: str
     """The run's name."""
     layout: RunLayout
     """The run's folder."""
     clock: Clock
     settings: KaggleSettings
-    """What the run says about Kaggle."""
+    """The run's settings of the Kaggle backend."""
 
     @property
     def folder(self) -> Path:
-        """The folder of what the controller knows of Kaggle about the run."""
+        """The folder of the controller's files about the run on Kaggle."""
         return kaggle_folder(self.layout)
 
     @property
     def owner(self) -> str:
-        """The user under whose name the run's datasets and kernels lie."""
+        """The user who owns the run's datasets and kernels."""
         return self.settings.owner or self.api().user
 
 
 def kaggle_folder(layout: RunLayout) -> Path:
-    """Return the folder of what the controller knows of Kaggle about a run."""
+    """Return the folder of the controller's files about a run on Kaggle."""
     return layout.root / "kaggle"

@@ -1,7 +1,7 @@
-"""Whether a thing that Kaggle refuses to show is gone.
+"""Tells whether a kernel or dataset that Kaggle refuses to show is missing.
 
-A read of one thing answers 403 or 404 when it does not exist, and at times when it does (a kernel that runs, a dataset that was
-read a minute ago). Only a whole list of all that the account has tells the two apart.
+A read answers 403 or 404 for things that do not exist, and at times for things that do (a running kernel, a dataset that was
+read a minute ago). Only a whole list of the account's kernels or datasets tells the two apart.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ _BACKEND = "kaggle"
 def listed_kernel(
     api: KaggleApi, slugs: Collection[str], attempts: Iterable[AttemptRecord], session: int, attempt: int
 ) -> str | None:
-    """Return which kernel of an attempt the list of the account's kernels shows, or None when it shows none.
+    """Return the kernel of an attempt that the list of the account's kernels shows, or None.
 
     Args:
         api: The account.
-        slugs: What the kernel may be called.
-        attempts: Those of the run. Where others were pushed, a list without any kernel proves nothing: their kernels stay.
-        session: The attempt's session.
-        attempt: Its number.
+        slugs: The names that the kernel may have.
+        attempts: All attempts of the run. If others were pushed, an empty list must be wrong, because their kernels are kept.
+        session: Number of the attempt's session.
+        attempt: Number of the attempt.
 
     Raises:
-        TemporaryError: that cannot be told now.
+        TemporaryError: Kaggle does not answer, or its list is wrong.
     """
     listed = {kernel.slug for kernel in api.kernels("")}
     pushed = ((one.session, one.attempt) for one in attempts if one.backend == _BACKEND and one.handle is not None)
     if not listed and any(other != (session, attempt) for other in pushed):
-        raise TemporaryError("Kaggle's list of the account's kernels is empty, and cannot be right")
+        raise TemporaryError("Kaggle's list of the account's kernels is empty, which is wrong: the run has pushed kernels")
     return next((slug for slug in slugs if slug in listed), None)
 
 
 def dataset_is_listed(api: KaggleApi, slug: str, *, owner: str | None = None) -> bool:
-    """Return whether the list of the account's datasets shows one; a run that has sessions has others beside it.
+    """Return whether the list of the account's datasets shows a dataset.
 
     Args:
         api: The account.
-        slug: Of the dataset.
-        owner: Of the dataset; None: this account.
+        slug: The dataset's slug.
+        owner: The dataset's owner; None: this account.
 
     Raises:
-        TemporaryError: that cannot be told now, or never, because it is another account's.
+        TemporaryError: Kaggle does not answer, its list is wrong, or the dataset belongs to another account, which has no list.
     """
     if owner not in (None, api.user):
         raise TemporaryError(f"Kaggle refuses to show the dataset {owner}/{slug} (403 or 404)")
     listed = api.datasets("")
-    if not listed:
-        raise TemporaryError("Kaggle's list of the account's datasets is empty, and cannot be right")
+    if not listed:  # a run with sessions has its control dataset at least
+        raise TemporaryError("Kaggle's list of the account's datasets is empty, which is wrong: the run has datasets")
     return slug in listed

@@ -1,7 +1,7 @@
-"""Looks at the attempts of a run on Kaggle: one call a poll interval while nothing happens.
+"""Polls the attempts of a run on Kaggle: one call per poll interval while nothing changes.
 
-What was seen lies in the run's folder, so that a controller that starts anew, or a command beside one, goes on from there
-instead of asking Kaggle again.
+The results are stored in the run's folder, so that a new controller, or a command beside one, starts from them instead of
+asking Kaggle again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from state.ledger import AttemptRecord
 
 
 class Looks:
-    """Looks at the attempts of one run, at Kaggle's expense not more often than it is worth.
+    """Polls the attempts of one run, and stores what the polls showed.
 
     Args:
         context: The run.
-        known_attempts: The attempts that the ledger knows.
+        known_attempts: Reads the run's attempts from the ledger.
     """
 
     def __init__(self, context: KaggleContext, known_attempts: Callable[[], Sequence[AttemptRecord]]) -> None:
@@ -38,7 +38,7 @@ class Looks:
         self._known_attempts = known_attempts
 
     def seen(self, session: int, attempt: int) -> Seen:
-        """Return what is known of an attempt, asking nothing."""
+        """Return what earlier polls showed of an attempt; asks Kaggle nothing."""
         try:
             data = self._path(session, attempt).read_bytes()
         except FileNotFoundError:
@@ -46,25 +46,25 @@ class Looks:
         try:
             return Seen.from_json(data, "what was seen of an attempt")
         except DataError:
-            return Seen()  # of another gemma-orch: it can be seen again
+            return Seen()  # another version wrote it: Kaggle is polled again
 
     def put(self, session: int, attempt: int, seen: Seen) -> Seen:
-        """Remember what is known of an attempt, and return it."""
+        """Store what polls showed of an attempt, and return it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         files.write_atomically(self._path(session, attempt), seen.to_json(), durable=False)
         return seen
 
     def change(self, session: int, attempt: int, **values: object) -> Seen:
-        """Remember something more of an attempt, and return what is known."""
+        """Store other values of some fields of an attempt, and return the whole."""
         return self.put(session, attempt, self.seen(session, attempt).evolve(**values))
 
     def refresh(self, session: int, attempt: int, handle: str | None) -> Seen:
-        """Ask for what is due, and return what is known then; what cannot be asked now leaves what was known.
+        """Make the polls that are due, and return what is known then; a failed poll keeps what was known.
 
         Args:
-            session: The session.
-            attempt: Its attempt.
-            handle: What its push was answered with; None: the answer was lost.
+            session: Number of the session.
+            attempt: Number of the attempt.
+            handle: The handle that its push returned; None: the answer was lost.
         """
         seen = self.seen(session, attempt)
         due = due_looks(seen, self._clock.now(), self._poll_every_s, f"{self._run} {attempt_name(session, attempt)}")
@@ -72,19 +72,19 @@ class Looks:
         for look in due:
             seen = self._look(look, seen, session, attempt, handle)
         if seen.ended is not None and not was_over and due[-1:] != (Look.DATASET,):
-            seen = self._look(Look.DATASET, seen, session, attempt, handle)  # what it has delivered at its end
+            seen = self._look(Look.DATASET, seen, session, attempt, handle)  # its last upload comes just before its end
         return self.put(session, attempt, seen) if due else seen
 
     def look(self, look: Look, session: int, attempt: int, handle: str | None) -> Seen:
-        """Ask for one thing now, whatever was asked before."""
+        """Make one poll now, due or not."""
         return self.put(session, attempt, self._look(look, self.seen(session, attempt), session, attempt, handle))
 
     def kernel(self, session: int, attempt: int, handle: str | None) -> PushedKernel:
-        """Return the kernel of an attempt: as its handle says, else as a look has found it, else under its name."""
+        """Return the kernel of an attempt: from its handle, else as a poll has found it, else by its name."""
         return self._kernels(self.seen(session, attempt), session, attempt, handle)[0]
 
     def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> Seen:
-        """Remember what somebody else has asked of an attempt's dataset."""
+        """Store a read of an attempt's dataset that a caller has made."""
         return self.put(session, attempt, with_dataset(self.seen(session, attempt), info, self._clock.now()))
 
     def _look(self, look: Look, seen: Seen, session: int, attempt: int, handle: str | None) -> Seen:

@@ -1,4 +1,4 @@
-"""Limits of uploads to Kaggle: what does not fit into one tick resumes at a later one."""
+"""Limits of uploads to Kaggle within a tick: a later tick resumes an unfinished upload."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from orchestrator.backends.kaggle.context import KaggleContext
 from state.clock import Clock
 
 TICK_LIMIT_S = 25.0
-"""Longest time that sending something may take within a tick: the controller's lease is prolonged between ticks only."""
+"""Longest time for an upload within a tick: the controller renews its lease between ticks only."""
 
 
 class Sending(TypedDict):
-    """How something is sent to Kaggle."""
+    """Keyword arguments of an upload to Kaggle."""
 
     resume_dir: Path
     deadline_s: float
@@ -22,12 +22,12 @@ class Sending(TypedDict):
 
 
 def sending(context: KaggleContext, folder: Path, *, limit_s: float = TICK_LIMIT_S) -> Sending:
-    """Return how something is sent, within a tick unless said otherwise: what does not get done goes on at a later call.
+    """Return the keyword arguments of an upload that ends within a tick, or within `limit_s`; a later call resumes it.
 
     Args:
         context: The run.
-        folder: Where it is noted how far each file is.
-        limit_s: Longest time that it may take now.
+        folder: The folder for the state of unfinished uploads.
+        limit_s: Longest time in seconds for this call.
     """
     return Sending(
         resume_dir=folder / "uploads",

@@ -1,4 +1,4 @@
-"""Deletes the datasets of attempts of whose checkpoints none is needed any more."""
+"""Garbage-collects the datasets of ended attempts whose checkpoints are all pruned or quarantined."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from state.layout import attempt_name, parse_attempt_name
 
 
 class Disposal:
-    """Deletes datasets of one run.
+    """Deletes datasets of one run that hold no kept checkpoint.
 
     Args:
         context: The run.
-        index: What is known of the checkpoints.
+        index: The index of the run's checkpoints.
     """
 
     def __init__(self, context: KaggleContext, index: IndexFile) -> None:
@@ -29,16 +29,16 @@ class Disposal:
         self._not_before: dict[str, datetime] = {}
 
     def sweep(self) -> None:
-        """Delete the datasets that hold nothing that is needed; what cannot be deleted now is left to the next sweep."""
+        """Delete the datasets without a kept checkpoint; one that cannot be deleted now is left to the next sweep."""
         for name in self._deletable():
             self._delete_dataset(name)
 
     def _deletable(self) -> tuple[str, ...]:
-        """Return the attempts that are over and of whose checkpoints some were deleted and none is needed."""
+        """Return the ended attempts of whose checkpoints at least one was deleted, and none is kept."""
         index = self._index.read()
         states: dict[str, set[EntryState]] = {}
         for entry in index.checkpoints.values():
-            # One that is needed and lies in the output may be on its way into the dataset.
+            # A kept one in a kernel's output counts too: it may be on its way into the dataset (`promote`).
             if entry.place.kind == "dataset" or entry.state is EntryState.SOUND:
                 states.setdefault(attempt_name(entry.session, entry.attempt), set()).add(entry.state)
         unneeded = {EntryState.DELETED, EntryState.QUARANTINED}
@@ -61,16 +61,16 @@ class Disposal:
         try:
             info = self._api().dataset(slug)
             if info is None and dataset_is_listed(self._api(), slug):
-                return  # it is refused, and what it holds cannot be told now
+                return  # reads of it are refused, so its content is unknown
             if info is not None and self._holds_something_else(info.versions):
                 return
             self._api().delete_dataset(slug)
         except GemmaOrchError:
-            return  # it costs storage, no more: the next sweep tries again
+            return  # this costs only storage: the next sweep tries again
         self._index.change_attempt(name, lambda known: known.evolve(is_gone=True))
 
     def _holds_something_else(self, versions: Sequence[DatasetVersion]) -> bool:
-        """Return whether a version holds a checkpoint that was not given up."""
+        """Return whether a version holds a checkpoint that the index keeps, or does not know."""
         given_up = (EntryState.DELETED, EntryState.QUARANTINED)
         known = self._index.read().checkpoints
         notes = (note for version in versions if (note := VersionNote.parse(version.notes)) is not None)

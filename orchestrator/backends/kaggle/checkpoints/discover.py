@@ -1,4 +1,11 @@
-"""Finds what attempts have left on the account: checkpoints in versions of their datasets and in outputs of their kernels."""
+"""Discovers the checkpoints of a run on the account: in the versions of attempts' datasets, and in outputs of kernels.
+
+Every read may be stale or refused, which decides three rules here:
+
+- A version is examined only when its files can be read; then it is never read again, because a version never changes.
+- Something that looks corrupt is only doubted at first. It counts as corrupt when a read after the settle time shows the same.
+- A dataset is given up (`is_closed`) only when a read after all lags found nothing more to come.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +39,18 @@ from state.ledger import AttemptRecord
 from state.session import AttemptState
 
 _BACKEND = "kaggle"
-_LOOKS_A_CALL = 4  # attempts of which nothing is known that are looked at in one go, newest first: after the index was lost
+_LOOKS_A_CALL = 4  # most datasets that one tick reads, newest attempt first: after the index was lost, all are due at once
 
 
 class Discovery:
-    """Takes in what the attempts of one run show, and keeps the index of it.
+    """Discovers the checkpoints of one run, and writes them into its index.
 
     Args:
         context: The run.
-        index: What is known of the checkpoints.
-        fetching: Brings their manifests here.
-        looks: What was seen of the attempts' datasets.
-        known_attempts: The attempts that the ledger knows.
+        index: The index of the run's checkpoints.
+        fetching: Downloads their manifests.
+        looks: Polls the run's attempts.
+        known_attempts: Reads the run's attempts from the ledger.
     """
 
     def __init__(
@@ -66,37 +73,38 @@ class Discovery:
         self._next_examination: dict[str, datetime] = {}
 
     def discover(self) -> None:
-        """Look at the datasets of attempts that nobody watches and from which something may come: most often at none."""
+        """Read the datasets of ended attempts that may still gain checkpoints; most ticks read none."""
         now, known = self._clock.now(), self._index.read().attempts
         candidates = [
             attempt
             for attempt in reversed(self._known_attempts())
             if attempt.backend == _BACKEND
             and attempt.state not in (AttemptState.PLANNED, AttemptState.DROPPED)
-            and not attempt.is_live  # the backend looks at that one
+            and not attempt.is_live  # the backend polls that one
             and not known.get(_name(attempt), Known()).is_closed
         ]
         looks = 0
         for attempt in candidates:
+            # A poll for another reason may have read this dataset already, or a failed read may have to wait.
             seen = self._looks.seen(attempt.session, attempt.attempt)
             if seen.dataset_at is not None and now < seen.dataset_at + timedelta(seconds=self._settings.poll_every_s):
                 continue
             if now < self._next_look.get(_name(attempt), now):
                 continue
             if looks == _LOOKS_A_CALL:
-                return
+                return  # the next tick goes on: each read is a call, and the lease is renewed between ticks only
             looks += 1
             self._look_at_what_is_over(attempt, now)
 
     def is_ours(self, name: str) -> bool:
-        """Return whether the attempt of a name is one that ran on Kaggle."""
+        """Return whether the ledger has an attempt of this name on Kaggle."""
         return any(_name(attempt) == name and attempt.backend == _BACKEND for attempt in self._known_attempts())
 
     def examine(self, session: int, attempt: int) -> None:
-        """Take in what the last look at an attempt's dataset has shown; asks only about versions that are new.
+        """Examine the versions of an attempt's dataset that the last poll showed; asks Kaggle only about new ones.
 
         Raises:
-            TemporaryError: that cannot be told now; what was known stays.
+            TemporaryError: Kaggle does not answer; the index keeps what it had.
         """
         dataset = self._looks.seen(session, attempt).dataset
         if dataset is None:
@@ -104,43 +112,46 @@ class Discovery:
         name = attempt_name(session, attempt)
         known = self._index.attempt(name)
         new = [version for version in dataset.readable if version.number not in known.examined]
+        # Nothing new, and no doubted version was deleted since: there is nothing to ask.
         if not new and known.current == dataset.current and not any(map(dataset.has_lost, known.wrong)):
             return
         now = self._clock.now()
         if now < self._next_examination.get(name, now):
             return
+        # Set before the calls: if one of them fails, the next tick must not repeat them at once.
         self._next_examination[name] = self._soon()
         for version in new:
             self._examine(session, attempt, version, is_current=version.number == dataset.current)
         self._forget_what_is_gone(session, attempt, dataset)
+        # All examined: a new version need not wait for the pause above.
         if {version.number for version in dataset.readable} <= set(self._index.attempt(name).examined):
             self._next_examination.pop(name, None)
 
     def take_dataset(self, session: int, attempt: int, info: DatasetInfo | None) -> None:
-        """Take in a look at an attempt's dataset that was made for another reason.
+        """Examine an attempt's dataset that a caller has read for another reason.
 
         Raises:
-            TemporaryError: what is new in it cannot be told now.
+            TemporaryError: Kaggle does not answer; the index keeps what it had.
         """
         self._looks.take_dataset(session, attempt, info)
         self.examine(session, attempt)
 
     def forget_dataset(self, session: int, attempt: int) -> None:
-        """Forget what was seen of a dataset that is gone: one of its name, made anew, counts its versions from 1."""
+        """Forget a dataset that was deleted: a new one of the same name counts its versions from 1 again."""
         self._looks.change(session, attempt, dataset=None, dataset_at=None)
         self._index.change_attempt(attempt_name(session, attempt), made_anew)
 
     def take_outputs(self, session: int, attempt: int, kernel: PushedKernel, outputs: Sequence[OutputFile]) -> None:
-        """Take in the checkpoint that a kernel left in its output because it could not upload it.
+        """Index the checkpoint that a kernel left in its output because it could not upload it.
 
         Raises:
-            TemporaryError: its manifest cannot be fetched now.
+            TemporaryError: its manifest cannot be downloaded now.
         """
         named = {output.name.rpartition("/")[2]: output for output in outputs}
         for name, output in named.items():
             checkpoint_id = name.removesuffix(f".{MANIFEST_NAME}")
             known = self._index.entry(checkpoint_id)
-            of_attempt = attempt_of(checkpoint_id) == attempt_name(session, attempt)  # else it is some other file
+            of_attempt = attempt_of(checkpoint_id) == attempt_name(session, attempt)  # a user's file may end like a manifest
             if checkpoint_id == name or known is not None or not of_attempt:
                 continue
             place = CheckpointPlace(kind="output", owner=self._context.owner, slug=kernel.slug, version=kernel.version)
@@ -149,45 +160,47 @@ class Discovery:
             self._index.put(self._judged(entry, sha256, dict.fromkeys(named)))
 
     def has_examined(self, session: int, attempt: int) -> bool:
-        """Return whether every version of an attempt's dataset that the last look showed to be readable was looked into."""
+        """Return whether every readable version of an attempt's dataset, as of the last poll, was examined."""
         dataset = self._looks.seen(session, attempt).dataset
         shown = {version.number for version in dataset.readable} if dataset is not None else set()
         return shown <= set(self._index.attempt(attempt_name(session, attempt)).examined)
 
     def report_version(self, session: int, attempt: int) -> int | None:
-        """Return the version of an attempt's dataset that holds its report, once there is one."""
+        """Return the version of an attempt's dataset that holds its report, or None while none was found."""
         return self._index.attempt(attempt_name(session, attempt)).report_version
 
     def _look_at_what_is_over(self, attempt: AttemptRecord, now: datetime) -> None:
         name, slug = _name(attempt), attempt_dataset_slug(self._context.run, attempt.session, attempt.attempt)
         try:
             info = self._api().dataset(slug)
-            self._next_examination.pop(name, None)
+            self._next_examination.pop(name, None)  # this read is fresh, so examine it now
             self.take_dataset(attempt.session, attempt.attempt, info)
         except GemmaOrchError:
-            return  # it is looked at again
+            return  # a later tick reads it again
         finally:
             self._next_look[name] = self._soon()
         known = self._index.change_attempt(name, lambda known: with_look(known, now, is_shown=info is not None))
+        # An attempt without an end, such as one that was lost, counts from its launch.
         over_at = attempt.ended_at or attempt.launched_at or attempt.planned_at
         newest = max((version.number for version in info.versions), default=0) if info is not None else 0
         again_at = next_look(known, over_at, now, self._settings, newest=newest)
-        if again_at is not None:
+        if again_at is not None:  # something may still come: read again then, but no sooner than a poll interval from now
             self._next_look[name] = max(self._next_look[name], again_at)
-        elif info is not None or self._is_gone(slug):
+        elif info is not None or self._is_gone(slug):  # a refused read alone never closes: the dataset may exist
             self._index.change_attempt(name, lambda known: known.evolve(is_closed=True))
 
     def _is_gone(self, slug: str) -> bool:
-        """Return whether a dataset that is not shown is certainly not on the account."""
+        """Return whether a refused dataset is certainly not on the account: the list of all does not show it either."""
         try:
             return not dataset_is_listed(self._api(), slug)
         except GemmaOrchError:
-            return False  # it is looked at again
+            return False  # unknown is not gone: a later tick reads it again
 
     def _examine(self, session: int, attempt: int, version: VersionSeen, *, is_current: bool) -> None:
         slug, name = attempt_dataset_slug(self._context.run, session, attempt), attempt_name(session, attempt)
         api, now = self._api(), self._clock.now()
-        is_said_to_be_ready = version.status.lower() == "ready"  # the dataset's own word may be about a newer version
+        # The version's own status comes first: that of the dataset may belong to a newer version.
+        is_said_to_be_ready = version.status.lower() == "ready"
         if is_current and not is_said_to_be_ready and not api.dataset_is_ready(slug):
             return
         listed = api.dataset_files(slug, version.number)
@@ -197,20 +210,22 @@ class Discovery:
             self._index.change_attempt(name, lambda known: with_report(known, version.number))
         note = VersionNote.parse(version.notes)
         standing = self._index.entry(note.checkpoint) if note is not None else None
+        # No checkpoint of this attempt, such as the first version, which holds only the spec.
         if note is None or (note.session, note.attempt) != (session, attempt):
             self._tell_of_a_false_note(session, attempt, version)
             self._mark_examined(name, version)
             return
+        # A checkpoint that is known in an output, and is now in the dataset, was promoted. Otherwise the newest version counts.
         in_output = standing if standing is not None and standing.place.kind == "output" else None
         in_dataset = standing if in_output is None else None
         if in_dataset is not None and in_dataset.place.version >= version.number and in_dataset.state is not EntryState.CORRUPT:
-            self._mark_examined(name, version)  # a later version holds the same one
+            self._mark_examined(name, version)  # a later version holds the same checkpoint
             return
         place = CheckpointPlace(kind="dataset", owner=self._context.owner, slug=slug, version=version.number)
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
         judged = self._judged(entry, self._fetching.take_manifest(entry, listed), listed)
         is_sure = is_believed(self._index.attempt(name), version.number, now, self._settings.settle_s)
-        if judged.state is EntryState.CORRUPT and not is_sure:  # it may only be shown too early
+        if judged.state is EntryState.CORRUPT and not is_sure:  # the list of files may be stale: doubt, and read it again
             self._index.change_attempt(name, lambda known: with_doubt(known, version.number, now))
             return
         self._index.put(_promoted(in_output, judged) if in_output is not None else judged)
@@ -220,18 +235,18 @@ class Discovery:
         self._index.change_attempt(name, lambda known: with_examined(known, version.number))
 
     def _tell_of_a_false_note(self, session: int, attempt: int, version: VersionSeen) -> None:
-        """Let the controller hear of a version that names what its attempt cannot save; what it holds is never read."""
+        """Index a version as corrupt whose note names a file that its attempt cannot have saved; its files are never read."""
         note, named = misnamed(version.notes) or (None, "")
         if note is None or (note.session, note.attempt) != (session, attempt) or self._index.entry(note.checkpoint) is not None:
             return
         slug = attempt_dataset_slug(self._context.run, session, attempt)
         place = CheckpointPlace(kind="dataset", owner=self._context.owner, slug=slug, version=version.number)
         entry = self._new_entry(note.checkpoint, session, attempt, place, note.manifest_sha256)
-        why = f"{entry.where} says that it holds {shown(named)}, which is no checkpoint of this run"
+        why = f"{entry.where} says that it holds {shown(named)}, which is not a checkpoint of this run"
         self._index.put(entry.evolve(state=EntryState.CORRUPT, why=why))
 
     def _judged(self, entry: Entry, manifest_sha256: str | None, listed: Mapping[str, int | None]) -> Entry:
-        """Return the entry with what the list and the manifest say of it."""
+        """Return the entry, checked against the list of files and the manifest: with its size, or as corrupt with the reason."""
         try:
             if manifest_sha256 is None:
                 raise CorruptCheckpointError(entry.id, f"{entry.id} has no manifest in {entry.where}")
@@ -246,7 +261,7 @@ class Discovery:
         return entry.evolve(total_bytes=manifest.total_bytes)
 
     def _forget_what_is_gone(self, session: int, attempt: int, dataset: DatasetSeen) -> None:
-        """Drop the checkpoints of versions that the worker has had deleted; what is not processed yet is not gone."""
+        """Drop the checkpoints of versions that the worker has deleted; a version that is not processed yet is not deleted."""
         gone = {
             entry.id
             for entry in self._index.read().checkpoints.values()
@@ -269,19 +284,17 @@ class Discovery:
         )
 
     def _soon(self) -> datetime:
-        """Return when one may ask again, so that what fails or is not shown yet costs a call a poll interval."""
+        """Return when the next call may be made, so that a failure or a pending version costs one call a poll interval."""
         return self._clock.now() + timedelta(seconds=self._settings.poll_every_s)
 
 
 def _promoted(in_output: Entry, in_dataset: Entry) -> Entry:
-    """Return what counts of a checkpoint in an output that a version of the dataset holds as well: the dataset, if whole there.
-
-    One that was given up while it was on its way stays given up.
-    """
+    """Return the entry that counts for a checkpoint that is in an output and in the dataset: the dataset's, unless corrupt."""
     if in_output.state is EntryState.CORRUPT:
         return in_dataset
     if in_dataset.state is EntryState.CORRUPT:
         return in_output
+    # It may have been deleted or quarantined during the promotion: then it stays so.
     return in_dataset.evolve(state=in_output.state, why=in_output.why)
 
 

@@ -1,4 +1,4 @@
-"""Brings checkpoints here from the account: a manifest as soon as it is found, the other files when somebody wants them."""
+"""Downloads checkpoints from the account: a manifest when it is discovered, the other files on demand."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 
 class Fetching:
-    """Fetches the files of one run's checkpoints from the datasets and outputs of its attempts.
+    """Downloads the files of one run's checkpoints from the datasets and outputs of its attempts.
 
     Args:
-        context: The run, in whose folder the manifests are kept.
+        context: The run; its folder keeps the manifests.
     """
 
     def __init__(self, context: KaggleContext) -> None:
@@ -28,11 +28,11 @@ class Fetching:
         self._folder = context.folder / "manifests"
 
     def manifest(self, entry: Entry) -> tuple[Manifest, str]:
-        """Return a checkpoint's manifest, fetched now when it is not here, and the manifest's own sha256.
+        """Return a checkpoint's manifest and its sha256; downloads the manifest if it is not on this machine.
 
         Raises:
-            CorruptCheckpointError: it makes no sense.
-            TemporaryError: it cannot be fetched now.
+            CorruptCheckpointError: the manifest is invalid.
+            TemporaryError: it cannot be downloaded now.
         """
         path = self._manifest_path(entry.id)
         if not path.exists() and entry.place.kind == "dataset":
@@ -41,17 +41,17 @@ class Fetching:
         return self.read_manifest(entry.id), files.sha256_of_file(path)
 
     def read_manifest(self, checkpoint_id: str) -> Manifest:
-        """Return the manifest of a checkpoint that is here.
+        """Return a manifest that was downloaded before.
 
         Raises:
-            CorruptCheckpointError: it makes no sense.
-            TemporaryError: it is not here.
+            CorruptCheckpointError: the manifest is invalid.
+            TemporaryError: it is not on this machine.
         """
         try:
             data = self._manifest_path(checkpoint_id).read_bytes()
             manifest = Manifest.from_json(data, f"the manifest of {checkpoint_id}")
         except FileNotFoundError as error:
-            raise TemporaryError(f"the manifest of {checkpoint_id} is not here and is nowhere shown") from error
+            raise TemporaryError(f"the manifest of {checkpoint_id} is neither on this machine nor in a dataset") from error
         except DataError as error:
             raise CorruptCheckpointError(checkpoint_id, error.what) from error
         if manifest.id != checkpoint_id:
@@ -59,12 +59,12 @@ class Fetching:
         if state_sha256(manifest.tensors, manifest.step, manifest.data_position) != manifest.state_sha256:
             raise CorruptCheckpointError(
                 checkpoint_id,
-                f"the manifest of {checkpoint_id} contradicts itself: its state digest is not that of its tensors",
+                f"the manifest of {checkpoint_id} contradicts itself: its state digest does not match its tensors",
             )
         return manifest
 
     def take_manifest(self, entry: Entry, listed: Mapping[str, int]) -> str | None:
-        """Fetch a checkpoint's manifest, unless it is here; return its digest, or None when it is not in the list."""
+        """Download a checkpoint's manifest, unless it is here; return its sha256, or None when the list does not show it."""
         name = entry.flat_name(MANIFEST_NAME)
         if name not in listed:
             return None
@@ -76,22 +76,23 @@ class Fetching:
         return self._api().download(entry.place.slug, entry.place.version, name, path)
 
     def take_output_manifest(self, checkpoint_id: str, output: OutputFile) -> str:
-        """Fetch a checkpoint's manifest from a kernel's output; return its digest."""
+        """Download a checkpoint's manifest from a kernel's output; return its sha256."""
         target = self._manifest_path(checkpoint_id)
         target.parent.mkdir(parents=True, exist_ok=True)
         return self._api().download_output(output, target)
 
     def fetch(self, entry: Entry, store: DirectoryCheckpointStore) -> None:
-        """Bring a checkpoint's files into a folder; every byte is verified, and nothing is left of what came in part.
+        """Download a checkpoint into a store and verify every byte; an incomplete download leaves nothing.
 
         Raises:
-            CorruptCheckpointError: what was fetched is not what the manifest says.
-            TemporaryError: it cannot be fetched now.
+            CorruptCheckpointError: a file does not match the manifest.
+            TemporaryError: a file cannot be downloaded now.
         """
         manifest, _ = self.manifest(entry)
         with store.staged_copy(entry.id) as staged:
             for file in manifest.files:
                 self._fetch_file(entry, file.name, file.sha256, staged / file.name)
+            # The original bytes: to serialise the manifest again could drop fields that another version wrote.
             store.commit_copy(staged, manifest, self._manifest_path(entry.id).read_bytes())
 
     def _fetch_file(self, entry: Entry, name: str, sha256: str, target: Path) -> None:
@@ -102,15 +103,15 @@ class Fetching:
             fetched = self._api().download_output(self._output(entry, flat), target)
         if fetched != sha256:
             raise CorruptCheckpointError(
-                entry.id, f"{name} of checkpoint {entry.id} in {entry.where} has another sha256 than the manifest says"
+                entry.id, f"{name} of checkpoint {entry.id} in {entry.where} does not have the manifest's sha256"
             )
 
     def _output(self, entry: Entry, flat: str) -> OutputFile:
         outputs = self._api().session_outputs(entry.place.slug, entry.place.version)
         if outputs is None:
             raise TemporaryError(
-                f"the kernel {entry.place.slug}, in whose output {entry.id} lies, is not shown",
-                remedy="look for it on kaggle.com: when it was deleted, that checkpoint is gone with it",
+                f"Kaggle does not show the kernel {entry.place.slug}, whose output holds {entry.id}",
+                remedy="look for the kernel on kaggle.com: if it was deleted, that checkpoint is lost",
             )
         for output in outputs[0]:
             if output.name.rpartition("/")[2] == flat:

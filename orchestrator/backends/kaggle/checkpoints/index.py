@@ -1,6 +1,6 @@
-"""What is known of the checkpoints on the account: an index in the run's folder, so that nothing is read twice.
+"""The index of a run's checkpoints on the account, a file in the run's folder, so that nothing is read twice.
 
-It can be lost: the notes of the datasets' versions say what lies where, and the manifests are read again.
+It may be lost: it is rebuilt from the notes of the datasets' versions and from the manifests.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from state.layout import AttemptName, CheckpointId, attempt_of
 
 
 class EntryState(StrEnum):
-    """What is known of a checkpoint on the account."""
+    """State of a checkpoint on the account."""
 
     SOUND = "sound"
-    """Listed whole, with the manifest that its version's note names."""
+    """All files are listed, and the manifest is the one that the version's note names."""
     CORRUPT = "corrupt"
-    """Listed, and not what its manifest says; the controller is to hear of it."""
+    """Listed, but not as its manifest says; the controller quarantines it next."""
     QUARANTINED = "quarantined"
-    """Put aside."""
+    """No longer counts as a checkpoint; nothing was deleted."""
     DELETED = "deleted"
-    """Nobody needs it; it goes with its dataset."""
+    """No longer needed; its files are deleted together with its dataset."""
 
 
 class Entry(Document):
@@ -45,23 +45,23 @@ class Entry(Document):
     state: EntryState
     manifest_sha256: str
     total_bytes: int = 0
-    why: str | None = Field(default=None, description="what is wrong with it")
+    why: str | None = Field(default=None, description="why it is corrupt or quarantined")
     checked_at: datetime
-    wrong_since: datetime | None = Field(default=None, description="since when looking again finds something wrong")
+    wrong_since: datetime | None = Field(default=None, description="since when a recheck finds it incomplete")
 
     @property
     def where(self) -> str:
-        """Where it lies, in words."""
+        """Its place, for messages."""
         place = self.place
         return f"version {place.version} of {place.slug}" if place.kind == "dataset" else f"the output of {place.slug}"
 
     def flat_name(self, name: str) -> str:
-        """Return the name that one of its files has on the account."""
+        """Return the name of one of its files on the account."""
         return checkpoint_file_names(self.id, (name,))[name]
 
 
 class Index(Document):
-    """All that is known of the checkpoints of a run on the account."""
+    """Content of the index: a run's checkpoints, and what was read of its attempts' datasets."""
 
     schema_version: Literal[1] = 1
     checkpoints: dict[CheckpointId, Entry] = Field(default_factory=dict)
@@ -69,7 +69,7 @@ class Index(Document):
 
     @property
     def stored_bytes(self) -> int:
-        """What the datasets hold, as far as that is known: Kaggle tells of the current version only."""
+        """Bytes of the checkpoints in the datasets; Kaggle itself reports only the size of the current version."""
         standing = [entry for entry in self.checkpoints.values() if not self._is_gone(entry) and entry.place.kind == "dataset"]
         return sum(entry.total_bytes for entry in standing)
 
@@ -79,7 +79,7 @@ class Index(Document):
 
 
 class IndexFile:
-    """The index's file; it is read once, for one controller writes it."""
+    """Reads and writes the index; it is cached while the file does not change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,7 +87,7 @@ class IndexFile:
         self._mtime_ns = 0
 
     def read(self) -> Index:
-        """Return the index; an empty one when there is none, or one that another gemma-orch wrote."""
+        """Return the index; an empty one if there is no file, or if another version wrote one that this version cannot read."""
         try:
             mtime_ns = self._path.stat().st_mtime_ns
             if self._index is None or mtime_ns != self._mtime_ns:
@@ -106,26 +106,26 @@ class IndexFile:
         self._index, self._mtime_ns = index, self._path.stat().st_mtime_ns
 
     def entry(self, checkpoint_id: str) -> Entry | None:
-        """Return what is known of a checkpoint on the account."""
+        """Return the entry of a checkpoint, or None."""
         return self.read().checkpoints.get(checkpoint_id)
 
     def put(self, entry: Entry) -> None:
-        """Remember what is known of a checkpoint."""
+        """Store the entry of a checkpoint."""
         index = self.read()
         self.write(index.evolve(checkpoints={**index.checkpoints, entry.id: entry}))
 
     def drop(self, *checkpoint_ids: str) -> None:
-        """Forget checkpoints."""
+        """Remove the entries of checkpoints."""
         index = self.read()
         kept = {key: entry for key, entry in index.checkpoints.items() if key not in checkpoint_ids}
         self.write(index.evolve(checkpoints=kept))
 
     def attempt(self, name: str) -> Known:
-        """Return what is known of the dataset of an attempt."""
+        """Return what was read of an attempt's dataset."""
         return self.read().attempts.get(name, Known())
 
     def change_attempt(self, name: str, change: Callable[[Known], Known]) -> Known:
-        """Remember what a change makes of what is known of the dataset of an attempt, and return it."""
+        """Apply a change to what was read of an attempt's dataset; store and return the result."""
         index, known = self.read(), change(self.attempt(name))
         self.write(index.evolve(attempts={**index.attempts, name: known}))
         return known

@@ -1,7 +1,8 @@
-"""Brings a checkpoint that is not in a dataset into one: of a run that trained here before, or one left in a kernel's output.
+"""Promotes checkpoints: copies them into datasets from this machine, or from a kernel's output.
 
-A controller does the first by itself, a bit with each tick, because a kernel can start from nothing that is only here. The
-second is for the user to ask for: a kernel's output can be another's input, and its bytes would pass through this machine.
+A controller promotes the checkpoint that its next session starts from, a bit with each tick, because a kernel cannot read this
+machine. A kernel can read another kernel's output, so a checkpoint there is promoted only when the user asks for it
+(`gemma-orch promote`): its bytes pass through this machine.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _SLOWEST_BYTES_PER_S = 100e3
 
 
 class Promotion:
-    """Uploads checkpoints into the datasets of the attempts that saved them.
+    """Promotes checkpoints into the datasets of the attempts that saved them.
 
     Args:
-        checkpoints: Those of the run.
+        checkpoints: The run's checkpoint store.
     """
 
     def __init__(self, checkpoints: KaggleCheckpoints) -> None:
@@ -49,14 +50,15 @@ class Promotion:
         self._folder = self._context.folder / "promotion"
         self._checkpoints = checkpoints
         self._sent: dict[str, datetime] = {}
-        self._fetched = DirectoryCheckpointStore(self._folder / "checkpoints")  # where no controller sweeps or prunes
+        # Not the run's folder of checkpoints, which a controller sweeps and prunes.
+        self._fetched = DirectoryCheckpointStore(self._folder / "checkpoints")
 
     def unready(self, checkpoint_id: str) -> str | None:
-        """Bring a checkpoint nearer to the account; return what that waits for, or None when it lies there.
+        """Advance the promotion of a checkpoint; return the reason to wait, or None when the account has it.
 
         Raises:
-            CorruptCheckpointError: it is not what its manifest says.
-            TemporaryError: Kaggle cannot be asked, or did not take it.
+            CorruptCheckpointError: a file does not match the manifest.
+            TemporaryError: Kaggle does not answer, or refuses the upload now.
         """
         from state.kaggle.datasets import begin_version
 
@@ -64,7 +66,7 @@ class Promotion:
             return None
         manifest = self._checkpoints.verify(checkpoint_id)
         slug = attempt_dataset_slug(self._context.run, manifest.session, manifest.attempt)
-        waiting = f"{checkpoint_id}, which was only here, to be processed by Kaggle in {slug}"
+        waiting = f"checkpoint {checkpoint_id} to be uploaded from this machine and processed by Kaggle in the dataset {slug}"
         note = _note(manifest, self._checkpoints.manifest(checkpoint_id)[1])
         info = self._api().dataset(slug)
         if info is None:
@@ -91,19 +93,19 @@ class Promotion:
         return waiting
 
     def bring(self, checkpoint: CheckpointRecord, talk: Talk) -> CheckpointPlace:
-        """Bring a checkpoint into its attempt's dataset, from a kernel's output or from here, and wait until it stands there.
+        """Promote a checkpoint from a kernel's output or from this machine, and wait until its dataset shows it.
 
-        Ended at any moment and called again, it goes on; nothing is sent twice. Meanwhile the checkpoint lies here as well.
+        A call that was interrupted is resumed by the next; nothing is sent twice. Needs disk space for one copy meanwhile.
 
         Args:
-            checkpoint: The checkpoint, as the ledger knows it.
-            talk: Told how far it is.
+            checkpoint: The checkpoint's record in the ledger.
+            talk: Shows the progress.
 
         Raises:
-            CorruptCheckpointError: it is not what the ledger says.
-            CorruptUploadError: what stands there is not what was sent.
-            TemporaryError: Kaggle does not do its part now, or the kernel with the output is gone.
-            UserError: Kaggle refuses it.
+            CorruptCheckpointError: the checkpoint does not match its record.
+            CorruptUploadError: the dataset does not hold what was sent.
+            TemporaryError: Kaggle does not answer or does not process it now, or the kernel with the output is gone.
+            UserError: Kaggle refuses the upload.
         """
         from state.kaggle.datasets import wait_until_ready
         from state.kaggle.sending import wait_for
@@ -119,7 +121,7 @@ class Promotion:
         local = _files(self._fetched.folder(checkpoint.id), manifest)
         self._publish(slug, local, str(_note(manifest, checkpoint.manifest_sha256)), talk)
         patience_s = self._settings.settle_s + 2 * self._settings.poll_every_s
-        what = f"{checkpoint.id} was sent to {slug}, and is not shown there"
+        what = f"{checkpoint.id} was sent to the dataset {slug}, which does not show it"
         return self._done(checkpoint, wait_for(lambda: self._seen_in_dataset(checkpoint), what, self._clock, patience_s))
 
     def _publish(self, slug: str, local: Sequence[LocalFile], notes: str, talk: Talk) -> None:
@@ -135,7 +137,7 @@ class Promotion:
                 begin_version(api, slug, local, notes, delete_old=False, processing_limit_s=limit_s, on_bytes=talk.sent, **how)
             finally:
                 talk.end()
-        talk.say(f"Kaggle processes {slug}; that is waited for, up to {format_duration(limit_s)}")
+        talk.say(f"waiting for Kaggle to process {slug}, up to {format_duration(limit_s)}")
         publish_version(api, slug, local, notes, delete_old=False, processing_limit_s=limit_s, **how)
 
     def _in_dataset(self, checkpoint_id: str) -> CheckpointPlace | None:
@@ -143,13 +145,13 @@ class Promotion:
         return place if place is not None and place.kind == "dataset" else None
 
     def _seen_in_dataset(self, checkpoint: CheckpointRecord) -> CheckpointPlace | None:
-        """Look at the attempt's dataset; return where the checkpoint lies in it, if it does."""
+        """Read the attempt's dataset; return the checkpoint's place in it, or None."""
         info = self._api().dataset(attempt_dataset_slug(self._context.run, checkpoint.session, checkpoint.attempt))
         self._checkpoints.discovery.take_dataset(checkpoint.session, checkpoint.attempt, info)
         return self._in_dataset(checkpoint.id)
 
     def _fetch(self, checkpoint: CheckpointRecord, talk: Talk) -> Manifest:
-        """Bring a checkpoint's files into a folder of their own, every byte verified, unless an earlier call has."""
+        """Copy a checkpoint into the promotion folder, with every byte verified, unless an earlier call has."""
         expected = checkpoint.expected()
         if checkpoint.id in self._fetched.ids():
             try:
@@ -158,8 +160,8 @@ class Promotion:
                 self._fetched.delete(checkpoint.id)
         self._checkpoints.verify(checkpoint.id, expected)
         place = self._checkpoints.place(checkpoint.id)
-        where = f"the output of the kernel {place.slug}" if place is not None else "the run's folder here"
-        talk.say(f"takes checkpoint {checkpoint.id}, {format_size(checkpoint.total_bytes)}, from {where}")
+        where = f"the output of the kernel {place.slug}" if place is not None else "the run's folder"
+        talk.say(f"copying checkpoint {checkpoint.id}, {format_size(checkpoint.total_bytes)}, from {where}")
         self._checkpoints.copy_into(checkpoint.id, self._fetched)
         return self._fetched.manifest(checkpoint.id)[0]
 
@@ -168,7 +170,7 @@ class Promotion:
         return place
 
     def _make_dataset(self, session: int, attempt: int) -> None:
-        """Make an attempt's dataset, unless it is there; what was seen of one that is gone is forgotten."""
+        """Create an attempt's dataset, unless it exists; forget what polls showed of an earlier one that was deleted."""
         from state.kaggle.datasets import LocalFile, ensure_dataset
 
         slug = attempt_dataset_slug(self._context.run, session, attempt)
@@ -202,7 +204,7 @@ def _files(folder: Path, manifest: Manifest) -> tuple[LocalFile, ...]:
 
 @dataclass(frozen=True)
 class Promoted:
-    """A checkpoint that stands in a dataset."""
+    """A promoted checkpoint."""
 
     id: str
     place: CheckpointPlace
@@ -210,25 +212,25 @@ class Promoted:
 
 
 def checkpoints_of(ports: Ports, record: RunRecord) -> KaggleCheckpoints:
-    """Return the checkpoint store of a run that trains on Kaggle, or has.
+    """Return the checkpoint store of a run that trains or has trained on Kaggle.
 
     Raises:
-        UserError: it never has.
+        UserError: the run has never trained on Kaggle.
     """
     store = ports.checkpoints(record.name)
     if not isinstance(store, KaggleCheckpoints):
         raise UserError(
             f"run {record.name} has never trained on Kaggle: its checkpoints are all in this home",
-            remedy=f"gemma-orch start --name {record.name} --backend kaggle brings there what its sessions need",
+            remedy=f"gemma-orch start --name {record.name} --backend kaggle uploads the checkpoint that its sessions need",
         )
     return store
 
 
 def to_promote(record: RunRecord, store: KaggleCheckpoints, checkpoint_id: str | None = None) -> tuple[CheckpointRecord, ...]:
-    """Return the one that is named, else all kept ones that lie in an output only: the head first, then the newest.
+    """Return the named checkpoint, or all verified ones that only an output holds: the head first, then the newest.
 
     Raises:
-        TemporaryError: the named one is of an attempt that runs, and itself writes into its dataset.
+        TemporaryError: the attempt of the named one is running, and may write into its dataset itself.
     """
     live = record.live_attempt
     at_work = (live.session, live.attempt) if live is not None else None
@@ -236,8 +238,8 @@ def to_promote(record: RunRecord, store: KaggleCheckpoints, checkpoint_id: str |
         named = record.checkpoints[checkpoint_id]
         if at_work == (named.session, named.attempt):
             raise TemporaryError(
-                f"{named.id} is of {attempt_name(*at_work)}, which is at work and writes into its dataset itself",
-                remedy=f"the same command when it has ended; gemma-orch stop {record.name} ends it",
+                f"checkpoint {named.id} cannot be promoted now: its attempt {attempt_name(*at_work)} is running",
+                remedy=f"try again when the attempt has ended; gemma-orch stop {record.name} ends it",
             )
         return (named,)
     in_outputs = (
@@ -249,11 +251,11 @@ def to_promote(record: RunRecord, store: KaggleCheckpoints, checkpoint_id: str |
 
 
 def promote_all(store: KaggleCheckpoints, wanted: Sequence[CheckpointRecord], talk: Talk) -> Iterator[Promoted]:
-    """Bring checkpoints into their datasets, one after the other; one that cannot be brought does not keep the next ones.
+    """Promote checkpoints one after the other; after a temporary failure or a corrupt one, the others are still tried.
 
     Raises:
-        UserError: Kaggle refuses one; the next ones are not tried.
-        TemporaryError, DataError: of the first one that could not be brought, after the others were.
+        UserError: Kaggle refuses a checkpoint; the next ones are not tried.
+        TemporaryError, DataError: the first failure, after all others were tried.
     """
     promotion = Promotion(store)
     failures: list[GemmaOrchError] = []
@@ -263,7 +265,7 @@ def promote_all(store: KaggleCheckpoints, wanted: Sequence[CheckpointRecord], ta
             place = promotion.bring(checkpoint, talk)
         except (TemporaryError, DataError) as error:
             if failures or len(wanted) > 1:
-                talk.say(f"{checkpoint.id} is not brought: {error.what}")
+                talk.say(f"checkpoint {checkpoint.id} is not promoted: {error.what}")
             failures.append(error)
             continue
         yield Promoted(checkpoint.id, place, stood_already=before == place)
@@ -272,13 +274,13 @@ def promote_all(store: KaggleCheckpoints, wanted: Sequence[CheckpointRecord], ta
 
 
 def advice(ports: Ports, record: RunRecord) -> str:
-    """Return how to make a head safe that lies in the output of a kernel only; empty when it does not. Asks Kaggle nothing."""
+    """Return advice to promote the head when only a kernel's output holds it, else an empty text; asks Kaggle nothing."""
     head, store = record.header.head, ports.checkpoints(record.name)
     if head is None or not isinstance(store, KaggleCheckpoints) or not _is_in_output(store, head):
         return ""
     return (
-        f"{head} lies in the output of its kernel only, and would be gone with it: "
-        f"gemma-orch promote --run {record.name} brings it into a dataset"
+        f"the head {head} is only in its kernel's output, and is lost if that kernel is deleted: "
+        f"gemma-orch promote --run {record.name} copies it into a dataset"
     )
 
 

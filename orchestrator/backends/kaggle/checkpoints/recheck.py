@@ -1,4 +1,4 @@
-"""Whether a checkpoint stands whole on the account, as far as lists can tell: what stood an hour ago may be gone."""
+"""Re-checks by lists of files, without a download, that a checkpoint on the account is still complete."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 
 class Standing:
-    """Asks the account again about checkpoints that were found whole.
+    """Re-checks checkpoints that were found complete before: their dataset or kernel may have been deleted since.
 
     Args:
         context: The run.
-        index: What is known of the checkpoints.
-        local: The checkpoints that are here.
-        known_attempts: The attempts that the ledger knows.
+        index: The index of the run's checkpoints.
+        local: The checkpoints on this machine.
+        known_attempts: Reads the run's attempts from the ledger.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Standing:
         self._last_check: dict[str, tuple[datetime, GemmaOrchError]] = {}
 
     def look_again(self, entry: Entry, manifest: Manifest) -> None:
-        """Ask the account whether a checkpoint still stands whole, unless that was asked just now.
+        """Check that a checkpoint is still complete on the account; asks at most once a poll interval.
 
         Raises:
-            CorruptCheckpointError: it does not, and is not here either.
-            TemporaryError: that cannot be told now.
+            CorruptCheckpointError: it is not, and there is no copy on this machine.
+            TemporaryError: it is unknown whether it is, or a first read found it incomplete and a later one must confirm that.
         """
         now, pause = self._clock.now(), timedelta(seconds=self._settings.poll_every_s)
         if entry.wrong_since is None and now < entry.checked_at + pause:
@@ -55,7 +55,7 @@ class Standing:
         try:
             problem = self._problem(entry, manifest)
         except GemmaOrchError as error:
-            unknown = TemporaryError(f"whether {entry.id} still stands in {entry.where} cannot be told: {error.what}")
+            unknown = TemporaryError(f"it is unknown whether {entry.where} still holds {entry.id}: {error.what}")
             self._last_check[entry.id] = (now, unknown)
             raise unknown from error
         self._last_check.pop(entry.id, None)
@@ -65,12 +65,12 @@ class Standing:
         since = entry.wrong_since or now
         if now < since + timedelta(seconds=self._settings.settle_s):
             self._index.put(entry.evolve(wrong_since=since))
-            doubt = TemporaryError(f"{problem}; that is believed when it is still so after {self._settings.settle_s:.0f} s")
+            doubt = TemporaryError(f"{problem}; a read after {self._settings.settle_s:.0f} s must confirm that")
             self._last_check[entry.id] = (now, doubt)
             raise doubt
         if entry.id in self._local.ids():
             self._local.verify(entry.id)
-            self._index.drop(entry.id)  # from now on it is one that is only here
+            self._index.drop(entry.id)  # from now on the copy on this machine is the checkpoint
             return
         raise CorruptCheckpointError(entry.id, problem)
 
@@ -78,7 +78,7 @@ class Standing:
         """Return what is wrong with a checkpoint on the account now, or None.
 
         Raises:
-            TemporaryError: the account lists the place and refuses to show what is there.
+            TemporaryError: the account lists the dataset or kernel, and refuses to show its files.
         """
         place, api = entry.place, self._api()
         if place.kind == "output":
@@ -94,12 +94,12 @@ class Standing:
                 if dataset_is_listed(api, place.slug, owner=place.owner):
                     raise TemporaryError(f"Kaggle refuses to show the dataset {place.slug} (403 or 404)")
                 return f"the dataset {place.slug} with checkpoint {entry.id} is gone"
-            # Whether the dataset is READY is no matter: that may be about a newer version that is processed, or has failed.
+            # The status of the dataset does not matter: it may be that of a newer version, which is in processing or has failed.
             found = api.dataset_files(place.slug, place.version, owner=place.owner)
             if found is None:
                 if any(one.number == place.version and one.status.lower() in ("", "ready") for one in info.versions):
                     raise TemporaryError(f"Kaggle lists {entry.where} and refuses to show its files (403 or 404)")
-                return f"{entry.where} with checkpoint {entry.id} is not readable"
+                return f"{entry.where} with checkpoint {entry.id} cannot be read"
             listed = found
         try:
             check_list(entry, manifest, listed)
@@ -109,10 +109,10 @@ class Standing:
 
 
 def check_list(entry: Entry, manifest: Manifest, listed: Mapping[str, int | None]) -> None:
-    """Check that every file of a checkpoint is listed with its size; a list of a kernel's output has no sizes.
+    """Check that every file of a checkpoint is listed with its size; lists of a kernel's output have no sizes.
 
     Raises:
-        CorruptCheckpointError: one is not.
+        CorruptCheckpointError: a file is missing or has another size.
     """
     for file in manifest.files:
         name = entry.flat_name(file.name)

@@ -1,8 +1,8 @@
-"""The checkpoints of a run that trains on Kaggle: in the datasets of its attempts, in outputs of kernels, and in a folder here.
+"""The checkpoint store of a run on Kaggle: datasets of attempts, outputs of kernels, and a folder on this machine.
 
-A checkpoint counts when its version is listed, processed and current or older, every file is listed with the manifest's
-size, and the manifest is the one that the version's note names. Its bytes are not brought here for that: the session that
-starts from them reads and verifies every one before it trains, and `folder` does for whoever wants them here.
+A checkpoint in a dataset counts when its version is processed, every file is listed with the manifest's size, and the manifest
+is the one that the version's note names. That needs no download of its files: the session that starts from them reads and
+verifies every byte before it trains. `folder` downloads and verifies them for commands that need them on this machine.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 
 class KaggleCheckpoints:
-    """The checkpoint store of a run's controller.
+    """The checkpoint store of a run on Kaggle.
 
-    What is staged and committed here, and what was fetched, lies in the folder `local`; the rest is on the account, where
-    `discovery` finds it: the backend and promotions tell that what they see.
+    `local` holds the checkpoints that were committed on this machine or downloaded. `discovery` finds those on the account; the
+    backend and `Promotion` pass their reads of datasets to it.
 
     Args:
         context: The run.
-        local: The checkpoints that are here.
-        looks: What was seen of the attempts' datasets.
-        known_attempts: The attempts that the ledger knows.
+        local: The checkpoints on this machine.
+        looks: Polls the run's attempts.
+        known_attempts: Reads the run's attempts from the ledger.
     """
 
     def __init__(
@@ -56,10 +56,11 @@ class KaggleCheckpoints:
         self.discovery = Discovery(context, self._index, self._fetching, looks, known_attempts)
 
     def ids(self) -> tuple[str, ...]:
-        """Return the ids of all checkpoints that are known here or on the account, sorted; asks for what is due."""
+        """Return the sorted ids of all checkpoints, on this machine and on the account; reads the datasets that are due."""
         self.discovery.discover()
         index = self._index.read()
         shown = {known.id for known in index.checkpoints.values() if known.state in (EntryState.SOUND, EntryState.CORRUPT)}
+        # One that is quarantined or deleted on the account does not come back by its copy on this machine.
         hidden = index.checkpoints.keys() - shown
         return tuple(sorted(shown | (set(self._local.ids()) - hidden)))
 
@@ -67,8 +68,8 @@ class KaggleCheckpoints:
         """Return a checkpoint's manifest and the manifest's own sha256.
 
         Raises:
-            CorruptCheckpointError: there is none, or it makes no sense.
-            TemporaryError: it cannot be fetched now.
+            CorruptCheckpointError: the manifest is missing or invalid.
+            TemporaryError: it cannot be downloaded now.
         """
         entry = self._entry(checkpoint_id)
         if entry is None:
@@ -76,20 +77,20 @@ class KaggleCheckpoints:
         return self._fetching.manifest(entry)
 
     def verify(self, checkpoint_id: str, expected: ExpectedCheckpoint | None = None) -> Manifest:
-        """Return the manifest of a checkpoint that stands whole, as far as lists can tell.
+        """Return the manifest of a checkpoint that is complete, according to lists of files.
 
-        Every byte's digest is verified by the session that starts from it. With an expectation the account is asked again,
-        at most once a poll interval: what stood an hour ago may be gone.
+        The session that starts from it verifies the digest of every byte. With `expected`, the lists are read again, at most
+        once a poll interval, because the checkpoint may have been deleted since.
 
         Raises:
-            CorruptCheckpointError: the list of its files is not the manifest's, or the manifest is not the expected one.
-            TemporaryError: that cannot be told now.
+            CorruptCheckpointError: files do not match the manifest, or the manifest is not the expected one.
+            TemporaryError: Kaggle does not answer, or a later read must confirm the answer.
         """
         entry = self._entry(checkpoint_id)
         if entry is None:
             return self._local.verify(checkpoint_id, expected)
         if entry.state is not EntryState.SOUND:
-            raise CorruptCheckpointError(checkpoint_id, entry.why or f"checkpoint {checkpoint_id} was put aside")
+            raise CorruptCheckpointError(checkpoint_id, entry.why or f"checkpoint {checkpoint_id} is quarantined")
         manifest, manifest_sha256 = self._fetching.manifest(entry)
         if expected is not None and manifest_sha256 != expected.manifest_sha256:
             raise CorruptCheckpointError(
@@ -102,21 +103,21 @@ class KaggleCheckpoints:
         return manifest
 
     def verify_tensors(self, checkpoint_id: str) -> Manifest:
-        """Bring a checkpoint here and verify every tensor in it.
+        """Download a checkpoint and verify every tensor in it.
 
         Raises:
-            CorruptCheckpointError: a file or tensor is not the manifest's.
-            TemporaryError: it cannot be fetched now.
+            CorruptCheckpointError: a file or tensor does not match the manifest.
+            TemporaryError: it cannot be downloaded now.
         """
         self.folder(checkpoint_id)
         return self._local.verify_tensors(checkpoint_id)
 
     def folder(self, checkpoint_id: str) -> Path:
-        """Return the folder that holds a checkpoint's files, fetched and verified now when they are not here.
+        """Return the folder of a checkpoint's files; downloads and verifies them if they are not on this machine.
 
         Raises:
-            CorruptCheckpointError: what was fetched is not what the manifest says.
-            TemporaryError: it cannot be fetched now.
+            CorruptCheckpointError: a file does not match the manifest.
+            TemporaryError: it cannot be downloaded now.
         """
         entry = self._index.entry(checkpoint_id)
         if checkpoint_id not in self._local.ids() and entry is not None and entry.state is EntryState.SOUND:
@@ -124,11 +125,11 @@ class KaggleCheckpoints:
         return self._local.folder(checkpoint_id)
 
     def copy_into(self, checkpoint_id: str, store: DirectoryCheckpointStore) -> None:
-        """Bring a checkpoint into another folder, from here when it is here, else from the account; every byte is verified.
+        """Copy a checkpoint into another store, from this machine or else from the account; every byte is verified.
 
         Raises:
-            CorruptCheckpointError: what was found is not what the manifest says.
-            TemporaryError: it cannot be fetched now.
+            CorruptCheckpointError: a file does not match the manifest.
+            TemporaryError: it cannot be downloaded now.
         """
         entry = self._index.entry(checkpoint_id)
         if checkpoint_id not in self._local.ids() and entry is not None and entry.state is EntryState.SOUND:
@@ -141,59 +142,59 @@ class KaggleCheckpoints:
             store.commit_copy(staged, manifest, (folder / MANIFEST_NAME).read_bytes())
 
     def place(self, checkpoint_id: str) -> CheckpointPlace | None:
-        """Return where on the account a checkpoint lies, or None when it is only here."""
+        """Return the place of a checkpoint on the account, or None when it is only on this machine."""
         entry = self._index.entry(checkpoint_id)
         return entry.place if entry is not None and entry.state is EntryState.SOUND else None
 
     def is_known(self, checkpoint_id: str) -> bool:
-        """Return whether a checkpoint was found on the account, whole or not: then none of its name is waited for."""
+        """Return whether a checkpoint was discovered on the account, complete or corrupt: then nothing need wait for it."""
         return checkpoint_id in self._index.read().checkpoints
 
     @property
     def num_sound(self) -> int:
-        """How many checkpoints stand whole in datasets."""
+        """Number of complete checkpoints in datasets."""
         known = self._index.read().checkpoints.values()
         return sum(entry.state is EntryState.SOUND and entry.place.kind == "dataset" for entry in known)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the run's checkpoints on the account, as far as they are known."""
+        """Bytes of the run's checkpoints in datasets, as far as the index knows."""
         return self._index.read().stored_bytes
 
     @property
     def is_over_budget(self) -> bool:
-        """Whether they take more than the run's share of the account's storage."""
+        """Whether the checkpoints take more than the run's share of the account's storage."""
         settings = self.context.settings
         return self.stored_bytes > settings.storage_quota_bytes * settings.storage_share
 
     def stage(self, checkpoint_id: str) -> Path:
-        """Return an empty folder here to write a checkpoint's files into."""
+        """Return an empty folder on this machine to write a checkpoint's files into."""
         return self._local.stage(checkpoint_id)
 
     def commit(self, staged: Path, manifest: Manifest) -> Manifest:
-        """Make a staged checkpoint durable and visible here; return the manifest that stands."""
+        """Make a staged checkpoint durable on this machine; return the committed manifest."""
         return self._local.commit(staged, manifest)
 
     def quarantine(self, checkpoint_id: str, reason: str) -> None:
-        """Put a checkpoint aside, with the reason, so that nobody takes it for one; nothing is deleted."""
+        """Quarantine a checkpoint, with the reason: it no longer counts as one; nothing is deleted."""
         self._set_state(checkpoint_id, EntryState.QUARANTINED, reason)
         self._local.quarantine(checkpoint_id, reason)
 
     def delete(self, checkpoint_id: str) -> None:
-        """Delete a checkpoint: it stops existing now; on the account its files go with the last one of its attempt."""
+        """Delete a checkpoint; its files on the account are deleted later, when its attempt has no kept checkpoint."""
         self._set_state(checkpoint_id, EntryState.DELETED, None)
         self._local.delete(checkpoint_id)
 
     def sweep(self, is_over: Callable[[str], bool]) -> None:
-        """Remove what attempts that are over left half written here, and the datasets that hold nothing that is needed."""
+        """Remove half-written folders of ended attempts, and garbage-collect the datasets without a kept checkpoint."""
         self._local.sweep(is_over)
         self._disposal.sweep()
 
     def bring_home(self, session: int, attempt: int) -> None:
-        """Fetch what an attempt left in its kernel's output, because that is about to be deleted.
+        """Download the checkpoints in the output of an attempt's kernel, before that kernel is deleted.
 
         Raises:
-            TemporaryError: it cannot be fetched now.
+            TemporaryError: they cannot be downloaded now.
         """
         index = self._index.read()
         for entry in index.checkpoints.values():
@@ -203,11 +204,11 @@ class KaggleCheckpoints:
                 self._index.drop(entry.id)
 
     def _entry(self, checkpoint_id: str) -> Entry | None:
-        """Return what is known of a checkpoint on the account, or None when it is one that is, or would be, here.
+        """Return the entry of a checkpoint on the account, or None when only this machine can have it.
 
         Raises:
-            CorruptCheckpointError: it was on the account, and is not any more.
-            TemporaryError: it may be on the account, and that was not looked at yet.
+            CorruptCheckpointError: its attempt ran on Kaggle, and neither the account nor this machine has it.
+            TemporaryError: it may still appear on the account.
         """
         entry = self._index.entry(checkpoint_id)
         if entry is not None or checkpoint_id in self._local.ids():
@@ -217,8 +218,10 @@ class KaggleCheckpoints:
             return None
         known = self._index.attempt(name)
         if not known.is_closed:
-            raise TemporaryError(f"the dataset of {name}, where {checkpoint_id} may lie, was not looked at for long enough yet")
-        raise CorruptCheckpointError(checkpoint_id, f"{checkpoint_id} is in no version of the dataset of {name}, nor is it here")
+            raise TemporaryError(f"the dataset of {name} may still show {checkpoint_id}: Kaggle's reads may be stale")
+        raise CorruptCheckpointError(
+            checkpoint_id, f"checkpoint {checkpoint_id} is missing: neither the dataset of {name} nor this machine has it"
+        )
 
     def _set_state(self, checkpoint_id: str, state: EntryState, why: str | None) -> None:
         entry = self._index.entry(checkpoint_id)

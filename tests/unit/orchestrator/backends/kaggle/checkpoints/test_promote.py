@@ -157,7 +157,7 @@ def test_the_head_comes_from_its_kernels_output_into_its_attempts_dataset(depot:
     assert depot.place(made) == in_dataset(2)
     assert depot.heard.num_sent == depot.heard.num_bytes == sum(map(len, version.files.values()))
     assert depot.heard.said[0].endswith(f"from the output of the kernel {SLUG}")
-    assert depot.heard.said[-1] == f"Kaggle processes {DATASET}; that is waited for, up to 1h"
+    assert depot.heard.said[-1] == f"waiting for Kaggle to process {DATASET}, up to 1h"
     assert depot.fetched.ids() == ()
 
 
@@ -266,7 +266,7 @@ def test_a_checkpoint_that_is_only_here_is_brought_when_it_is_named(depot: Depot
     depot.know(local, made)
     assert depot.promote() == []
     assert depot.promote(made.id) == [Promoted(made.id, in_dataset(2), stood_already=False)]
-    assert depot.heard.said[0].endswith("from the run's folder here")
+    assert depot.heard.said[0].endswith("from the run's folder")
 
 
 def test_an_answer_that_was_lost_makes_no_second_version(depot: Depot) -> None:
@@ -293,10 +293,10 @@ def test_what_lies_wrong_in_the_output_is_not_sent_and_does_not_keep_the_others(
     outputs = depot.account.kernel_table[attempt_kernel_slug(RUN, 2, 1)].outputs
     name = f"{OUTPUT_FOLDER}/{new.id}.rank-1.safetensors"
     outputs[name] = outputs[name][:-1] + b"!"
-    with pytest.raises(CorruptCheckpointError, match=r"rank-1\.safetensors of checkpoint .* has another sha256"):
+    with pytest.raises(CorruptCheckpointError, match=r"rank-1\.safetensors of checkpoint .* does not have the manifest's sha256"):
         depot.promote()
     assert depot.place(old) == in_dataset(2)
-    assert any(f"{new.id} is not brought" in line for line in depot.heard.said)
+    assert any(f"{new.id} is not promoted" in line for line in depot.heard.said)
     assert len(depot.account.dataset_table[attempt_dataset_slug(RUN, 2, 1)]) == 1
 
 
@@ -304,7 +304,7 @@ def test_what_lies_in_an_output_is_not_gone_because_its_kernel_is_refused(depot:
     depot.leave(10)
     depot.account.refused = {"session_outputs", "kernel", "session_status"}
     for _ in range(5):
-        with pytest.raises(TemporaryError, match=r"is not shown|refuses to show the outputs"):
+        with pytest.raises(TemporaryError, match=r"does not show|refuses to show the outputs"):
             depot.promote()
         depot.stage.clock.advance(601.0)
     depot.account.refused.clear()
@@ -314,11 +314,11 @@ def test_what_lies_in_an_output_is_not_gone_because_its_kernel_is_refused(depot:
 def test_a_kernel_that_was_deleted_is_said_to_be_the_reason(depot: Depot) -> None:
     depot.leave(10)
     depot.account.kernel_table.clear()
-    with pytest.raises(TemporaryError, match=r"the kernel gemma-orch-tamil-s001a1-k, in whose output .* is not shown") as caught:
+    with pytest.raises(TemporaryError, match=r"does not show the kernel gemma-orch-tamil-s001a1-k, whose output holds") as caught:
         depot.promote()
-    assert "that checkpoint is gone with it" in caught.value.remedy
+    assert "that checkpoint is lost" in caught.value.remedy
     depot.stage.clock.advance(61.0)
-    with pytest.raises(TemporaryError, match=r"in its output is gone; that is believed when it is still so after 600 s"):
+    with pytest.raises(TemporaryError, match=r"in its output is gone; a read after 600 s must confirm that"):
         depot.promote()
     depot.stage.clock.advance(601.0)
     with pytest.raises(CorruptCheckpointError, match="in its output is gone"):
@@ -383,7 +383,7 @@ def test_the_dataset_of_an_attempt_at_work_is_its_own(depot: Depot) -> None:
     made = depot.leave(10)
     live = attempt(1, backend="kaggle", state=AttemptState.RUNNING)
     depot.stage.record = run_record([live], depot.known, head=made.id)
-    with pytest.raises(TemporaryError, match="is of s001a1, which is at work") as caught:
+    with pytest.raises(TemporaryError, match="its attempt s001a1 is running") as caught:
         depot.promote(made.id)
     assert "gemma-orch stop tamil" in caught.value.remedy
     assert depot.promote() == []
@@ -392,7 +392,7 @@ def test_the_dataset_of_an_attempt_at_work_is_its_own(depot: Depot) -> None:
 def test_what_to_do_is_said_while_the_head_is_in_an_output_and_costs_no_call(depot: Depot) -> None:
     depot.leave(10)
     before = depot.account.count()
-    assert "gemma-orch promote --run tamil brings it into a dataset" in advice(depot.ports, depot.stage.record)
+    assert "gemma-orch promote --run tamil copies it into a dataset" in advice(depot.ports, depot.stage.record)
     assert depot.account.count() == before
     depot.promote()
     assert advice(depot.ports, depot.stage.record) == ""
