@@ -1,1 +1,1 @@
-"""Adopt a run: read what the account shows of it, and replay it into the ledger of this home."""
+"""Adopt a run: read it from the account, and replay it into this home's ledger."""

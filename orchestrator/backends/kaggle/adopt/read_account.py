@@ -1,7 +1,7 @@
-"""Bring a run from a Kaggle account into the ledger of this home: read what the account shows, and write what is new.
+"""Imports a run from a Kaggle account into this home's ledger: reads the account, and writes what is new.
 
-What is read is little, however long the run: of attempts whose datasets are gone, their names; of the others the session's
-spec, the report, and the manifests, never a checkpoint's bytes. A session verifies those when it starts from them.
+Little is read, even of a long run. Attempts without a dataset give only their names; the others give the session's spec, the
+report and the manifests. Checkpoints are never downloaded: a session verifies every byte of the one that it starts from.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ if TYPE_CHECKING:
     from state.kaggle.api import DatasetInfo, DatasetVersion, KaggleApi, KernelInfo, OutputFile
 
 _JOB_LINE = "JOB = "  # as `orchestrator.backends.kaggle.session.bundle` writes it
-_SURELY_OVER = timedelta(hours=24)  # no session may be longer than 12 hours, and it may have been queued for some
+_SURELY_OVER = timedelta(hours=24)  # a session lasts 12 hours at most, and may have been queued before
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """What an adoption brought."""
+    """Result of adopting a run."""
 
     run: str
     num_attempts: int
-    """New here."""
+    """Attempts that this home did not know."""
     is_new: bool
     record: RunRecord
 
@@ -68,19 +68,20 @@ class Adopted:
 def adopt(
     api: KaggleApi, ports: Ports, wanted: str, *, say: Callable[[str], None] = lambda _text: None, scratch: Path | None = None
 ) -> Adopted:
-    """Know a run as the account shows it; what is known here already is left as it is.
+    """Import a run from the account into this home's ledger; attempts that the ledger knows stay as they are.
 
     Args:
         api: The account.
-        ports: This home's.
+        ports: The ports of this home.
         wanted: The run, as OWNER/RUN or RUN.
-        say: Told what is being read.
-        scratch: A folder for what is downloaded; None: one that is removed at the end.
+        say: Receives a line for each attempt that is read.
+        scratch: A folder for downloads; None: a temporary one.
 
     Raises:
-        UserError: it is another account's, or there is no such run on it.
-        DataError: the account contradicts what is known here, or tells too little.
-        LeaseHeldError: a controller on this machine is at work on it.
+        UserError: the run belongs to another account, or the account has no such run.
+        DataError: the account contradicts the ledger, or does not hold enough to restore the run.
+        LeaseHeldError: a controller on this machine holds the run's lease.
+        TemporaryError: Kaggle does not answer or refuses a read, or the run was changed meanwhile.
     """
     run = _run_of(api, wanted)
     known = ports.runs.load(run) if run in ports.runs.names() else None
@@ -103,7 +104,7 @@ def _run_of(api: KaggleApi, wanted: str) -> str:
     check_run_fits(run)
     if owner and owner != api.user:
         raise UserError(
-            f"run {wanted} is of the account {owner!r}, and the credentials that were found are those of {api.user!r}",
+            f"run {wanted} belongs to the account {owner!r}; the credentials here are those of {api.user!r}",
             remedy=f"use the credentials of {owner}, or gemma-orch adopt {api.user}/{run}",
         )
     return run
@@ -115,9 +116,9 @@ def _write(ports: Ports, run: str, known: RunRecord | None, account: RunOnAccoun
     changes = what_is_new(record, account, now)
     if known is None:
         if not ports.runs.create(record.header, record.wishes, changes):
-            raise TemporaryError(f"run {run} was made in this home while it was adopted", remedy="adopt it again")
+            raise TemporaryError(f"run {run} was created in this home while it was adopted", remedy="adopt it again")
     elif changes:
-        ports.runs.acquire(run, ports.owner, now, LEASE_S)  # reading may have taken longer than the lease
+        ports.runs.acquire(run, ports.owner, now, LEASE_S)  # the lease may have expired during the reads
         if ports.runs.load(run) != known:
             raise TemporaryError(f"run {run} was changed in this home while it was adopted", remedy="adopt it again")
         ports.runs.apply(run, ports.owner, changes)
@@ -126,7 +127,7 @@ def _write(ports: Ports, run: str, known: RunRecord | None, account: RunOnAccoun
 
 
 def _remember(ports: Ports, adopted: Adopted, reader: _Reader) -> None:
-    """Leave in the run's folder what would else be asked for again, or not be found."""
+    """Store the state of the control dataset, and index the checkpoints in outputs: a controller would not find those itself."""
     state = kaggle_folder(ports.home.run(adopted.run)) / "control.json"
     if adopted.is_new and not state.exists():
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def _remember(ports: Ports, adopted: Adopted, reader: _Reader) -> None:
 
 
 class _Reader:
-    """Reads a run from an account."""
+    """Reads one run from an account."""
 
     def __init__(self, api: KaggleApi, run: str, scratch: Path, say: Callable[[str], None]) -> None:
         self._api = api
@@ -147,15 +148,17 @@ class _Reader:
         self._say = say
         self._num_files = 0
         self.control = ControlState()
-        """What is known of the control dataset, once it is read."""
+        """State of the control dataset, once it is read."""
         self.outputs: dict[tuple[int, int], tuple[PushedKernel, tuple[OutputFile, ...]]] = {}
-        """By attempt, its kernel and the files that this has left, where a checkpoint lies among them."""
+        """By session and attempt: the kernel and its output files, where a checkpoint is among them."""
 
     def read(self, known: RunRecord | None) -> RunOnAccount:
-        """Return what the account shows, in full of those attempts that the record does not have over.
+        """Return the run as the account shows it, without the attempts that have ended according to the ledger.
 
         Raises:
-            UserError: there is no such run.
+            UserError: the account has no such run.
+            DataError: an attempt that could not be launched here was launched by another controller.
+            TemporaryError: Kaggle refuses a read, or another controller is about to launch an attempt.
         """
         control = self._api.dataset(control_slug(self._run))
         if control is None and control_slug(self._run) in self._api.datasets(control_slug(self._run)):
@@ -183,8 +186,8 @@ class _Reader:
         runs = [slug.removeprefix(f"{PREFIX}-").removesuffix(f"-{ending}") for slug in slugs]
         return UserError(
             f"there is no run {self._run!r} on the account {self._api.user}",
-            expected=f"one of {', '.join(runs)}" if runs else "a run that was started with --backend kaggle; there is none",
-            remedy=did_you_mean(self._run, runs) or "adopt it with the credentials of the account that it was begun on",
+            expected=f"one of {', '.join(runs)}" if runs else "a run started with --backend kaggle; the account has none",
+            remedy=did_you_mean(self._run, runs) or "use the credentials of the account on which it was begun",
         )
 
     def _attempts(self, known: RunRecord | None) -> tuple[SeenAttempt, ...]:
@@ -199,7 +202,7 @@ class _Reader:
         if known is not None:
             self._check_what_was_never_launched(known, kernels)
         if here.issuperset(keys):
-            return tuple(SeenAttempt(*key, sighting=Sighting.UNKNOWN) for key in keys)  # nothing is new: nothing is read
+            return tuple(SeenAttempt(*key, sighting=Sighting.UNKNOWN) for key in keys)  # nothing is new, so nothing is read
         newest_push = max((at for kernel in kernels.values() if (at := _aware(kernel.last_run_at)) is not None), default=None)
         seen = []
         for number, key in enumerate(keys, start=1):
@@ -211,17 +214,17 @@ class _Reader:
                 slug = attempt_dataset_slug(self._run, *key)
                 raise TemporaryError(
                     f"another controller is about to launch session {key[0]} attempt {key[1]}: "
-                    f"Kaggle does not show yet what its dataset {slug} holds",
-                    remedy="adopt again in some minutes; if it stays so, delete that dataset on kaggle.com: it has no kernel",
+                    f"its dataset {slug} exists, but cannot be read yet, and it has no kernel",
+                    remedy="adopt again in some minutes; if that does not help, delete that dataset on kaggle.com",
                 )
             seen.append(one)
         return tuple(seen)
 
     def _check_what_was_never_launched(self, known: RunRecord, kernels: Mapping[tuple[int, int], KernelInfo]) -> None:
-        """Check that no attempt that is over here, because it could not be launched, was launched by somebody else.
+        """Check that no other controller launched an attempt that could not be launched from this home.
 
         Raises:
-            DataError: one was: to go on from here might start a session beside it.
+            DataError: one did; to continue from this ledger could start a session beside it.
         """
         for one in known.attempts:
             refused = one.state is AttemptState.LOST and one.outcome is Outcome.FAILED
@@ -229,14 +232,14 @@ class _Reader:
             if (refused or elsewhere) and (one.session, one.attempt) in kernels:
                 slug = kernels[one.session, one.attempt].slug
                 raise DataError(
-                    f"run {self._run} went on without this home: here, session {one.session} attempt {one.attempt} was never "
-                    f"launched on Kaggle, and the account has its kernel {slug}",
+                    f"another controller has continued run {self._run}: according to this home, session {one.session} attempt "
+                    f"{one.attempt} was never launched on Kaggle, but the account has its kernel {slug}",
                     expected="one controller at a time",
                     remedy="adopt the run into a new home: GEMMA_ORCH_HOME=NEW_FOLDER gemma-orch adopt ...",
                 )
 
     def _not_listed_yet(self, keys: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Return the attempts that a list, which may lag behind, does not show yet: asked for by name."""
+        """Return further attempts that exist by name but are not in the list, which may be stale."""
         found: set[tuple[int, int]] = set()
         while True:
             session = max((session for session, _ in {*keys, *found}), default=0)
@@ -250,19 +253,19 @@ class _Reader:
     def _attempt(
         self, key: tuple[int, int], kernel: KernelInfo | None, newest_push: datetime | None, *, has_dataset: bool
     ) -> SeenAttempt:
-        if kernel is None:  # the list may lag behind
+        if kernel is None:  # the list may be stale
             looked = (self._api.kernel(named.slug) for named in pushed_kernels(self._run, *key, handle=None))
             kernel = next((found for found in looked if found is not None), None)
         slug = attempt_dataset_slug(self._run, *key)
         dataset = self._api.dataset(slug) if has_dataset else None
-        if has_dataset and dataset is None:  # to take it for pruned would have its checkpoints deleted
+        if has_dataset and dataset is None:  # if it counted as pruned, its checkpoints would be deleted
             raise _refused(slug)
         pushed_at = _aware(kernel.last_run_at) if kernel is not None else None
         contents = _Contents()
         if dataset is not None:
             self._read_dataset(dataset, contents)
         if dataset is None and pushed_at is not None and newest_push is not None and pushed_at < newest_push - _SURELY_OVER:
-            sighting, detail = Sighting.ENDED, "it is long over"
+            sighting, detail = Sighting.ENDED, "it ended long ago"
         else:
             sighting, detail = self._sighting(kernel)
             self._read_kernel(key, kernel, sighting, contents)
@@ -287,7 +290,7 @@ class _Reader:
         from state.kaggle.api import SessionStatus
 
         if kernel is None:
-            return Sighting.MISSING, "there is no kernel of it"
+            return Sighting.MISSING, "Kaggle has no kernel of this attempt"
         status = self._api.session_status(kernel.slug, kernel.version)
         match status:
             case SessionStatus.QUEUED:
@@ -295,7 +298,7 @@ class _Reader:
             case SessionStatus.RUNNING:
                 return Sighting.RUNNING, ""
             case SessionStatus.COMPLETE | SessionStatus.ERROR | SessionStatus.CANCELLED:
-                return Sighting.ENDED, f"its kernel is {status.lower()}, and it left no report"
+                return Sighting.ENDED, f"its kernel is {status.lower()}, without a report"
             case _:
                 return Sighting.UNKNOWN, ""
 
@@ -303,7 +306,7 @@ class _Reader:
         for version in sorted(dataset.versions, key=lambda version: version.number, reverse=True):
             names = self._api.dataset_files(dataset.slug, version.number)
             if names is None:
-                continue  # deleted since, or not processed yet: then the next tick takes it in
+                continue  # deleted meanwhile, or not processed yet: then a later tick discovers it
             if contents.spec is None and SPEC_NAME in names:
                 text = self._file(dataset.slug, version.number, SPEC_NAME)
                 contents.spec = SessionSpec.from_json(text, f"{SPEC_NAME} of {dataset.slug}")
@@ -312,7 +315,7 @@ class _Reader:
                 contents.report = SessionReport.from_json(text, f"{REPORT_NAME} of {dataset.slug}")
             note = VersionNote.parse(version.notes)
             if (false := misnamed(version.notes)) is not None:
-                what = f"{shown(false[1])} in version {version.number} of {dataset.slug} is no checkpoint of this run"
+                what = f"{shown(false[1])} in version {version.number} of {dataset.slug} is not a checkpoint of this run"
                 contents.corrupt.append(CorruptCheckpointError(false[0].checkpoint, what))
             if note is not None and note.checkpoint not in contents.found:
                 try:
@@ -337,7 +340,7 @@ class _Reader:
         return found
 
     def _read_kernel(self, key: tuple[int, int], kernel: KernelInfo | None, sighting: Sighting, contents: _Contents) -> None:
-        """Read of an attempt's kernel what its dataset does not have: the outputs of one that is over, then its source."""
+        """Read what an attempt's dataset lacks from its kernel: from the output if it has ended, then from its script."""
         if kernel is None:
             return
         if sighting is Sighting.ENDED and (contents.spec is None or contents.report is None):
@@ -347,7 +350,7 @@ class _Reader:
             contents.spec = spec_in_script(whole.source if whole is not None else None)
 
     def _read_outputs(self, key: tuple[int, int], kernel: KernelInfo, contents: _Contents) -> None:
-        """Read what a kernel left in its working folder: all there is of a session that could not write to its dataset."""
+        """Read a kernel's output: the only place for a session that could not write to its dataset."""
         slug = kernel.slug
         outputs = self._api.session_outputs(slug, kernel.version)
         left = {file.name.rpartition("/")[2]: file for file in outputs[0]} if outputs is not None else {}
@@ -360,7 +363,7 @@ class _Reader:
             if not dot or rest != MANIFEST_NAME or checkpoint in contents.found:
                 continue
             if attempt_of(checkpoint) != attempt_name(*key):
-                self._say(f"{shown(name)}, output of {slug}, is left out: it is no checkpoint of that attempt")
+                self._say(f"{shown(name)}, output of {slug}, is skipped: it is not a checkpoint of that attempt")
                 continue
             self.outputs[key] = (PushedKernel(slug, kernel.version), tuple(left.values()))
             try:
@@ -385,7 +388,7 @@ class _Reader:
 
 
 class _Contents:
-    """What has been read of an attempt."""
+    """The files that were read of one attempt."""
 
     def __init__(self) -> None:
         self.spec: SessionSpec | None = None
@@ -395,7 +398,7 @@ class _Contents:
 
 
 def spec_in_script(script: str | None) -> SessionSpec | None:
-    """Return what the session of a pushed script was told, or None when the script does not say it as ours do."""
+    """Return the session's spec from a pushed script, or None when it is not a script of gemma-orch."""
     line = next((line for line in (script or "").splitlines() if line.startswith(_JOB_LINE)), None)
     if line is None:
         return None
@@ -418,7 +421,8 @@ def _checked(text: bytes, checkpoint: str, where: str, expected_sha256: str | No
     if manifest.id != checkpoint:
         raise CorruptCheckpointError(checkpoint, f"the manifest of {where} is that of {manifest.id}")
     if state_sha256(manifest.tensors, manifest.step, manifest.data_position) != manifest.state_sha256:
-        raise CorruptCheckpointError(checkpoint, f"the manifest of {where} contradicts itself")
+        what = f"the manifest of {where} contradicts itself: its state digest does not match its tensors"
+        raise CorruptCheckpointError(checkpoint, what)
     return Found(manifest, sha256)
 
 
@@ -433,7 +437,7 @@ def _complete(found: Found, names: Iterable[str], slug: str) -> Found:
 def _refused(slug: str) -> TemporaryError:
     return TemporaryError(
         f"Kaggle lists the dataset {slug} and refuses to show it (403 or 404)",
-        remedy="adopt again in some minutes; when it was deleted, the list will say so then",
+        remedy="adopt again in some minutes; if the dataset was deleted, the list will no longer show it then",
     )
 
 
@@ -442,5 +446,5 @@ def _version(dataset: DatasetInfo, number: int) -> DatasetVersion:
 
 
 def _aware(moment: datetime | None) -> datetime | None:
-    """Return a moment as UTC: the client library tells moments without a zone."""
+    """Return a moment as UTC: the client library returns moments without a zone."""
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

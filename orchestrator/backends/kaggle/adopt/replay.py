@@ -1,8 +1,7 @@
-"""From what an account shows of a run to the changes by which a ledger comes to know it: pure.
+"""Replays a run on an account into changes of the ledger; pure functions.
 
-The sessions are played again in the order of their fence tokens, each through `reconcile`, as the controller that launched
-them has seen them. Where the run's line went is not guessed: every session's spec says which checkpoint was the head when it
-was launched.
+The attempts are replayed in the order of their fence tokens, each through `reconcile`, as the controller that launched them
+did. The lineage is not guessed: each session's spec names the checkpoint that was the head at its launch.
 """
 
 from __future__ import annotations
@@ -43,22 +42,22 @@ _GONE = (Sighting.ENDED, Sighting.MISSING)
 
 @dataclass(frozen=True)
 class SeenAttempt:
-    """What an account shows of one attempt."""
+    """One attempt as the account shows it."""
 
     session: int
     attempt: int
     sighting: Sighting
-    """Of its kernel; MISSING: there is none."""
+    """State of its kernel; MISSING: there is none."""
     detail: str = ""
     handle: str | None = None
     spec: SessionSpec | None = None
-    """What it was told; None: nothing on the account says so any more."""
+    """The session's spec; None: it is no longer on the account."""
     report: SessionReport | None = None
     found: tuple[Found, ...] = ()
     corrupt: tuple[CorruptCheckpointError, ...] = ()
     has_dataset: bool = True
     made_at: datetime | None = None
-    """When its dataset was made."""
+    """When its dataset was created."""
     pushed_at: datetime | None = None
     changed_at: datetime | None = None
     """When its dataset was last changed."""
@@ -75,32 +74,32 @@ class SeenAttempt:
 
     @property
     def fence(self) -> int | None:
-        """Its fence token; None when only its name is left, as of an attempt whose checkpoints were all pruned."""
+        """Its fence token; None when only its name is left, because all its checkpoints were pruned."""
         if self.spec is not None:
             return self.spec.fence
         return self.found[0].manifest.fence if self.found else None
 
     @property
     def is_surely_over(self) -> bool:
-        """Whether its kernel, its report and the last checkpoint that this names all say so."""
+        """Whether its kernel has ended, and its report and the last checkpoint named there were found."""
         delivered = self.report is not None and self.report.head in (None, *(found.manifest.id for found in self.found))
         return self.sighting is Sighting.ENDED and delivered
 
     @property
     def is_being_made(self) -> bool:
-        """Whether its dataset is there and nothing in it can be read, nor is there a kernel: it is not over, but to come."""
+        """Whether another controller is preparing it: its dataset exists but cannot be read, and there is no kernel."""
         shows_nothing = self.fence is None and self.report is None and not self.corrupt
         return self.has_dataset and self.sighting is Sighting.MISSING and shows_nothing
 
     @property
     def began_at(self) -> datetime | None:
-        """When it was pushed, as well as that is known."""
+        """When it was pushed, or else when its dataset was created; None: unknown."""
         return self.pushed_at or self.made_at
 
 
 @dataclass(frozen=True)
 class RunOnAccount:
-    """What an account shows of a run."""
+    """A run as the account shows it."""
 
     spec: RunSpec
     data: tuple[DataRecord, ...]
@@ -110,16 +109,14 @@ class RunOnAccount:
     """When the stop flag was last written."""
 
     def in_order(self) -> tuple[SeenAttempt, ...]:
-        """Return the attempts by fence token; those of which only the name is left, the oldest, come first."""
+        """Return the attempts by fence token; first those of which only the name is left, which are the oldest."""
         return tuple(sorted(self.attempts, key=lambda seen: (seen.fence or 0, seen.key)))
 
 
 def first_record(account: RunOnAccount, now: datetime) -> RunRecord:
-    """Return a run that has no attempt yet.
-
-    It counts as resumed when it began: an adoption forgives no failure, else a scheduled job would go on for ever with a run
-    that fails for ever.
-    """
+    """Return a record of the run without attempts, to replay them into."""
+    # `resumed_at` is when the run began, so that adopting does not reset the count of failures: a scheduled job that adopts
+    # each time would otherwise retry a failing run for ever.
     began_at = min((seen.began_at for seen in account.attempts if seen.began_at is not None), default=now)
     return RunRecord(
         RunHeader(name=account.spec.name, created_at=began_at, resumed_at=began_at, data=account.data),
@@ -128,16 +125,16 @@ def first_record(account: RunOnAccount, now: datetime) -> RunRecord:
 
 
 def what_is_new(record: RunRecord, account: RunOnAccount, now: datetime) -> tuple[Change, ...]:
-    """Return the changes by which a record comes to know the attempts that it does not; none when it knows all.
+    """Return the changes that add the account's unknown attempts to a record; none when it has them all.
 
     Args:
-        record: What is remembered here: `first_record`, or that of a controller that has not seen what others did meanwhile.
-        account: What the account shows.
+        record: The ledger's record: `first_record`, or one that lacks what other controllers did meanwhile.
+        account: The run as the account shows it.
         now: The current moment.
 
     Raises:
-        UserError: the account's run is another one than that of the record.
-        DataError: two controllers have launched different attempts under one fence token, or the account tells too little.
+        UserError: the account has another run of this name.
+        DataError: two controllers launched different attempts under one fence token, or the account does not hold enough.
     """
     known = {(attempt.session, attempt.attempt) for attempt in record.attempts}
     if all(seen.key in known for seen in account.attempts):
@@ -152,13 +149,13 @@ def what_is_new(record: RunRecord, account: RunOnAccount, now: datetime) -> tupl
 
 
 def wished_stop(account: RunOnAccount) -> StopWish | None:
-    """Return the wish to stop that the account shows: the flag names an attempt that is still alive."""
+    """Return the request to stop, if the stop flag names an attempt that is still alive."""
     named = _stopped_by_user(account)
     return StopWish.CHECKPOINT if named is not None and named.sighting is not Sighting.ENDED else None
 
 
 def _stopped_by_user(account: RunOnAccount) -> SeenAttempt | None:
-    """Return the run's newest attempt when the stop flag names it and no controller set the flag for being late."""
+    """Return the newest attempt if the user has stopped it: the flag names it, and was set before its time limit."""
     line = [seen for seen in account.in_order() if seen.spec is not None and seen.spec.branch is None]
     if not line or line[-1].key != (account.stop.session, account.stop.attempt):
         return None
@@ -169,18 +166,18 @@ def _stopped_by_user(account: RunOnAccount) -> SeenAttempt | None:
 
 
 def check_same_run(record: RunRecord, account: RunOnAccount) -> None:
-    """Check that what is known here under a run's name is the account's run.
+    """Check that a run in this home and the account's run of the same name are the same.
 
     Raises:
-        UserError: it is another one.
+        UserError: they differ in a setting that cannot change, or in their data.
     """
     differences = [str(change) for change in compare_specs(account.spec, record.spec) if change.refusal is not None]
     pairs = zip(record.header.data, account.data, strict=False)
     if any(here.sha256 != there.sha256 for here, there in pairs):
-        differences.append("it is trained on other data")
+        differences.append("its data differs")
     if differences:
         raise UserError(
-            f"this home has another run {record.name!r} than the account: {'; '.join(differences[:3])}",
+            f"this home has another run {record.name!r}, which differs from the account's: {'; '.join(differences[:3])}",
             remedy="adopt it into a new home: GEMMA_ORCH_HOME=NEW_FOLDER gemma-orch adopt ...",
         )
 
@@ -199,16 +196,16 @@ def _check_agreement(record: RunRecord, account: RunOnAccount) -> None:
             here = known if differs and known is not None else other
             assert here is not None, "one of the two was found to differ"
             raise DataError(
-                f"two controllers went on with run {record.name} apart: here fence {here.fence} is "
-                f"{attempt_name(here.session, here.attempt)} from {here.start_checkpoint or 'the beginning'}, "
-                f"on the account fence {seen.fence} is {seen.name} from {start or 'the beginning'}",
+                f"two controllers have continued run {record.name} independently: in this home, fence token {here.fence} is "
+                f"{attempt_name(here.session, here.attempt)} from {here.start_checkpoint or 'the beginning'}; "
+                f"on the account, fence token {seen.fence} is {seen.name} from {start or 'the beginning'}",
                 expected="one controller at a time",
                 remedy="adopt the run into a new home: GEMMA_ORCH_HOME=NEW_FOLDER gemma-orch adopt ...",
             )
 
 
 class _Adoption:
-    """A record that comes to know attempt after attempt."""
+    """Adds attempts to a record one by one, and collects the changes."""
 
     def __init__(self, record: RunRecord, account: RunOnAccount, now: datetime) -> None:
         self.changes: list[Change] = []
@@ -223,7 +220,7 @@ class _Adoption:
         self._nameless_fence = min([0, *(attempt.fence for attempt in record.attempts)])
 
     def take_in(self, seen: SeenAttempt) -> None:
-        """Know an attempt, its checkpoints and how it ended, as far as it has."""
+        """Add an attempt with its checkpoints and its outcome, if it has ended."""
         if self._known(seen) is None:
             if seen.fence is None:
                 self._add_name(seen)
@@ -231,14 +228,14 @@ class _Adoption:
             self._add(seen)
         known = self._known(seen)
         if known is not None and known.state is AttemptState.PLANNED and seen.sighting is not Sighting.MISSING:
-            # Another controller has pushed what this one had only planned.
+            # Another controller has pushed an attempt that this home had only planned.
             known = known.evolve(state=AttemptState.LAUNCHING, handle=seen.handle)
             self._change(PutAttempt(known))
         if known is not None:
             self._follow(seen, known)
 
     def finish(self) -> None:
-        """Leave a head that is there whole, and a state that says why the run does not go on, if it does not."""
+        """Finish the replay: make sure that the head is complete, set the run's state, and add an event."""
         record = self._record
         if len(self._account.data) > len(record.header.data):
             self._set_header(data=self._account.data)
@@ -268,7 +265,7 @@ class _Adoption:
         self._change(Tell(Event(at=self._now, text=text)))
 
     def _add_name(self, seen: SeenAttempt) -> None:
-        """Know an attempt of which the account has only the name; its fence token, at most 0, comes before all others."""
+        """Add an attempt of which the account has only the name, with an unused fence token below all real ones."""
         self._nameless_fence -= 1
         began_at = seen.began_at or self._now
         alive = seen.sighting in (Sighting.QUEUED, Sighting.RUNNING, Sighting.UNKNOWN)
@@ -286,7 +283,7 @@ class _Adoption:
             limit_s=self._account.spec.limits.session_limit_s,
             handle=seen.handle,
             outcome=None if alive else Outcome.LOST,
-            reason=None if alive else "its dataset is gone: its checkpoints were pruned, and with them how it ended",
+            reason=None if alive else "its dataset is gone: its checkpoints were pruned, and its report with them",
         )
         self._change(PutAttempt(attempt, self._spec_of(seen)))
 
@@ -296,7 +293,7 @@ class _Adoption:
             self._know_start(spec.start)
         begun = seen.sighting is not Sighting.MISSING or bool(seen.found) or seen.report is not None
         began_at = seen.began_at or self._now
-        # Of the newest one without a kernel, reads may lag behind: the controller looks again, and for how long, it knows.
+        # If the newest one has no kernel, reads may be stale: as LAUNCHING, the controller polls it for as long as that may be.
         state = AttemptState.RUNNING if begun else AttemptState.LAUNCHING if seen is self._newest else AttemptState.DROPPED
         attempt = AttemptRecord(
             session=seen.session,
@@ -309,8 +306,8 @@ class _Adoption:
             start_checkpoint=spec.start.id if spec.start is not None else None,
             start_step=spec.start.step if spec.start is not None else 0,
             planned_at=seen.made_at or began_at,
-            # Without a kernel, it was sent no earlier than its dataset was made: a job that adopts anew each time must not
-            # wait each time anew for reads to settle.
+            # Without a kernel, the creation of its dataset is the earliest time of a push. The current time would make a
+            # scheduled job, which adopts each time, wait for the settle time again and again.
             launched_at=began_at if begun or state is AttemptState.LAUNCHING else None,
             running_at=began_at if begun else None,
             asked_at=self._account.stop_at if seen.key == (self._account.stop.session, self._account.stop.attempt) else None,
@@ -320,22 +317,22 @@ class _Adoption:
         self._change(PutAttempt(attempt, spec))
         values: dict[str, object] = {"newest_fence": max(spec.fence, self._record.header.newest_fence)}
         if spec.branch is None and seen.spec is not None:
-            values["head"] = attempt.start_checkpoint  # it was launched from what was the head then
+            values["head"] = attempt.start_checkpoint  # an attempt starts from the head of its time
         self._set_header(**values)
 
     def _came_later(self, session: int) -> bool:
-        """Return whether the run had gone beyond a session when it was run again: then its result stays a branch."""
+        """Return whether a later session had saved a checkpoint before this rerun: then its result stays a branch."""
         return any(known.session > session and known.branch is None and known.saved_step for known in self._record.attempts)
 
     def _spec_of(self, seen: SeenAttempt) -> SessionSpec:
-        """Return what an attempt was told, made up from another's spec where the account does not say it any more."""
+        """Return an attempt's spec; if the account has lost it, one derived from another attempt's."""
         if seen.spec is not None:
             return seen.spec
         if self._pattern is None:
             raise DataError(
-                f"no dataset of run {self._record.name} on the account says what its sessions were told",
-                expected="session.json in at least one of them",
-                remedy="adopt it on the machine that began it, or begin another run",
+                f"the account has no session spec of run {self._record.name}",
+                expected="session.json in the dataset of at least one attempt",
+                remedy="continue it on the machine that began it, or begin another run",
             )
         values: dict[str, object] = {"session": seen.session, "attempt": seen.attempt, "start": None, "branch": None}
         manifest = seen.found[0].manifest if seen.found else None
@@ -345,7 +342,7 @@ class _Adoption:
         return self._pattern.evolve(**values)
 
     def _know_start(self, start: ExpectedCheckpoint) -> None:
-        """Know where an attempt started, though it may not be on the account any more."""
+        """Add the checkpoint that an attempt started from, if the record lacks it: it may be gone from the account."""
         if start.id in self._record.checkpoints:
             return
         owner = next((known for known in self._record.attempts if start.id.endswith(f"-{_name(known)}")), None)
@@ -373,7 +370,7 @@ class _Adoption:
             self._change(PutAttempt(owner.evolve(saved_step=start.step, head=start.id)))
 
     def _parent_of_missing(self, start: ExpectedCheckpoint, owner: AttemptRecord) -> str | None:
-        """Return the checkpoint before one that is not there: the attempt's own, or where it started."""
+        """Return the parent of a missing checkpoint: its attempt's checkpoint before it, or the attempt's start."""
         own = [
             known
             for known in self._record.checkpoints.values()
@@ -382,10 +379,8 @@ class _Adoption:
         return max(own, key=lambda known: known.step).id if own else owner.start_checkpoint
 
     def _state_of_missing(self, start: ExpectedCheckpoint, owner: AttemptRecord | None) -> tuple[CheckpointState, str | None]:
-        """Return what a start that is not on the account is: pruned only where the account shows that it was.
-
-        What is noted as pruned is deleted should it ever come up again.
-        """
+        """Return the state of a start checkpoint that is not on the account: pruned only if the account shows that."""
+        # A checkpoint that counts as pruned is deleted if it is ever found again, so a doubtful one is quarantined instead.
         if start.id in self._corrupt:
             return CheckpointState.QUARANTINED, self._corrupt[start.id].what
         gone = owner is not None and (owner.session, owner.attempt) in self._without_dataset
@@ -399,7 +394,7 @@ class _Adoption:
 
     def _follow(self, seen: SeenAttempt, known: AttemptRecord) -> None:
         doubtful = seen.sighting is Sighting.MISSING or not seen.is_surely_over
-        # Of the newest one, the controller finds out itself: what one look says of it may be old, or may still come.
+        # One read of the newest attempt may be stale: the controller polls it and decides.
         sighting = Sighting.UNKNOWN if doubtful and seen is self._newest and seen.sighting in _GONE else seen.sighting
         world = World(
             observation=Observation(sighting, seen.detail, ended_at=seen.changed_at),
@@ -407,20 +402,20 @@ class _Adoption:
             found=tuple(found for found in seen.found if found.manifest.id not in self._record.checkpoints),
             corrupt=tuple(error for error in seen.corrupt if error.checkpoint_id not in self._record.checkpoints),
         )
-        # Alone: an older attempt that is still alive must not be taken for this one.
+        # With this attempt alone: `reconcile` must not apply the observation to an older one that is still alive.
         self._change(*reconcile(replace(self._record, attempts=(known,)), world, self._now))
         now_known = self._known(seen)
         if now_known is not None and now_known.state is AttemptState.PLANNED and seen is not self._newest:
-            # Others went on without it: to send it now would start a session beside theirs.
+            # Another controller went on without it: to launch it now would start a session beside theirs.
             self._change(PutAttempt(now_known.evolve(state=AttemptState.DROPPED)))
 
     def _fall_back(self, head: CheckpointRecord) -> None:
         whole = {known.id: known for known in self._record.checkpoints.values() if known.state is CheckpointState.VERIFIED}
         good = next((whole[known] for known in ancestors(head.id, self._record.parents) if known in whole), None)
-        if good is None:  # the line has a gap where an attempt's dataset is gone; what is exact training is the same beyond it
+        if good is None:  # the lineage has a gap where a dataset is gone; exact training is the same on both sides
             older = (known for known in whole.values() if known.branch is None and known.step < head.step)
             good = max(older, key=lambda known: known.step, default=None)
-        what = f"checkpoint {head.id}, where the run goes on, is not whole on the account"
+        what = f"the head {head.id} is not complete on the account"
         if good is not None:
             self._set_header(head=good.id)
             self._tell(f"{what}; the run falls back to {good.id}, which costs {head.step - good.step} steps")
@@ -428,7 +423,7 @@ class _Adoption:
         self._tell(what)
         values: dict[str, object] = {"head": None}
         if self._record.header.state is RunState.ACTIVE:
-            message = f"{what}, nor is any that came before it: gemma-orch start would begin at step 0 again"
+            message = f"{what}, nor is any checkpoint before it: gemma-orch start would begin again at step 0"
             values |= {"state": RunState.FAILED, "message": message, "exit_code": ExitCode.DATA}
         self._set_header(**values)
 

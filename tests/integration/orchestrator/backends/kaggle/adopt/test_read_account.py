@@ -208,7 +208,7 @@ def test_what_was_never_launched_here_and_runs_on_the_account_is_not_gone_on_bes
     ports.runs.apply(RUN, ports.owner, [PutAttempt(planned)])
     ports.runs.apply(RUN, ports.owner, [PutAttempt(planned.evolve(state=AttemptState.DROPPED))])
     account.push(1)
-    with pytest.raises(DataError, match=r"never launched on Kaggle, and the account has its kernel gemma-orch-tamil-s001a1-k"):
+    with pytest.raises(DataError, match=r"never launched on Kaggle, but the account has its kernel gemma-orch-tamil-s001a1-k"):
         account.adopt(ports)
 
 
@@ -256,7 +256,7 @@ def test_a_version_whose_note_names_something_else_is_put_aside_and_not_read(acc
     record = account.adopt(ports).record
     assert record.header.head == "step-00000030-s002a1"
     assert not any(".." in known for known in record.checkpoints)
-    assert any("'../x' in version" in event.text and "no checkpoint" in event.text for event in ports.runs.events(RUN, 100))
+    assert any("'../x' in version" in event.text and "not a checkpoint" in event.text for event in ports.runs.events(RUN, 100))
 
 
 def test_an_attempt_whose_dataset_was_deleted_keeps_its_name(account: Account) -> None:
