@@ -97,7 +97,7 @@ class Seen(Document):
     dataset_at: datetime | None = None
     outputs_read: bool = Field(default=False, description="its output was read")
     report_at: datetime | None = Field(default=None, description="when its report was found")
-    over: str | None = Field(default=None, description="how it ended; once set, only its dataset is polled")
+    over: str | None = Field(default=None, description="how it ended; once set, its status is final")
     over_at: datetime | None = None
 
 

@@ -2,8 +2,9 @@
 
 Every read may be stale or refused, which decides three rules here:
 
-- A version is examined only when its files can be read; then it is never read again, because a version never changes.
-- Something that looks corrupt is only doubted at first. It counts as corrupt when a read after the settle time shows the same.
+- A version is examined once, when its files can be read: a version never changes.
+- A version that looks corrupt is only doubted at first, and read again. It counts as corrupt when a read after the settle time
+  shows the same.
 - A dataset is given up (`is_closed`) only when a read after all lags found nothing more to come.
 """
 
@@ -85,7 +86,7 @@ class Discovery:
         ]
         looks = 0
         for attempt in candidates:
-            # A poll for another reason may have read this dataset already, or a failed read may have to wait.
+            # Not due: a poll has read this dataset less than a poll interval ago, or its next read is scheduled for later.
             seen = self._looks.seen(attempt.session, attempt.attempt)
             if seen.dataset_at is not None and now < seen.dataset_at + timedelta(seconds=self._settings.poll_every_s):
                 continue
@@ -112,7 +113,7 @@ class Discovery:
         name = attempt_name(session, attempt)
         known = self._index.attempt(name)
         new = [version for version in dataset.readable if version.number not in known.examined]
-        # Nothing new, and no doubted version was deleted since: there is nothing to ask.
+        # No new version, the same current one, and no doubted one deleted: there is nothing to ask or to store.
         if not new and known.current == dataset.current and not any(map(dataset.has_lost, known.wrong)):
             return
         now = self._clock.now()
