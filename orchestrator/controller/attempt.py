@@ -1,4 +1,7 @@
-"""From a decision to launch to the session's spec: all that the worker will need, fixed before anything is sent."""
+"""Turns the decision to launch into an attempt's record and its SessionSpec.
+
+Both are complete before anything is sent to a backend.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from state.ledger import AttemptRecord, RunRecord
 from state.session import AttemptState
 from state.spec import SessionData, SessionSpec
 
-_SAVES_REMEMBERED = 5  # attempts whose longest save tells the next one how much time to keep back
+_SAVES_REMEMBERED = 5  # attempts whose longest saves set the time that the next one reserves for saving
 
 
 def plan_attempt(record: RunRecord, decision: Launch, home: HomeLayout, now: datetime) -> tuple[AttemptRecord, SessionSpec]:
@@ -80,5 +83,5 @@ def _longest_recent_save_s(record: RunRecord) -> float | None:
 
 
 def ref_of(record: RunRecord, attempt: AttemptRecord) -> AttemptRef:
-    """Return what a backend knows an attempt by."""
+    """Return the reference by which a backend finds an attempt."""
     return AttemptRef(record.name, attempt.session, attempt.attempt, attempt.handle, attempt.launched_at, attempt.limit_s)

@@ -1,4 +1,4 @@
-"""A run's checkpoints: verify new ones before they are recorded, compare reruns, prune, quarantine."""
+"""Verifies a run's new checkpoints before they are recorded; compares reruns, prunes and quarantines."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from state.stores.checkpoint_store import CheckpointStore
 def collect(
     store: CheckpointStore, known: Collection[str], before_each: Callable[[], None]
 ) -> tuple[tuple[Found, ...], tuple[CorruptCheckpointError, ...]]:
-    """Return the checkpoints that are not known yet: those that verify, and what is wrong with the others.
+    """Verify the checkpoints that the record does not have yet; return the sound ones and the errors of the corrupt ones.
 
     Args:
-        store: Where they lie.
-        known: The ids that need no look.
-        before_each: Called before each one is read, which may take long.
+        store: The run's checkpoint store.
+        known: Ids that are in the record; they are not read again.
+        before_each: Called before each checkpoint is read, for reading may take long.
     """
     found, corrupt = [], []
     for checkpoint_id in store.ids():
@@ -36,7 +36,7 @@ def collect(
             manifest = store.verify(checkpoint_id)
             found.append(Found(manifest, store.manifest(checkpoint_id)[1]))
         except CorruptCheckpointError as error:
-            if checkpoint_id in store.ids():  # else its worker has pruned it while it was read
+            if checkpoint_id in store.ids():  # otherwise its worker pruned it during the read
                 corrupt.append(error)
     return tuple(found), tuple(corrupt)
 
@@ -49,7 +49,7 @@ class Checkpoints:
         self._leases = leases
 
     def tidied(self, record: RunRecord) -> RunRecord:
-        """Compare reruns, prune, sweep, and make the store say what the record says; only while nothing runs."""
+        """Compare reruns, prune, and make the store match the record; do nothing while an attempt is live."""
         if record.live_attempt is not None:
             return record
         store = self._ports.checkpoints(record.name)
@@ -72,7 +72,10 @@ class Checkpoints:
         return record
 
     def _is_over(self, record: RunRecord, name: str) -> bool:
-        """Return whether an attempt of the run can write no more: not the live one, nor one that is run by hand."""
+        """Return whether an attempt of this run has ended, so that it cannot write any more.
+
+        An attempt that the user runs again by hand has not ended.
+        """
         attempt = next((each for each in record.attempts if attempt_name(each.session, each.attempt) == name), None)
         if attempt is None:
             return False
@@ -80,7 +83,10 @@ class Checkpoints:
         return seen.sighting in (Sighting.ENDED, Sighting.MISSING)
 
     def is_sound(self, record: RunRecord, checkpoint_id: str, decision: Launch | None = None) -> bool:
-        """Return whether a checkpoint is what it was; else put it aside, and call off the rerun that wanted it."""
+        """Verify a checkpoint and return whether it is sound.
+
+        If it is corrupt: quarantine it, fall back if it is the head, and cancel the rerun that starts from it.
+        """
         try:
             self._ports.checkpoints(record.name).verify(checkpoint_id, record.checkpoints[checkpoint_id].expected())
         except CorruptCheckpointError as error:
@@ -94,19 +100,19 @@ class Checkpoints:
 
 
 def compare(record: RunRecord, rerun: AttemptRecord, store: CheckpointStore) -> str:
-    """Return, in words, whether a rerun's last checkpoint equals the original at the same step."""
+    """Compare a rerun's last checkpoint with the original at the same step; return the result as text."""
     if rerun.head is None:
-        return "the rerun saved nothing to compare"
+        return "nothing to compare: the rerun saved no checkpoint"
     result = record.checkpoints[rerun.head]
     original = _original(record, rerun, result.step)
     if original is None:
-        return f"nothing else has reached step {result.step} from there: there is nothing to compare"
+        return f"nothing to compare: the run has no other checkpoint of step {result.step}"
     if original.state_sha256 == result.state_sha256:
         return f"identical to {original.id}: state sha256 {result.state_sha256}"
     try:
         difference = first_difference(store.manifest(original.id)[0], store.manifest(result.id)[0])
     except CorruptCheckpointError:
-        difference = "not known, for the files of one of the two are gone"
+        difference = "unknown, for the files of one of the two are missing"
     return f"differs from {original.id}; first difference: {difference}"
 
 

@@ -1,4 +1,4 @@
-"""What to do next with a run: one decision from its record. Pure."""
+"""Decides the next action for a run from its record; pure functions without side effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from state.session import AttemptState, RunState
 
 @dataclass(frozen=True)
 class Launch:
-    """Plan a new attempt and launch it."""
+    """Plan a new attempt and submit it to the backend."""
 
     session: int
     attempt: int
@@ -26,14 +26,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with an attempt whose intent is durable and whose launch is not certain."""
+    """Continue to launch an attempt that is recorded as planned but was not submitted."""
 
     attempt: AttemptRecord
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Forget an attempt that was never sent."""
+    """Drop a planned attempt that was never submitted."""
 
     attempt: AttemptRecord
 
@@ -55,7 +55,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing may be done now."""
+    """Do nothing now."""
 
     reason: str
     until: datetime | None = None
@@ -63,7 +63,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Finish:
-    """The run is over for now: its last step is reached, or the user asked it to stop."""
+    """End the run for now: it has reached its last step, or the user asked it to stop."""
 
     state: RunState
     message: str
@@ -71,7 +71,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """The run cannot go on until somebody changes something."""
+    """Stop the run as failed: it cannot continue until the user changes something."""
 
     message: str
     exit_code: int
@@ -81,32 +81,32 @@ Decision = Launch | Resume | Drop | AskToStop | Kill | Wait | Finish | GiveUp
 
 
 def decide(record: RunRecord, quota: Quota, now: datetime, by_hand: AttemptRecord | None = None) -> Decision:
-    """Return the one next thing to do with a run.
+    """Return the next action for a run.
 
     Args:
-        record: What is remembered, reconciled with the world.
-        quota: What the run's backend says about taking another session.
-        now: The current moment.
-        by_hand: An attempt that the record holds for over and that somebody runs again by hand.
+        record: The run's record, reconciled with what the tick observed.
+        quota: Whether the run's backend accepts another session.
+        now: The current time.
+        by_hand: An attempt that has ended in the record and that the user runs again by hand; None if there is none.
     """
     if record.live_attempt is not None:
         return _about_live_attempt(record.live_attempt, record.wishes.stop, now)
     if by_hand is not None:
-        return Wait(f"session {by_hand.session} attempt {by_hand.attempt} is being run by hand")
+        return Wait(f"session {by_hand.session} attempt {by_hand.attempt} is run by hand; the controller waits until it ends")
     stop, rerun = record.wishes.stop, record.wishes.rerun
     if rerun is not None and stop is None:
         return _rerun(record, rerun.session, adopt=rerun.adopt)
     if record.header.state is not RunState.ACTIVE:
         return _as_it_is(record)
     if record.head_step >= record.spec.total_steps:
-        return Finish(RunState.FINISHED, f"step {record.head_step} of {record.spec.total_steps} is reached")
+        return Finish(RunState.FINISHED, f"the run has reached step {record.head_step} of {record.spec.total_steps}")
     if stop is not None:
         return Finish(RunState.STOPPED, stop_message(stop, record.head_step))
     match judge(record):
         case StopAndExplain(message, exit_code):
             return GiveUp(message, exit_code)
         case GoOn(not_before) if not_before is not None and now < not_before:
-            return Wait("the last attempt failed without progress; the next one waits a little", not_before)
+            return Wait("the last attempt failed without progress; the retry is delayed", not_before)
         case GoOn():
             pass
     if not quota.available:
@@ -120,18 +120,18 @@ def _about_live_attempt(live: AttemptRecord, stop: StopWish | None, now: datetim
         return Resume(live) if stop is None else Drop(live)
     if live.state in (AttemptState.QUEUED, AttemptState.RUNNING):
         if stop is StopWish.NOW:
-            return Kill(live, "the user asked for it")
+            return Kill(live, "killed on the user's request")
         late = _is_late(live, now)
-        # A machine that has slept makes a healthy worker late: it is asked before it is killed.
+        # After the machine was suspended, a healthy worker is late as well. So ask it to stop first; kill it only if it does not.
         if late and live.asked_at is not None and now > live.asked_at + timedelta(seconds=live.grace_s):
-            return Kill(live, "it is past its limit and did not stop when asked")
+            return Kill(live, "it exceeded its time limit and did not stop when asked")
         if late or stop is StopWish.CHECKPOINT:
             return AskToStop(live)
     return Wait(f"{name} is {live.state} on {live.backend}")
 
 
 def _is_late(live: AttemptRecord, now: datetime) -> bool:
-    """Return whether an attempt has run longer than it may; one that is queued uses nothing up, however long it waits."""
+    """Return whether an attempt has exceeded its time limit and grace; time in the queue does not count."""
     since = live.running_at or live.launched_at
     if live.state is AttemptState.QUEUED or since is None:
         return False
@@ -139,9 +139,9 @@ def _is_late(live: AttemptRecord, now: datetime) -> bool:
 
 
 def stop_message(stop: StopWish, head_step: int) -> str:
-    """Return what a run says about itself after it was stopped."""
-    how = "stopped as asked" if stop is StopWish.CHECKPOINT else "stopped at once as asked"
-    return f"{how}, at step {head_step}; the same start command goes on from there"
+    """Return the `message` of a run that the user stopped."""
+    how = "stopped on request" if stop is StopWish.CHECKPOINT else "killed on request"
+    return f"{how}, at step {head_step}; the same start command continues from there"
 
 
 def _as_it_is(record: RunRecord) -> Finish | GiveUp:
@@ -152,7 +152,7 @@ def _as_it_is(record: RunRecord) -> Finish | GiveUp:
 
 
 def _next_session(record: RunRecord) -> Launch:
-    """Return the next session, or the next attempt of the last one when that brought nothing."""
+    """Return the launch of the next session, or a retry of the last one if that saved no new step."""
     line = [attempt for attempt in record.attempts if attempt.branch is None and attempt.state is not AttemptState.DROPPED]
     last = line[-1] if line else None
     if last is None:
@@ -170,7 +170,7 @@ def _next_session(record: RunRecord) -> Launch:
 
 
 def next_attempt_number(record: RunRecord, session: int) -> int:
-    """Return the number that the next attempt of a session gets."""
+    """Return the number of a session's next attempt."""
     return 1 + max((attempt.attempt for attempt in record.attempts if attempt.session == session), default=0)
 
 
@@ -180,7 +180,7 @@ def _rerun(record: RunRecord, session: int, *, adopt: bool) -> Launch:
         attempt.session > session and attempt.branch is None and attempt.saved_step is not None for attempt in record.attempts
     )
     max_steps = record.spec.limits.session_steps
-    if later and original.saved_step is not None:  # to be compared, it must end where the original did
+    if later and original.saved_step is not None:  # the comparison needs the same last step as the original
         max_steps = original.saved_step - original.start_step
     number = next_attempt_number(record, session)
     return Launch(
@@ -194,10 +194,12 @@ def _rerun(record: RunRecord, session: int, *, adopt: bool) -> Launch:
 
 
 def first_attempt_with_progress(record: RunRecord, session: int) -> AttemptRecord:
-    """Return the attempt of a session that its rerun is compared with: the one on the run's line that brought it on.
+    """Return the attempt of a session with which its rerun is compared.
+
+    That is the first one in the lineage that saved a new step; if none did, the first attempt.
 
     Raises:
-        ValueError: the run has no such session; the command line checks this before it writes the wish.
+        ValueError: the run has no such session. The command line checks this before it records the request.
     """
     attempts = [attempt for attempt in record.attempts if attempt.session == session]
     if not attempts:

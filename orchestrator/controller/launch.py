@@ -1,4 +1,4 @@
-"""Launch an attempt: write the intent, submit, write the result."""
+"""Launches an attempt: records the intent, submits it, records the result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Launcher:
         self._checkpoints = checkpoints
 
     def plan_and_launch(self, record: RunRecord, decision: Launch) -> Wait | None:
-        """Verify data and start checkpoint, plan an attempt, and launch it; return what it waits for."""
+        """Verify data and start checkpoint, then plan and submit an attempt; return the reason to wait, if any."""
         prepared = self._data.prepared(record, decision)
         if prepared is None:
             return None
         record = prepared
         if decision.start_checkpoint is not None and not self._checkpoints.is_sound(record, decision.start_checkpoint, decision):
-            return None  # the record has stepped back: the next tick decides anew
+            return None  # the run fell back to an earlier checkpoint: the next tick decides again
         attempt, session_spec = plan_attempt(record, decision, self._ports.home, self._ports.clock.now())
         lag_s = self._ports.backend(attempt.backend, record.name).lag_s
         attempt = attempt.evolve(grace_s=CEILING_GRACE_S + lag_s)
@@ -45,8 +45,8 @@ class Launcher:
         return self.launch(self._leases.apply(record, changes), attempt)
 
     def launch(self, record: RunRecord, planned: AttemptRecord) -> Wait | None:
-        """Launch a planned attempt, or bring it nearer to that; return what it waits for."""
-        self._leases.keep(record.name)  # verifying may have taken long, and the answer to a launch may too
+        """Submit a planned attempt or advance its preparation; return the reason to wait, if any."""
+        self._leases.keep(record.name)  # verification may have taken long, and the submission may as well
         backend = self._ports.backend(planned.backend, record.name)
         spec = self._ports.runs.session_spec(record.name, planned.session, planned.attempt)
         now = self._ports.clock.now()
@@ -57,13 +57,13 @@ class Launcher:
             record = self._leases.apply(record, [PutAttempt(attempt)])
             handle = backend.launch(spec)
         except AmbiguousError:
-            return None  # it stays "launching": the next tick looks whether it exists
+            return None  # it stays "launching": the next tick polls whether it exists
         except NotLaunchedError as error:
             self._leases.apply(record, [PutAttempt(attempt.evolve(state=AttemptState.PLANNED))])
             return Wait(error.what)
         except GemmaOrchError as error:
             self._never_launched(self._leases.apply(record, [PutAttempt(attempt)]), attempt, error)
-            if isinstance(error, CorruptCheckpointError):  # found out when its bytes were wanted somewhere else
+            if isinstance(error, CorruptCheckpointError):  # found while its bytes were copied to the backend
                 draft = Draft(self._ports.runs.load(record.name), self._ports.clock.now())
                 step_back(draft, error.checkpoint_id, error.what)
                 self._leases.apply(record, draft.changes)
@@ -76,14 +76,17 @@ class Launcher:
         now = self._ports.clock.now()
         draft = Draft(record, now)
         ended = draft.put_attempt(attempt, state=AttemptState.ENDED, ended_at=now)
-        reason = f"it could not be launched: {error}"
+        reason = f"the launch failed: {error}"
         draft.put_attempt(ended, state=AttemptState.LOST, outcome=Outcome.FAILED, reason=reason, error_class=error.error_class)
         draft.tell(f"session {attempt.session} attempt {attempt.attempt} {Outcome.FAILED}: {reason}")
         self._leases.apply(record, draft.changes)
 
 
 def _not_ready(backend: Backend, spec: SessionSpec) -> str | None:
-    """Return what a planned attempt waits for; what could not be done now is tried again, for nothing has been sent."""
+    """Prepare a planned attempt on its backend; return the reason to wait, None when it is ready.
+
+    Nothing is submitted yet, so the next tick can retry after any temporary failure.
+    """
     try:
         return backend.make_ready(spec)
     except TemporaryError as error:

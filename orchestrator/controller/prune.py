@@ -1,4 +1,4 @@
-"""Which checkpoints of a run may be deleted now: pure."""
+"""Selects the checkpoints of a run that may be deleted now; pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from state.retention import PruneCandidate, checkpoints_to_prune
 
 
 def prunable(record: RunRecord) -> tuple[str, ...]:
-    """Return the ids of the run's line that may be deleted now, oldest first; branches stay."""
+    """Return the ids in the head's lineage that may be deleted now, oldest first; branches are kept."""
     line = (record.checkpoints[known] for known in ancestors(record.header.head, record.parents))
     candidates = [
         PruneCandidate(checkpoint.id, checkpoint.step, verified=True)
@@ -20,7 +20,7 @@ def prunable(record: RunRecord) -> tuple[str, ...]:
 
 
 def _protected(record: RunRecord) -> set[str]:
-    """Return the head, where the last sessions started, and where the session starts that the user wants again."""
+    """Return the ids to keep: the head, the starts of the last sessions, and the start of a requested rerun."""
     newest_first = [attempt.start_checkpoint for attempt in reversed(record.attempts)]
     starts = list(dict.fromkeys(start for start in newest_first if start is not None))
     protected = {record.header.head, *starts[: record.spec.retention.keep_session_starts]}

@@ -1,4 +1,4 @@
-"""Bring the record of a run in line with the world: pure, record and sightings in, changes out."""
+"""Reconciles the record of a run with what a tick observed; pure: record and observations in, changes out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from state.session import AttemptState, RunState
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that the record does not know yet, every byte of it read and right."""
+    """A new checkpoint that is not in the record yet; every byte of it is verified."""
 
     manifest: Manifest
     manifest_sha256: str
@@ -37,22 +37,22 @@ class Found:
 
 @dataclass(frozen=True)
 class World:
-    """What a tick has seen."""
+    """What a tick observed."""
 
     observation: Observation | None = None
-    """Of the live attempt."""
+    """The polled state of the live attempt."""
     report: SessionReport | None = None
-    """Of the live attempt, once it has one."""
+    """The live attempt's report, if it has written one."""
     found: tuple[Found, ...] = ()
-    """New checkpoints. They are listed after the observation, so that an attempt that is over has none left to show."""
+    """New verified checkpoints. They are listed after the poll: once the poll says "ended", no later checkpoint can appear."""
     corrupt: tuple[CorruptCheckpointError, ...] = ()
-    """What is wrong with other new ones; they are put aside and never enter the record."""
+    """Errors of new corrupt checkpoints; those are quarantined and never enter the record."""
     present: frozenset[str] | None = None
-    """The ids of all checkpoints that are there; None: nobody has looked."""
+    """Ids of all checkpoints in the store; None if the store was not listed."""
 
 
 class Draft:
-    """A run's record being changed: what it says now, and the changes that got it there."""
+    """A run's record while it is being changed, with the list of the changes."""
 
     def __init__(self, record: RunRecord, now: datetime) -> None:
         self.record = record
@@ -69,35 +69,35 @@ class Draft:
         self.change(SetHeader(self.record.header.evolve(**values)))
 
     def put_attempt(self, attempt: AttemptRecord, **values: object) -> AttemptRecord:
-        """Change fields of an attempt, and return what it is now."""
+        """Change fields of an attempt and return the new record of it."""
         changed = attempt.evolve(**values)
         self.change(PutAttempt(changed))
         return changed
 
     def put_checkpoint(self, checkpoint: CheckpointRecord, **values: object) -> CheckpointRecord:
-        """Add a checkpoint or change fields of it, and return what it is now."""
+        """Add a checkpoint or change fields of it, and return the new record of it."""
         changed = checkpoint.evolve(**values)
         self.change(PutCheckpoint(changed))
         return changed
 
     def tell(self, text: str) -> None:
-        """Write a line into the history."""
+        """Add a line to the run's history."""
         self.change(Tell(Event(at=self._now, text=text)))
 
     @property
     def lost_step(self) -> int:
-        """The furthest step that was reached and lost to corruption; to come back to it is no progress."""
+        """The highest step among the quarantined checkpoints; only a step beyond it counts as progress."""
         lost = (known.step for known in self.record.checkpoints.values() if known.state is CheckpointState.QUARANTINED)
         return max(lost, default=0)
 
 
 def reconcile(record: RunRecord, world: World, now: datetime) -> tuple[Change, ...]:
-    """Return the changes that make the record say what the world shows."""
+    """Return the changes that bring the record in line with the observations."""
     draft = Draft(record, now)
     for found in sorted(world.found, key=lambda found: (found.manifest.step, found.manifest.fence)):
         _take_in(draft, found, now)
     for error in world.corrupt:
-        draft.tell(f"checkpoint {error.checkpoint_id} is quarantined before it was used: {error.what}")
+        draft.tell(f"new checkpoint {error.checkpoint_id} is corrupt and quarantined: {error.what}")
     live = record.live_attempt
     if live is not None and world.present is not None:
         _forget_pruned(draft, live, world.present)
@@ -108,10 +108,8 @@ def reconcile(record: RunRecord, world: World, now: datetime) -> tuple[Change, .
 
 
 def _forget_pruned(draft: Draft, live: AttemptRecord, present: frozenset[str]) -> None:
-    """Note which of its own checkpoints a worker has pruned: older ones than one that is there.
-
-    Anything else that is gone may come back (a disk that is not mounted), and what is noted as pruned would be deleted then.
-    """
+    """Record which of its own checkpoints the live worker has pruned: missing ones that are older than one in the store."""
+    # Other missing checkpoints may reappear, for example when a disk is mounted again. Recorded as pruned, they would be deleted.
     own = [known for known in draft.record.checkpoints.values() if (known.session, known.attempt) == (live.session, live.attempt)]
     newest_present = max((known.step for known in own if known.id in present), default=0)
     for checkpoint in own:
@@ -125,7 +123,7 @@ def _take_in(draft: Draft, found: Found, now: datetime) -> None:
     attempt = draft.record.attempt(manifest.session, manifest.attempt)
     parent = manifest.parent
     if parent not in draft.record.checkpoints and attempt is not None:
-        parent = attempt.start_checkpoint  # the worker has pruned its own earlier checkpoints before we saw them
+        parent = attempt.start_checkpoint  # the worker pruned its earlier checkpoints before they were recorded
     checkpoint = draft.put_checkpoint(
         CheckpointRecord(
             id=manifest.id,
@@ -146,7 +144,7 @@ def _take_in(draft: Draft, found: Found, now: datetime) -> None:
     )
     if attempt is not None and (attempt.saved_step or 0) < manifest.step:
         draft.put_attempt(attempt, saved_step=manifest.step, head=manifest.id, train_s=manifest.train_s)
-    commit = Commit.BRANCH  # of no attempt that we know: somebody has put it here, whatever token it carries
+    commit = Commit.BRANCH  # no recorded attempt saved it, so its fence token proves nothing
     if attempt is not None:
         commit = judge_commit(
             fence=manifest.fence,
@@ -159,7 +157,7 @@ def _take_in(draft: Draft, found: Found, now: datetime) -> None:
         progress = manifest.step > draft.lost_step
         draft.set_header(head=checkpoint.id, step_backs=0 if progress else draft.record.header.step_backs)
     elif manifest.branch is None:
-        draft.tell(f"checkpoint {manifest.id} came late (fence {manifest.fence}): kept as a branch")
+        draft.tell(f"checkpoint {manifest.id} is not in the lineage of the head (fence token {manifest.fence}): kept as a branch")
 
 
 def _follow(
@@ -200,7 +198,7 @@ def _collect(
             attempt,
             state=AttemptState.LOST,
             outcome=Outcome.LOST,
-            reason=attempt.reason or observation.detail or "it ended without a report",
+            reason=attempt.reason or observation.detail or "the session ended without a report",
         )
     else:
         collected = draft.put_attempt(
@@ -209,7 +207,7 @@ def _collect(
             outcome=report.outcome,
             reason=report.reason,
             error_class=report.error_class,
-            # Another corrupt checkpoint is not the same error again: stepping back counts those.
+            # A second corrupt checkpoint is not a repeat of the same error: `step_backs` counts corrupt checkpoints.
             error_fingerprint=report.error_fingerprint if report.corrupt_checkpoint is None else None,
             longest_save_s=report.longest_save_s,
         )
@@ -224,15 +222,15 @@ def _finish_rerun(draft: Draft, attempt: AttemptRecord, now: datetime) -> None:
     if not attempt.adopt or attempt.head is None:
         return
     draft.set_header(head=attempt.head)
-    draft.tell(f"the run goes on from {attempt.head}, the result of {attempt.branch}")
+    draft.tell(f"the run continues from {attempt.head}, the result of {attempt.branch}")
     unfinished = draft.record.head_step < draft.record.spec.total_steps
     if unfinished and draft.record.header.state in (RunState.FINISHED, RunState.FAILED):
-        # As if the user had said start: what failed before came from another head.
+        # As after a `start` by the user: earlier failures came from another head and do not count.
         draft.set_header(state=RunState.ACTIVE, message=None, exit_code=ExitCode.DONE, resumed_at=now, step_backs=0)
 
 
 def step_back(draft: Draft, corrupt: str, why: str) -> None:
-    """Quarantine a checkpoint and make the nearest verified ancestor the head, if it was in the head's line."""
+    """Quarantine a checkpoint; if it is the head, fall back to its nearest verified ancestor."""
     checkpoint = draft.record.checkpoints.get(corrupt)
     if checkpoint is None or checkpoint.state is not CheckpointState.VERIFIED:
         return
@@ -252,15 +250,15 @@ def step_back(draft: Draft, corrupt: str, why: str) -> None:
 
 
 def call_off(draft: Draft, session: int, why: str) -> None:
-    """Cancel the rerun of a session, and say why."""
+    """Cancel the rerun of a session and record the reason in the history."""
     draft.change(ClearWish("rerun", draft.record.wishes.rerun))
-    draft.tell(f"session {session} cannot run again: {why}")
+    draft.tell(f"the rerun of session {session} is cancelled: {why}")
 
 
 def settled(record: RunRecord, state: RunState, message: str, exit_code: int) -> list[Change]:
     """Return the changes that end a run and clear its stop request."""
     changes: list[Change] = []
-    if record.header.state is RunState.ACTIVE:  # what has ended already stays what it is
+    if record.header.state is RunState.ACTIVE:  # a run that has ended keeps its state
         header = record.header.evolve(state=state, message=message, exit_code=exit_code)
         changes.append(SetHeader(header))
     if record.wishes.stop is not None:

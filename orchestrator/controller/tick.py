@@ -1,7 +1,7 @@
-"""One tick: observe everything, reconcile the record with it, decide, act, record.
+"""One tick of the controller: observe, reconcile the record, decide, act, record.
 
-A tick may die at any line; the next one finds its way from the record and the world. The record says what is meant to be
-true before anything is done about it, so that everything here may be done twice.
+A tick may be killed at any line; the next one continues from the record and a new observation. Each action is recorded before it
+is carried out, and may safely be carried out twice.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from state.session import AttemptState, RunState
 
 @dataclass(frozen=True)
 class Tick:
-    """What a tick found and decided."""
+    """The result of a tick: its decision and the run's record."""
 
     decision: Decision
     record: RunRecord
 
 
 class Controller:
-    """Brings runs on, one tick at a time."""
+    """Advances runs, one tick at a time."""
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
@@ -41,15 +41,15 @@ class Controller:
         self._launcher = Launcher(ports, self._leases, self._data, self._checkpoints)
 
     def tick(self, run: str, *, until: Callable[[RunRecord], bool] = lambda _record: False) -> Tick:
-        """Bring a run on by one decision.
+        """Observe a run, make one decision and carry it out.
 
         Args:
             run: The run's name.
-            until: Asked once the record says what is; when it says yes, nothing more is decided.
+            until: Called with the reconciled record; if it returns True, the tick decides nothing more.
 
         Raises:
-            LeaseHeldError: another controller is at work on it.
-            UserError: another gemma-orch began it, which reads data in another order.
+            LeaseHeldError: another controller holds the run.
+            UserError: the run uses a data order that this version does not support.
         """
         self._leases.take(run)
         record = self._ports.runs.load(run)
@@ -59,21 +59,21 @@ class Controller:
         if by_hand is None:
             record = self._checkpoints.tidied(record)
         if until(record):
-            return Tick(Wait("nothing: what was asked for is done"), record)
+            return Tick(Wait("nothing: the request is done"), record)
         now = self._ports.clock.now()
         quota = Quota(available=True)
-        if record.live_attempt is None:  # asking costs a call on some platforms
+        if record.live_attempt is None:  # on some platforms this is a network call
             quota = self._ports.backend(record.spec.backend, run).quota(now)
         decision = decide(record, quota, now, by_hand)
         if isinstance(decision, Finish) and not self._may_finish(record, decision):
-            return Tick(Wait("the next tick: the head was not what it should be"), self._ports.runs.load(run))
+            return Tick(Wait("the next tick: the head was corrupt and is quarantined"), self._ports.runs.load(run))
         if not isinstance(decision, Wait):
             decision = self._act(record, decision) or decision
             record = self._ports.runs.load(run)
         return Tick(decision, self._noted(record, decision))
 
     def _noted(self, record: RunRecord, decision: Decision) -> RunRecord:
-        """Return the record with what the next session waits for, so that others can tell; nothing while one runs."""
+        """Record what the next session waits for, so that `status` can show it; None while a session runs."""
         waiting = None
         if isinstance(decision, Wait) and (record.live_attempt is None or record.live_attempt.state is AttemptState.PLANNED):
             waiting = Waiting(reason=decision.reason, until=decision.until)
@@ -85,20 +85,20 @@ class Controller:
         """Renew the run's lease during long work.
 
         Raises:
-            LeaseLostError: another controller has taken the run meanwhile.
+            LeaseLostError: another controller has taken the run.
         """
         self._leases.keep(run)
 
     def release(self, run: str) -> None:
-        """Let other controllers have the run."""
+        """Release the run's lease."""
         self._leases.release(run)
 
     def activate(self, run: str) -> None:
-        """Make a run active because the user says start; takes back a stop that was asked for.
+        """Make a run active on the user's `start`; cancels a pending stop request.
 
         Raises:
-            LeaseHeldError: another controller is at work on it.
-            UserError: another gemma-orch began it, which reads data in another order.
+            LeaseHeldError: another controller holds the run.
+            UserError: the run uses a data order that this version does not support.
         """
         self._leases.take(run)
         record = self._ports.runs.load(run)
@@ -109,7 +109,7 @@ class Controller:
         self._leases.apply(record, [SetHeader(header), ClearWish("stop", record.wishes.stop)])
 
     def _may_finish(self, record: RunRecord, decision: Finish) -> bool:
-        """Return whether a run that has reached its last step really has it: a head that is damaged is stepped back from."""
+        """Return whether the run may finish: its head, if it has one, verifies. If the head is corrupt, the run falls back."""
         reached = decision.state is RunState.FINISHED and record.header.state is RunState.ACTIVE
         return not reached or record.header.head is None or self._checkpoints.is_sound(record, record.header.head)
 
@@ -129,7 +129,7 @@ class Controller:
         return record
 
     def run_by_hand(self, record: RunRecord) -> AttemptRecord | None:
-        """Return the newest attempt when somebody is running it again by hand, with no controller."""
+        """Return the newest attempt if the user runs it again by hand, without a controller."""
         if record.live_attempt is not None or not record.attempts:
             return None
         newest = record.attempts[-1]
@@ -139,7 +139,7 @@ class Controller:
         return newest if backend.observe(ref_of(record, newest)).sighting is Sighting.RUNNING else None
 
     def _act(self, record: RunRecord, decision: Decision) -> Wait | None:
-        """Carry a decision out; return what it waits for, when that shows only now."""
+        """Carry out a decision; return the reason to wait, if it turns out that it must wait."""
         match decision:
             case Launch():
                 return self._launcher.plan_and_launch(record, decision)
@@ -150,7 +150,7 @@ class Controller:
                     self._leases.apply(record, [PutAttempt(attempt.evolve(asked_at=self._ports.clock.now()))])
                 self._ports.backend(attempt.backend, record.name).ask_to_stop(ref_of(record, attempt))
             case Kill(attempt, reason):
-                if attempt.reason != reason:  # what was killed cannot say why
+                if attempt.reason != reason:  # a killed session writes no report with the reason
                     self._leases.apply(record, [PutAttempt(attempt.evolve(reason=reason))])
                 self._ports.backend(attempt.backend, record.name).kill(ref_of(record, attempt))
             case Drop(attempt):

@@ -1,4 +1,4 @@
-"""The training data of a run: prepared before a session, restored when it is lost, refused when it differs."""
+"""Prepares a run's training data before a session, restores lost data, and refuses data that differs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from state.spec import ORDER_VERSION, RunSpec
 
 
 class TrainingData:
-    """Prepares the data of runs, and finds it again."""
+    """Prepares, restores and relocates the data of runs."""
 
     def __init__(self, ports: Ports, leases: Leases) -> None:
         self._ports = ports
         self._leases = leases
 
     def prepared(self, record: RunRecord, decision: Launch) -> RunRecord | None:
-        """Return the record of a run whose data is there, prepared now when it was not; None: decide anew.
+        """Prepare or restore the run's data if it is missing; return the record, None if the controller must decide again.
 
-        What only the user can mend ends the run, with the reason in its record; a rerun it only calls off.
+        An error that only the user can fix ends the run, with the reason in its record; for a rerun it only cancels the rerun.
         """
         known = record.header.data
         lost = [
@@ -49,12 +49,12 @@ class TrainingData:
                 call_off(draft, decision.session, str(error))
                 self._leases.apply(record, draft.changes)
             return None
-        # That may have taken hours: what the user has asked for meanwhile counts.
+        # Preparation may have taken hours: if the user has made a request since, decide again.
         now = self._leases.changed(record, [SetData(known, record.spec)])
         return now if now.wishes == record.wishes else None
 
     def relocated(self, record: RunRecord) -> RunRecord:
-        """Return the record with the place that the user names now for a folder made already, once the same data lies there."""
+        """Record the new place of prepared data that the user has moved, if the same data is there."""
         if not _is_elsewhere(record):
             return record
         first, *later = record.header.data
@@ -64,30 +64,30 @@ class TrainingData:
         return self._leases.changed(record, [SetHeader(record.header.evolve(data=(moved, *later)))])
 
     def _restore(self, record: RunRecord, number: int) -> None:
-        """Make a lost data version again; the mixture stays what it was, whatever the spec says by now.
+        """Prepare a lost data version again, with its recorded mixture even if the spec has another one now.
 
         Raises:
-            DataError: its text gives other tokens now.
+            DataError: the data differs from the recorded data.
         """
         known = record.header.data[number - 1]
         spec = record.spec if number == 1 else spec_of_version(record, known, self._ports.home)
         data = self._ports.prepare(spec, lambda: self._leases.keep(record.name), version=number, first_step=known.first_step)
         if data.sha256 != known.sha256 and spec.data.prepared is not None:
             raise DataError(
-                f"{spec.data.prepared} holds other data than run {record.name} is trained on: sha256 {data.sha256[:12]}",
+                f"the data in {spec.data.prepared} is not the data of run {record.name}: sha256 {data.sha256[:12]}",
                 expected=known.sha256[:12],
-                remedy="say with --data where that data lies now, or begin another run with --name",
+                remedy="name the folder of the run's data with --data, or start another run with --name",
             )
         if data.sha256 != known.sha256:
             raise DataError(
-                f"the data of run {record.name} was lost, and its corpus has changed since: it gives other tokens now",
-                expected=f"data with digest {known.sha256[:12]}, which is what the run is trained on",
-                remedy="put the corpus back as it was, or begin another run with --name",
+                f"the data of run {record.name} cannot be restored: its corpus has changed, digest {data.sha256[:12]}",
+                expected=f"data with digest {known.sha256[:12]}, on which the run is trained",
+                remedy="restore the earlier corpus, or start another run with --name",
             )
 
 
 def spec_of_version(record: RunRecord, data: DataRecord, home: HomeLayout) -> RunSpec:
-    """Return the run's spec with the text of a data version that was added later, cut by the run's own tokenizer."""
+    """Return the run's spec with the corpus of a later data version and the run's own tokenizer."""
     made_already = Path(data.folder).is_absolute()
     first = home.run(record.name).data_folder(record.header.data[0].folder)
     source = record.spec.data.evolve(
@@ -99,22 +99,22 @@ def spec_of_version(record: RunRecord, data: DataRecord, home: HomeLayout) -> Ru
 
 
 def _is_elsewhere(record: RunRecord) -> bool:
-    """Return whether the user names another place for the run's first data than the record."""
+    """Return whether the spec names another place for the run's first data than the record."""
     place = record.spec.data.prepared
     return bool(record.header.data) and place is not None and record.header.data[0].folder != place
 
 
 def check_order(record: RunRecord) -> None:
-    """Check that a run is read in the order that this gemma-orch reads in.
+    """Check that this version supports the run's data order.
 
-    Asked before anything is written: what the gemma-orch that began the run could not read any more would be lost to it.
+    Call it before anything is written: the version that began the run might not be able to read what this one writes.
 
     Raises:
-        UserError: it is not.
+        UserError: the run uses another data order.
     """
     if record.header.data and (order := record.header.data[0].order_version) != ORDER_VERSION:
         raise UserError(
-            f"run {record.name} was begun by another gemma-orch, which reads data in order {order}",
-            expected=f"order {ORDER_VERSION}, the only one that this gemma-orch reads in",
-            remedy="go on with the gemma-orch that began it, or begin another run with --name",
+            f"run {record.name} uses data order {order}, which this version does not support",
+            expected=f"data order {ORDER_VERSION}",
+            remedy="continue with the version that began the run, or start another run with --name",
         )

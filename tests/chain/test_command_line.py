@@ -108,7 +108,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 def test_a_run_is_begun_continued_extended_rerun_damaged_and_mended(tmp_path: Path, straight: dict[int, str]) -> None:
     home = Home(tmp_path / "chained")
     said = home.start()
-    assert "finished: step 6 of 6 is reached" in said
+    assert "finished: the run has reached step 6 of 6" in said
     assert [session["end_step"] for session in home.status()["sessions"]] == [3, 6]
 
     before = home.checkpoints()

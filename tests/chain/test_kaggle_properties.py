@@ -305,7 +305,7 @@ def test_a_run_that_waits_for_the_weekly_quota_stops_when_it_is_asked_to_and_goe
     laptop.tick_until(Wait, "it is refreshed at 2026-01-01 13:53 UTC")
     assert laptop.record.attempts[0].state is AttemptState.PLANNED
     laptop.runs.set_stop(RUN, StopWish.CHECKPOINT)
-    laptop.tick_until(Finish, "stopped as asked")
+    laptop.tick_until(Finish, "stopped on request")
     assert laptop.record.attempts[0].state is AttemptState.DROPPED
     laptop.controller.activate(RUN)
     laptop.tick_until(Wait, "it is refreshed at")

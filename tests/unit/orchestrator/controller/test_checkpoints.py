@@ -102,7 +102,7 @@ def test_what_differs_cannot_be_told_when_the_originals_files_are_gone(store: Di
     record = a_rerun(store, content=b"other")
     store.delete("step-00000020-s001a1")
     assert compare(record, record.attempts[-1], store) == (
-        "differs from step-00000020-s001a1; first difference: not known, for the files of one of the two are gone"
+        "differs from step-00000020-s001a1; first difference: unknown, for the files of one of the two are missing"
     )
 
 
@@ -114,15 +114,13 @@ def test_identity_is_known_even_when_the_originals_files_are_gone(store: Directo
 
 def test_a_rerun_that_ended_at_another_step_has_nothing_to_be_compared_with(store: DirectoryCheckpointStore) -> None:
     record = a_rerun(store, step=17)
-    assert compare(record, record.attempts[-1], store) == (
-        "nothing else has reached step 17 from there: there is nothing to compare"
-    )
+    assert compare(record, record.attempts[-1], store) == ("nothing to compare: the run has no other checkpoint of step 17")
 
 
 def test_a_rerun_that_saved_nothing_has_nothing_to_compare(store: DirectoryCheckpointStore) -> None:
     again = attempt(1, 2, fence=2, branch="rerun-s001a2")
     record = run_record([attempt(1, saved_step=20), again])
-    assert compare(record, again, store) == "the rerun saved nothing to compare"
+    assert compare(record, again, store) == "nothing to compare: the rerun saved no checkpoint"
 
 
 def test_a_corrupt_head_is_quarantined_and_the_run_falls_back_and_says_what_it_costs(simulate: Simulate) -> None:
@@ -179,7 +177,7 @@ def test_a_corrupt_new_checkpoint_is_never_the_head(simulate: Simulate) -> None:
     record = run.run_until_over().record
     assert "step-00000020-s001a1" not in record.checkpoints
     assert record.attempts[1].start_step == 10
-    assert any(text.startswith("checkpoint step-00000020-s001a1 is quarantined before it was used") for text in run.events())
+    assert any(text.startswith("new checkpoint step-00000020-s001a1 is corrupt and quarantined") for text in run.events())
     assert list(run.home.run(RUN).checkpoints.glob(".quarantined-step-00000020-s001a1-1/why.txt"))
 
 
@@ -233,7 +231,7 @@ def test_a_rerun_whose_start_is_corrupt_is_called_off_and_says_so(simulate: Simu
     assert len(record.attempts) == 3
     assert record.checkpoints["step-00000020-s001a1"].state is CheckpointState.QUARANTINED
     assert record.head_step == 60
-    assert any(text.startswith("session 2 cannot run again: ") for text in run.events())
+    assert any(text.startswith("the rerun of session 2 is cancelled: ") for text in run.events())
 
 
 def test_a_late_commit_by_an_older_attempt_becomes_a_branch(simulate: Simulate) -> None:
@@ -245,7 +243,7 @@ def test_a_late_commit_by_an_older_attempt_becomes_a_branch(simulate: Simulate) 
     assert late.id not in set(ancestors(record.header.head, record.parents))
     assert record.checkpoints[late.id].state is CheckpointState.VERIFIED
     assert late.id in run.store.ids()
-    assert f"checkpoint {late.id} came late (fence 1): kept as a branch" in run.events()
+    assert f"checkpoint {late.id} is not in the lineage of the head (fence token 1): kept as a branch" in run.events()
 
 
 def test_what_a_hand_run_of_the_newest_attempt_commits_becomes_the_head(simulate: Simulate) -> None:

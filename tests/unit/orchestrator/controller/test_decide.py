@@ -101,7 +101,7 @@ def test_an_attempt_past_its_limit_and_the_grace_is_asked_to_stop_before_it_is_k
     asked = with_live(AttemptState.RUNNING, asked_at=ceiling + second)
     assert isinstance(decide(asked, AVAILABLE, ceiling + second + grace), AskToStop)
     decision = decide(asked, AVAILABLE, ceiling + 2 * second + grace)
-    assert decision == Kill(asked.attempts[-1], "it is past its limit and did not stop when asked")
+    assert decision == Kill(asked.attempts[-1], "it exceeded its time limit and did not stop when asked")
 
 
 def test_an_attempt_that_was_asked_to_stop_before_its_limit_is_not_killed_for_being_slow() -> None:
@@ -115,7 +115,7 @@ def test_an_attempt_that_nobody_has_found_yet_is_never_killed_for_its_age() -> N
 
 def test_stopping_a_run_at_rest_is_final_until_start() -> None:
     decision = decide(two_sessions(wishes={"stop": StopWish.NOW}), AVAILABLE, START)
-    assert decision == Finish(RunState.STOPPED, "stopped at once as asked, at step 40; the same start command goes on from there")
+    assert decision == Finish(RunState.STOPPED, "killed on request, at step 40; the same start command continues from there")
 
 
 @pytest.mark.parametrize("state", [RunState.STOPPED, RunState.FINISHED])
@@ -136,7 +136,7 @@ def test_stopping_a_failed_run_does_not_make_it_stopped() -> None:
 
 def test_the_last_step_finishes_the_run() -> None:
     record = two_sessions(spec=run_spec(total_steps=40))
-    assert decide(record, AVAILABLE, START) == Finish(RunState.FINISHED, "step 40 of 40 is reached")
+    assert decide(record, AVAILABLE, START) == Finish(RunState.FINISHED, "the run has reached step 40 of 40")
 
 
 def test_without_quota_the_run_waits_until_there_is_some() -> None:
@@ -154,13 +154,13 @@ def test_after_two_failures_the_next_attempt_waits_and_says_until_when() -> None
 
 def test_three_failures_are_explained() -> None:
     decision = decide(two_sessions(more=[failed(3, number, 2 + number) for number in (1, 2, 3)]), AVAILABLE, after(1000))
-    assert decision == GiveUp("3 attempts in a row without a new verified step; last, session 3 attempt 3: killed", 3)
+    assert decision == GiveUp("3 attempts in a row without a new verified step; last: session 3 attempt 3: killed", 3)
 
 
 def test_a_session_run_by_hand_is_waited_for() -> None:
     record = two_sessions()
     decision = decide(record, AVAILABLE, START, by_hand=record.attempts[-1])
-    assert decision == Wait("session 2 attempt 1 is being run by hand")
+    assert decision == Wait("session 2 attempt 1 is run by hand; the controller waits until it ends")
 
 
 def test_a_dropped_attempt_leaves_no_gap_in_the_numbers() -> None:

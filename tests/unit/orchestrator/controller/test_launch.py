@@ -81,8 +81,8 @@ def test_a_launch_that_fails_for_certain_is_another_attempt_and_three_end_the_ru
     assert "3 attempts in a row without a new verified step" in decision.message
     record = run.record
     assert attempts_of(record) == [(1, number, AttemptState.LOST) for number in (1, 2, 3)]
-    assert record.attempts[0].reason == "it could not be launched: the simulated backend refuses s001a1"
-    assert "session 1 attempt 1 failed: it could not be launched: the simulated backend refuses s001a1" in run.events()
+    assert record.attempts[0].reason == "the launch failed: the simulated backend refuses s001a1"
+    assert "session 1 attempt 1 failed: the launch failed: the simulated backend refuses s001a1" in run.events()
     assert run.backend.alive() == ()
 
 

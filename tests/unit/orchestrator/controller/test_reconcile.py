@@ -131,7 +131,7 @@ def test_an_end_without_a_report_is_lost_and_says_what_the_backend_saw() -> None
     ended = attempt_after(reconcile(with_live(), World(Observation(Sighting.ENDED, "killed", after(70))), after(90)))
     assert (ended.state, ended.outcome, ended.reason, ended.ended_at) == (AttemptState.LOST, Outcome.LOST, "killed", after(70))
     silent = attempt_after(reconcile(with_live(), World(Observation(Sighting.ENDED)), after(90)))
-    assert (silent.reason, silent.ended_at) == ("it ended without a report", after(90))
+    assert (silent.reason, silent.ended_at) == ("the session ended without a report", after(90))
 
 
 def test_what_was_killed_keeps_the_reason_that_it_was_killed_for() -> None:
@@ -209,7 +209,9 @@ def test_nothing_is_noted_as_pruned_while_nobody_runs() -> None:
 def test_a_late_commit_of_an_older_attempt_is_kept_as_a_branch(found: Any) -> None:
     changes = reconcile(with_live(), World(found=(found(99, session=1, parent=HEAD.id),)), START)
     assert last(changes, SetHeader) is None
-    assert texts(changes) == ["checkpoint step-00000099-s001a1 came late (fence 1): kept as a branch"]
+    assert texts(changes) == [
+        "checkpoint step-00000099-s001a1 is not in the lineage of the head (fence token 1): kept as a branch"
+    ]
 
 
 def test_a_commit_of_an_attempt_that_we_never_planned_is_kept_as_a_branch(found: Any) -> None:
@@ -229,7 +231,7 @@ def test_a_reruns_commit_is_a_branch_and_nothing_to_talk_about(found: Any) -> No
 def test_what_is_corrupt_and_new_is_told_and_not_recorded() -> None:
     world = World(corrupt=(CorruptCheckpointError("step-00000030-s002a1", "a.safetensors has changed"),))
     changes = reconcile(with_live(), world, START)
-    assert texts(changes) == ["checkpoint step-00000030-s002a1 is quarantined before it was used: a.safetensors has changed"]
+    assert texts(changes) == ["new checkpoint step-00000030-s002a1 is corrupt and quarantined: a.safetensors has changed"]
     assert len(changes) == 1
 
 
@@ -317,7 +319,7 @@ def test_an_adopted_result_below_the_last_step_makes_the_run_active_as_start_doe
     header = header_after(changes)
     assert (header.head, header.state, header.message) == ("step-00000015-s001a2", RunState.ACTIVE, None)
     assert (header.exit_code, header.resumed_at, header.step_backs) == (0, after(9), 0)
-    assert texts(changes)[-1] == "the run goes on from step-00000015-s001a2, the result of rerun-s001a2"
+    assert texts(changes)[-1] == "the run continues from step-00000015-s001a2, the result of rerun-s001a2"
 
 
 @pytest.mark.parametrize("state", [RunState.ACTIVE, RunState.STOPPED])

@@ -31,7 +31,7 @@ def test_after_two_failures_the_next_attempt_waits_from_the_end_of_the_last() ->
 def test_three_failures_in_a_row_stop_the_run() -> None:
     verdict = judge(run_record([failed(1, number, number) for number in (1, 2, 3)]))
     assert verdict == StopAndExplain(
-        "3 attempts in a row without a new verified step; last, session 1 attempt 3: killed", ExitCode.TEMPORARY
+        "3 attempts in a row without a new verified step; last: session 1 attempt 3: killed", ExitCode.TEMPORARY
     )
 
 
@@ -66,7 +66,9 @@ def test_sessions_that_a_platform_ends_before_their_first_save_are_not_repeated_
 
 def test_the_same_error_twice_in_a_row_stops_the_run() -> None:
     same = [failed(1, number, number, error_fingerprint="f", error_class=ErrorClass.DATA) for number in (1, 2)]
-    assert judge(run_record(same)) == StopAndExplain("the same error twice in a row; session 1 attempt 2: killed", ExitCode.DATA)
+    assert judge(run_record(same)) == StopAndExplain(
+        "two attempts in a row failed with the same error; last: session 1 attempt 2: killed", ExitCode.DATA
+    )
     other = [*same[:1], failed(1, 2, 2, error_fingerprint="g")]
     assert isinstance(judge(run_record(other)), GoOn)
 

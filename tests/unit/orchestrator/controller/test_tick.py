@@ -21,7 +21,7 @@ from tests.simulation import Simulate, Simulation, attempts_of, digest_of_head
 def test_a_run_is_cut_into_sessions_that_each_start_where_the_last_one_ended(simulate: Simulate) -> None:
     run = simulate().create(total_steps=50)
     tick = run.run_until_over()
-    assert tick.decision == Finish(RunState.FINISHED, "step 50 of 50 is reached")
+    assert tick.decision == Finish(RunState.FINISHED, "the run has reached step 50 of 50")
     assert [(a.start_step, a.saved_step) for a in tick.record.attempts] == [(0, 20), (20, 40), (40, 50)]
     assert [a.outcome for a in tick.record.attempts] == [Outcome.BUDGET, Outcome.BUDGET, Outcome.COMPLETED]
     assert run.backend.launches() == {"s001a1": 1, "s002a1": 1, "s003a1": 1}
@@ -76,7 +76,7 @@ def test_the_same_error_twice_in_a_row_ends_the_run(simulate: Simulate) -> None:
     run = simulate(lambda _s, _a: Course(error_class=ErrorClass.INFRA)).create()
     decision = run.run_until_over().decision
     assert isinstance(decision, GiveUp)
-    assert decision.message.startswith("the same error twice in a row")
+    assert decision.message.startswith("two attempts in a row failed with the same error")
     assert len(run.record.attempts) == 2
 
 
@@ -94,7 +94,9 @@ def test_stop_after_the_next_checkpoint_ends_the_session_and_start_goes_on(simul
     run.runs.set_stop(RUN, StopWish.CHECKPOINT)
     assert isinstance(run.tick().decision, AskToStop)
     tick = run.run_until_over()
-    assert tick.decision == Finish(RunState.STOPPED, "stopped as asked, at step 10; the same start command goes on from there")
+    assert tick.decision == Finish(
+        RunState.STOPPED, "stopped on request, at step 10; the same start command continues from there"
+    )
     assert run.record.attempts[0].outcome is Outcome.STOPPED
     assert run.record.wishes.stop is None
     run.controller.activate(RUN)
@@ -108,7 +110,7 @@ def test_stop_now_kills_the_session_and_the_record_says_who_asked(simulate: Simu
     assert isinstance(run.tick().decision, Kill)
     assert isinstance(run.run_until_over().decision, Finish)
     assert run.record.header.state is RunState.STOPPED
-    assert run.record.attempts[0].reason == "the user asked for it"
+    assert run.record.attempts[0].reason == "killed on the user's request"
 
 
 def test_stop_of_a_finished_run_leaves_it_finished(simulate: Simulate) -> None:
@@ -116,7 +118,7 @@ def test_stop_of_a_finished_run_leaves_it_finished(simulate: Simulate) -> None:
     run.run_until_over()
     run.runs.set_stop(RUN, StopWish.CHECKPOINT)
     tick = run.tick()
-    assert tick.decision == Finish(RunState.FINISHED, "step 20 of 20 is reached")
+    assert tick.decision == Finish(RunState.FINISHED, "the run has reached step 20 of 20")
     assert tick.record.header.state is RunState.FINISHED
     assert tick.record.wishes.stop is None
 
@@ -166,7 +168,7 @@ def test_a_session_past_its_limit_that_does_not_listen_is_killed_and_the_record_
     assert isinstance(run.tick().decision, Kill)
     run.tick()
     assert run.record.attempts[0].state is AttemptState.LOST
-    assert run.record.attempts[0].reason == "it is past its limit and did not stop when asked"
+    assert run.record.attempts[0].reason == "it exceeded its time limit and did not stop when asked"
     assert run.run_until_over().record.header.state is RunState.FINISHED
 
 
@@ -241,7 +243,7 @@ def test_a_rerun_that_is_killed_before_it_saved_leaves_the_head_alone(simulate: 
     run.run_until_over()
     record = run.rerun(2).record
     assert record.header.head == "step-00000040-s002a1"
-    assert record.attempts[-1].comparison == "the rerun saved nothing to compare"
+    assert record.attempts[-1].comparison == "nothing to compare: the rerun saved no checkpoint"
 
 
 class ByHand(SimulatedBackend):
@@ -264,7 +266,7 @@ def test_nothing_is_launched_while_somebody_runs_the_newest_attempt_by_hand(simu
     run.controller.activate(RUN)
     run.backend.by_hand = AttemptRef(RUN, 1, 1)  # type: ignore[attr-defined]
     for _ in range(5):
-        assert run.tick().decision == Wait("session 1 attempt 1 is being run by hand")
+        assert run.tick().decision == Wait("session 1 attempt 1 is run by hand; the controller waits until it ends")
     run.backend.by_hand = None  # type: ignore[attr-defined]
     assert run.run_until_over().record.header.state is RunState.FINISHED
 

@@ -23,7 +23,7 @@ def test_a_rerun_whose_data_cannot_be_had_is_called_off_and_says_so(simulate: Si
     assert isinstance(tick.decision, Finish)
     assert lost.record.wishes.rerun is None
     assert lost.record.header.state is RunState.FINISHED
-    assert lost.events()[-1].startswith("session 1 cannot run again: the corpus is gone")
+    assert lost.events()[-1].startswith("the rerun of session 1 is cancelled: the corpus is gone")
 
 
 def failing_preparation(spec: RunSpec, keep_lease: Callable[[], None], **_version: int) -> DataRecord:
@@ -87,7 +87,7 @@ def test_data_that_was_lost_is_prepared_again_and_must_be_the_same(simulate: Sim
     simulation.run_until_over()
     record = simulation.record
     assert (record.header.state, record.header.exit_code, len(record.attempts)) == (RunState.FAILED, 4, 2)
-    assert "its corpus has changed since" in (record.header.message or "")
+    assert "its corpus has changed" in (record.header.message or "")
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -115,7 +115,7 @@ def test_a_data_folder_with_other_data_is_not_taken_for_the_moved_one(simulate: 
     run.run_until_over()
     header = run.record.header
     assert (header.state, header.data[0].folder) == (RunState.FAILED, "/old")
-    assert "/other holds other data than run tamil is trained on" in (header.message or "")
+    assert "the data in /other is not the data of run tamil" in (header.message or "")
 
 
 def found_there(places: set[str], sha256: str = DATA.sha256) -> Callable[..., DataRecord]:

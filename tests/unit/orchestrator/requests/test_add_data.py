@@ -273,7 +273,7 @@ def test_lost_data_whose_corpus_has_changed_ends_the_run_with_the_reason(tmp_pat
     changed.run_until_over()
     header = changed.record.header
     assert (header.state, header.exit_code) == (RunState.FAILED, DataError.exit_code)
-    assert "its corpus has changed since" in (header.message or "")
+    assert "its corpus has changed" in (header.message or "")
 
 
 def test_a_run_of_another_reading_order_is_left_as_the_gemma_orch_that_began_it_wrote_it(tmp_path: Path) -> None:
@@ -290,6 +290,6 @@ def test_a_run_of_another_reading_order_is_left_as_the_gemma_orch_that_began_it_
         lambda: ask_for_rerun(run.ports, RUN, 1, adopt=False),
         lambda: show_data(run.ports, run.record, []),
     ):
-        with pytest.raises(UserError, match="reads data in order 1"):
+        with pytest.raises(UserError, match="uses data order 1"):
             ask()
     assert run.record == before
