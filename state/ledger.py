@@ -1,6 +1,6 @@
-"""What the controller remembers of a run: its records, the changes that may be made to them, and what each change does.
+"""The records of a run, and the changes that may be made to them.
 
-`RunRecord.with_changes` is the one place that says what a change does; the run store writes down what comes out of it.
+`RunRecord.with_changes` alone defines the effect of a change; the run store writes its result.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from state.session import LIVE_STATES, AttemptState, IllegalMoveError, RunState,
 from state.spec import ORDER_VERSION, ExpectedCheckpoint, RunSpec, SessionSpec
 
 CEILING_GRACE_S = 120.0
-"""A worker ends itself before its limit; one that is this late, or this slow to stop when asked, does not."""
+"""Seconds after its limit, or after a stop request, until a worker is overdue; a healthy worker ends before its limit."""
 
 
 class DataRecord(Document):
-    """One version of a run's prepared data; a run has one, and more when data is added later."""
+    """One version of a run's prepared data; a run has one, and another one for each time that data is added."""
 
-    first_step: int = Field(default=0, ge=0, description="steps that are done when it is first read; 0: from the beginning")
-    folder: DataFolder = Field(default="data", description="within the run's folder; a path of its own when it was made already")
-    corpus: tuple[str, ...] = Field(default=(), description="where its text came from; none: the sample, or made already")
+    first_step: int = Field(default=0, ge=0, description="steps done before the version is first read; 0: from the beginning")
+    folder: DataFolder = Field(default="data", description="name in the run's folder, or an absolute path of prepared data")
+    corpus: tuple[str, ...] = Field(default=(), description="its source folders; none: the sample, or prepared data")
     sha256: str
-    tokenizer_sha256: str | None = Field(default=None, description="none: recorded by an older gemma-orch")
-    order_version: int = Field(default=ORDER_VERSION, description="of the order in which it is read")
+    tokenizer_sha256: str | None = Field(default=None, description="none: recorded by an older version")
+    order_version: int = Field(default=ORDER_VERSION, description="version of the order in which it is read")
     vocab_size: int
     tokens: dict[str, int] = Field(description="tokens by language")
     mixture: dict[str, float] = Field(description="weight by language, sum 1")
@@ -52,17 +52,17 @@ class AttemptRecord(Document):
     fence: int
     backend: str
     state: AttemptState
-    branch: str | None = Field(default=None, description="set when it was launched beside the run's line")
-    adopt: bool = Field(default=False, description="its last checkpoint becomes the head when it is done")
+    branch: str | None = Field(default=None, description="set for a rerun, which saves its checkpoints on a branch")
+    adopt: bool = Field(default=False, description="whether its last checkpoint becomes the head when it has ended")
     start_checkpoint: str | None
     start_step: int
     planned_at: datetime
     launched_at: datetime | None = None
-    running_at: datetime | None = Field(default=None, description="when it was first seen to run; none while it is queued")
+    running_at: datetime | None = Field(default=None, description="when it was first observed running; none while it is queued")
     asked_at: datetime | None = Field(default=None, description="when it was first asked to save and end")
     ended_at: datetime | None = None
     limit_s: float
-    grace_s: float = Field(default=CEILING_GRACE_S, description="seconds beyond its limit before it is late")
+    grace_s: float = Field(default=CEILING_GRACE_S, description="seconds after its limit before it is overdue")
     handle: str | None = None
     outcome: Outcome | None = None
     reason: str | None = None
@@ -70,9 +70,9 @@ class AttemptRecord(Document):
     error_fingerprint: str | None = None
     saved_step: int | None = Field(default=None, description="step of its last verified checkpoint")
     head: str | None = Field(default=None, description="its last verified checkpoint")
-    train_s: float = Field(default=0.0, description="seconds of training that its last verified checkpoint holds")
+    train_s: float = Field(default=0.0, description="seconds of training in its last verified checkpoint")
     longest_save_s: float | None = None
-    comparison: str | None = Field(default=None, description="of a rerun: how its result compares with the original")
+    comparison: str | None = Field(default=None, description="of a rerun: the comparison of its result with the original")
 
     @property
     def key(self) -> tuple[int, int]:
@@ -81,12 +81,12 @@ class AttemptRecord(Document):
 
     @property
     def is_live(self) -> bool:
-        """Whether it forbids another attempt of the run."""
+        """Whether it is not over yet, so that no other attempt of the run may be launched."""
         return self.state in LIVE_STATES
 
 
 class CheckpointState(StrEnum):
-    """What is known of a checkpoint's bytes."""
+    """The state of a checkpoint's files."""
 
     VERIFIED = "verified"
     QUARANTINED = "quarantined"
@@ -94,11 +94,10 @@ class CheckpointState(StrEnum):
 
 
 class CheckpointRecord(Document):
-    """One checkpoint of a run; it stays in the ledger when its files are pruned.
+    """One checkpoint of a run; the record stays in the ledger when the files are pruned."""
 
-    Its id comes from documents that were checked. Here it is read unchecked: earlier versions took any text for one, and the
-    run must stay readable. The store refuses such an id, and the run falls back.
-    """
+    # The id is not validated here: earlier versions accepted any text, and their runs must stay readable. The store refuses an
+    # invalid id as corrupt, and the run falls back.
 
     id: str
     step: int
@@ -118,14 +117,14 @@ class CheckpointRecord(Document):
 
     @property
     def place(self) -> tuple[int, int, str]:
-        """Where it comes among the checkpoints of its run: by step, then by fence token."""
+        """The sort key of a run's checkpoints: step, then fence token, then id."""
         return self.step, self.fence, self.id
 
     def expected(self) -> ExpectedCheckpoint:
-        """Return what a session is told to start from this checkpoint.
+        """Return the part of a SessionSpec that makes a session start from this checkpoint.
 
         Raises:
-            CorruptCheckpointError: its id is none.
+            CorruptCheckpointError: its id is invalid.
         """
         return ExpectedCheckpoint(
             id=check_checkpoint_id(self.id),
@@ -136,31 +135,31 @@ class CheckpointRecord(Document):
 
 
 class Waiting(Document):
-    """What keeps a run from its next session."""
+    """The reason why a run's next session is not launched yet."""
 
     reason: str
-    until: datetime | None = Field(default=None, description="when to look again; none: soon")
+    until: datetime | None = Field(default=None, description="when the controller checks again; none: at the next tick")
 
 
 class RunHeader(Document):
-    """What the controller alone writes about a run."""
+    """The part of a run's record that only the controller writes."""
 
     name: RunName
     created_at: datetime
     state: RunState = RunState.ACTIVE
     message: str | None = Field(default=None, description="why it is in this state")
     exit_code: int = 0
-    resumed_at: datetime = Field(description="when the user last said start; failures before it are forgiven")
+    resumed_at: datetime = Field(description="time of the user's last `start`; earlier failures do not count")
     data: tuple[DataRecord, ...] = Field(default=(), description="its versions, by first step; none: not prepared yet")
     newest_fence: int = 0
     head: str | None = None
     step_backs: int = Field(default=0, description="corrupt checkpoints since the last progress")
-    waiting: Waiting | None = Field(default=None, description="what the next session waits for, as the last tick found it")
+    waiting: Waiting | None = Field(default=None, description="what the next session waits for, as of the last tick")
 
     @field_validator("data", mode="before")
     @classmethod
     def _one_or_none_as_it_was_written_before(cls, data: Any) -> Any:
-        """Accept what a gemma-orch wrote that knew no versions and read in the first order."""
+        """Accept the form of earlier versions: null, or one data record without an order version, which means order 1."""
         if data is None:
             return ()
         return ({"order_version": 1, **data},) if isinstance(data, dict) else data
@@ -170,13 +169,13 @@ class StopWish(StrEnum):
     """How the user wants a run to stop."""
 
     CHECKPOINT = "checkpoint"
-    """Save first."""
+    """Save a checkpoint first."""
     NOW = "now"
-    """At once: what is not saved is lost."""
+    """Kill the session at once; unsaved steps are lost."""
 
 
 class RerunWish(Document):
-    """The user wants one session again."""
+    """A request to rerun one session."""
 
     session: int
     adopt: bool
@@ -184,7 +183,10 @@ class RerunWish(Document):
 
 
 class RunWishes(Document):
-    """What the user alone writes about a run; a controller may be at work at the same time."""
+    """The part of a run's record that only the user writes: the spec and pending requests.
+
+    It may change while a controller holds the run.
+    """
 
     spec: RunSpec
     stop: StopWish | None = None
@@ -192,7 +194,7 @@ class RunWishes(Document):
 
 
 class Event(Document):
-    """One thing that happened, in the user's words."""
+    """One line of a run's history, for the user."""
 
     at: datetime
     text: str
@@ -200,14 +202,14 @@ class Event(Document):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that is remembered of one run."""
+    """All records of one run."""
 
     header: RunHeader
     wishes: RunWishes
     attempts: tuple[AttemptRecord, ...] = ()
-    """In the order in which their fence tokens were given out."""
+    """Sorted by fence token."""
     checkpoints: dict[str, CheckpointRecord] = field(default_factory=dict)
-    """By step, then by fence token."""
+    """By id, sorted by step, then by fence token."""
 
     @property
     def name(self) -> str:
@@ -216,17 +218,17 @@ class RunRecord:
 
     @property
     def spec(self) -> RunSpec:
-        """What the user asks for."""
+        """The spec that the user requests."""
         return self.wishes.spec
 
     @property
     def live_attempt(self) -> AttemptRecord | None:
-        """The attempt that forbids another one, if any; there is never more than one."""
+        """The attempt that is not over yet, if any; there is never more than one."""
         return next((attempt for attempt in self.attempts if attempt.is_live), None)
 
     @property
     def head(self) -> CheckpointRecord | None:
-        """The last committed and verified checkpoint of the run's line."""
+        """The last committed and verified checkpoint of the lineage."""
         return self.checkpoints[self.header.head] if self.header.head is not None else None
 
     @property
@@ -244,10 +246,10 @@ class RunRecord:
         return next((known for known in self.attempts if known.key == (session, attempt)), None)
 
     def with_changes(self, changes: Iterable[Change]) -> RunRecord:
-        """Return the record after changes, as a run store that has made them loads it.
+        """Return the record after changes, as a run store loads it after it has applied them.
 
         Raises:
-            IllegalMoveError: a change breaks the state tables, or changes an attempt that was never added.
+            IllegalMoveError: a change breaks the state tables, adds an attempt twice, or changes one that was never added.
         """
         record = self
         for change in changes:
@@ -268,10 +270,10 @@ class RunRecord:
                 return replace(self, checkpoints=dict(sorted(known.items(), key=lambda item: item[1].place)))
             case ClearWish(wish, seen):
                 if getattr(self.wishes, wish) != seen:
-                    return self  # the user has wished for something else meanwhile
+                    return self  # the user has made another request since
                 return replace(self, wishes=self.wishes.evolve(**{wish: None}))
             case Tell():
-                return self  # the history is no part of the record
+                return self  # the history is not part of the record
 
     def _with_attempt(self, attempt: AttemptRecord, *, is_new: bool) -> RunRecord:
         old = self.attempt(*attempt.key)
@@ -294,7 +296,7 @@ class SetHeader:
 
 @dataclass(frozen=True)
 class SetData:
-    """Record data that was prepared for a spec; not when the user asks for something else meanwhile."""
+    """Record data that was prepared for a spec; no effect if the user has changed the spec since."""
 
     data: tuple[DataRecord, ...]
     spec: RunSpec
@@ -302,7 +304,7 @@ class SetData:
 
 @dataclass(frozen=True)
 class PutAttempt:
-    """Add an attempt, or replace it; a new one, and only that, comes with its SessionSpec."""
+    """Add an attempt, or replace its record; `session_spec` is given for a new attempt only."""
 
     attempt: AttemptRecord
     session_spec: SessionSpec | None = None
@@ -310,14 +312,14 @@ class PutAttempt:
 
 @dataclass(frozen=True)
 class PutCheckpoint:
-    """Add a checkpoint's record, or replace it."""
+    """Add or replace a checkpoint's record."""
 
     checkpoint: CheckpointRecord
 
 
 @dataclass(frozen=True)
 class ClearWish:
-    """A wish has been carried out; it stays when the user has wished for something else meanwhile."""
+    """Clear a request that was carried out; no effect if the user has replaced it since."""
 
     wish: Literal["stop", "rerun"]
     seen: StopWish | RerunWish | None
@@ -325,7 +327,7 @@ class ClearWish:
 
 @dataclass(frozen=True)
 class Tell:
-    """Write a line into the run's history."""
+    """Add a line to the run's history."""
 
     event: Event
 
@@ -335,7 +337,7 @@ Change = SetHeader | SetData | PutAttempt | PutCheckpoint | ClearWish | Tell
 
 @dataclass(frozen=True)
 class Lease:
-    """Who may write about a run, and until when."""
+    """The process that may write a run's records, and the time until which it may."""
 
     owner: ProcessIdentity
     until: datetime

@@ -1,4 +1,4 @@
-"""Run a controller in the background, where it outlives this terminal."""
+"""Starts a controller in the background, so that it outlives the terminal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from orchestrator.interpreter import command_of
 from orchestrator.ports import Ports
 from state.stores.run_store import is_in_force
 
-# Windows has no sessions of processes to leave: there a process leaves its console instead.
+# Windows has no process sessions; there a process detaches from its console instead.
 _OWN_CONSOLE = getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 
 def go_on_in_background(ports: Ports, run: str) -> None:
-    """Start a controller of a run that outlives this terminal."""
+    """Start a controller that outlives the terminal, unless another one holds the run."""
     lease = ports.runs.lease(run)
     if lease is not None and lease.owner != ports.owner and is_in_force(lease, ports.clock.now()):
-        return  # one is at work already
+        return  # another controller holds the run
     ports.runs.release(run, ports.owner)
     folder = ports.home.run(run)
     folder.root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From what a user types to a run that a controller can bring on: begin, extend, continue."""
+"""Turns the user's `start` into an active run: begins a new run, or continues or extends an existing one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CAP_TOLERANCE = 1.01  # a language is read in whole sequences
 
 
 def without_none(values: dict[str, Any]) -> Explicit:
-    """Return what was said: options that were left out are not there, nor are empty tables."""
+    """Drop options that were not given, and tables that are empty."""
     said: Explicit = {}
     for key, value in values.items():
         kept = without_none(value) if isinstance(value, dict) else value
@@ -32,39 +32,39 @@ def without_none(values: dict[str, Any]) -> Explicit:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command asks of a run, compared with the run once: the rest of the story goes by this."""
+    """The spec that a command requests, compared once with the run; the later steps use this comparison."""
 
     spec: RunSpec
     seen: RunRecord | None
-    """The run when it was compared; None: it did not exist."""
+    """The run's record at the comparison; None if the run did not exist."""
     changes: tuple[SpecChange, ...] = ()
 
     @property
     def is_refused(self) -> bool:
-        """Whether a run whose data is prepared cannot make these changes; before that, it can make any."""
+        """Whether these changes are refused once the run's data is prepared; before that, every change is allowed."""
         return any(change.refusal is not None for change in self.changes)
 
 
 def begin(ports: Ports, said: Explicit, config: Path | None, *, num_cores: int, say: Callable[[str], None]) -> str:
-    """Make the run that is meant, or bring its spec up to date, and make it active; return its name.
+    """Create the run, or update its spec, and make it active; return its name.
 
     Raises:
-        UserError: the spec is not valid, or asks for a change that the run cannot make.
-        LeaseHeldError: another controller is at work on it, and cannot go on with what this command asks for.
+        UserError: the spec is invalid, or requests a change that the run does not allow.
+        LeaseHeldError: another controller holds the run, and cannot continue with the requested spec.
     """
     explicit = overlay(read_config(config), said) if config is not None else said
     origin = f"{config} or the options" if config is not None else "the options"
-    while True:  # until no other command has come between the look and the act
+    while True:  # retry if another command changed the run after the comparison
         asked = _ask(ports, explicit, num_cores=num_cores, origin=origin)
         if _carry_out(ports, asked, say):
             return asked.spec.name
 
 
 def _ask(ports: Ports, explicit: Explicit, *, num_cores: int, origin: str) -> Asked:
-    """Look at the run, if it exists, and compare it with what is asked for.
+    """Load the run, if it exists, and compare it with the requested spec.
 
     Raises:
-        UserError: the spec is not valid, or asks for a change that the run cannot make.
+        UserError: the spec is invalid, or requests a change that the run does not allow.
     """
     name = run_name(explicit)
     known = ports.runs.load(name) if name in ports.runs.names() else None
@@ -78,17 +78,17 @@ def _ask(ports: Ports, explicit: Explicit, *, num_cores: int, origin: str) -> As
     if known.header.data and asked.is_refused:
         listed = "\n".join(f"  {change}" for change in asked.changes)
         raise UserError(
-            f"run {name} exists, and this command asks for another one:\n{listed}",
-            remedy=f"leave out what is not allowed to go on with {name}, or begin another run with --name",
+            f"run {name} exists with another spec:\n{listed}",
+            remedy=f"leave out the changes that are not allowed to continue {name}, or start another run with --name",
         )
     return asked
 
 
 def _carry_out(ports: Ports, asked: Asked, say: Callable[[str], None]) -> bool:
-    """Do what is asked for; return False when another command has changed the run since it was compared: then look again.
+    """Carry out the request; return False if another command has changed the run since the comparison.
 
     Raises:
-        LeaseHeldError: another controller is at work on the run, and cannot go on with what is asked for.
+        LeaseHeldError: another controller holds the run, and cannot continue with the requested spec.
     """
     spec, seen = asked.spec, asked.seen
     if seen is None and not _created(ports, spec, say):
@@ -109,31 +109,36 @@ def _carry_out(ports: Ports, asked: Asked, say: Callable[[str], None]) -> bool:
 
 
 def _created(ports: Ports, spec: RunSpec, say: Callable[[str], None]) -> bool:
-    """Add a run; return False when another command has taken its name meanwhile."""
+    """Create the run; return False if another command has created one of this name."""
     if spec.data.corpus and spec.data.tokenizer is None:
-        say("no --tokenizer is given: the sample's 2048 pieces are used, which cut your text into many small ones")
+        say("--tokenizer is not given: the sample's tokenizer of 2048 pieces is used, which needs many tokens for your text")
     now = ports.clock.now()
     return ports.runs.create(RunHeader(name=spec.name, created_at=now, resumed_at=now), RunWishes(spec=spec))
 
 
 def _leave_to_its_controller(ports: Ports, asked: Asked, error: LeaseHeldError) -> None:
-    """Let the controller that holds a run go on with it, a stop taken back.
+    """Leave the run to the controller that holds it, and cancel a pending stop request.
 
     Raises:
-        LeaseHeldError: it is preparing data that this command would replace, or does not bring the run on: it adds data to it,
-            or runs a session of it again.
+        LeaseHeldError: the other controller prepares data that this command would replace, or will not continue the run: it adds
+            data, or reruns a session.
     """
     run = asked.spec.name
     state = ports.runs.load(run).header.state
     if state is not RunState.ACTIVE:
-        raise LeaseHeldError(f"{error.what}, and will leave it {state}", remedy="when it is done, the same command again")
+        raise LeaseHeldError(
+            f"{error.what}, and will leave it {state}", remedy="repeat the command when that controller has ended"
+        )
     if asked.is_refused:
-        raise LeaseHeldError(f"{error.what}, and prepares its data", remedy=f"gemma-orch stop {run}, then the same command again")
+        raise LeaseHeldError(f"{error.what}, and prepares its data", remedy=f"gemma-orch stop {run}, then repeat the command")
     ports.runs.set_stop(run, None)
 
 
 def read_too_often(record: RunRecord, spec: RunSpec) -> str:
-    """Return what is to be said when UniMax's shares, made for fewer steps, are kept for more; nothing where caps hold."""
+    """Return a warning if the run now exceeds max_epochs for a language, else an empty text.
+
+    UniMax shares are computed for a number of steps, and are kept when the run is extended.
+    """
     if spec.data.mixing != "unimax" or not record.header.data:
         return ""
     newest = record.header.data[-1]
@@ -144,6 +149,6 @@ def read_too_often(record: RunRecord, spec: RunSpec) -> str:
         return ""
     listed = ", ".join(f"{name} {times:.1f} times" for name, times in over.items())
     return (
-        f"the shares stay what they were made for, fewer steps: by step {spec.total_steps} more than max_epochs = "
-        f"{spec.data.max_epochs:g} times is read {listed}; other shares come with other data, gemma-orch data add"
+        f"the shares of the languages were computed for fewer steps and are kept: by step {spec.total_steps} the run reads "
+        f"{listed}, more than max_epochs = {spec.data.max_epochs:g}; gemma-orch data add computes new shares"
     )

@@ -1,7 +1,7 @@
-"""Durable home of the ledger: the port, and its adapter for SQLite.
+"""Stores the ledger: the port `RunStore` and its adapter for SQLite.
 
-One writer at a time: a controller holds the run's lease, and every change checks in its own transaction that it still
-does. The user's wishes (spec, stop, rerun) are written without it, so that a second terminal can always ask for something.
+A run has one writer at a time: the controller that holds its lease. Each change checks in its own transaction that the lease is
+still held. The user's requests (spec, stop, rerun) need no lease, so that a second terminal can always make one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from state.ledger import (
 from state.process import ProcessIdentity, certainly_dead
 from state.spec import RunSpec, SessionSpec
 
-_BUSY_S = 10.0  # transactions here take milliseconds; longer means that another process is stuck inside one
+_BUSY_S = 10.0  # a transaction takes milliseconds; a longer wait means that another process is stuck in one
 
 
 class RunStore(Protocol):
@@ -44,43 +44,43 @@ class RunStore(Protocol):
         ...
 
     def load(self, run: str) -> RunRecord:
-        """Return all that is remembered of a run."""
+        """Return all records of a run."""
         ...
 
     def create(self, header: RunHeader, wishes: RunWishes, changes: Sequence[Change] = ()) -> bool:
-        """Add a run, with what is known of it already; return False, and change nothing, when its name is taken."""
+        """Add a run and apply changes to it; return False, and change nothing, if the name is taken."""
         ...
 
     def set_spec(self, run: str, spec: RunSpec, *, seen: RunRecord) -> bool:
-        """Replace what the user asks for, if spec and data of the run are as they were seen; return whether; needs no lease."""
+        """Replace the run's spec if spec and data still equal those of `seen`; return whether it did. Needs no lease."""
         ...
 
     def set_stop(self, run: str, stop: StopWish | None) -> None:
-        """Ask for the run to stop, or take that back; needs no lease."""
+        """Request a stop of the run, or cancel the request with None. Needs no lease."""
         ...
 
     def set_rerun(self, run: str, rerun: RerunWish | None) -> None:
-        """Ask for a session again, or take that back; needs no lease."""
+        """Request a rerun of a session, or cancel the request with None. Needs no lease."""
         ...
 
     def lease(self, run: str) -> Lease | None:
-        """Return who holds a run, if anybody does."""
+        """Return the lease of a run, if it has one."""
         ...
 
     def acquire(self, run: str, owner: ProcessIdentity, now: datetime, ttl_s: float) -> None:
-        """Take or prolong a run's lease."""
+        """Acquire or renew a run's lease."""
         ...
 
     def release(self, run: str, owner: ProcessIdentity) -> None:
-        """Give a run's lease back, if this owner holds it."""
+        """Release a run's lease if this owner holds it."""
         ...
 
     def apply(self, run: str, owner: ProcessIdentity, changes: Sequence[Change]) -> None:
-        """Make changes to a run's records: all of them or none."""
+        """Apply changes to a run's records: all of them or none."""
         ...
 
     def session_spec(self, run: str, session: int, attempt: int) -> SessionSpec:
-        """Return what an attempt was told."""
+        """Return the SessionSpec of an attempt."""
         ...
 
     def events(self, run: str, limit: int) -> tuple[Event, ...]:
@@ -128,19 +128,19 @@ _MIGRATIONS: tuple[str, ...] = (
 
 
 class SqliteRunStore:
-    """The ledger in one SQLite file, in WAL mode, so that readers never wait for the writer."""
+    """The ledger in one SQLite file; WAL mode lets readers work while another process writes."""
 
     def __init__(self, path: Path, busy_s: float = _BUSY_S) -> None:
-        """Open the ledger, made and brought up to date when needed.
+        """Open the ledger; create or migrate it if needed.
 
         Args:
             path: The file.
-            busy_s: How long to wait for another process that is writing.
+            busy_s: Seconds to wait for another process that writes.
 
         Raises:
-            UserError: the file cannot be opened, or a newer gemma-orch has written it.
-            DataError: it is no ledger, or damaged.
-            TemporaryError: another process does not let go of it.
+            UserError: the file cannot be opened, or a newer version of gemma-orch has written it.
+            DataError: the file is not a ledger, or is damaged.
+            TemporaryError: another process keeps it locked.
         """
         self._path = path
         try:
@@ -170,11 +170,11 @@ class SqliteRunStore:
         if self._version() == len(_MIGRATIONS):
             return
         with self._transaction("migrate"):
-            version = self._version()  # read again: another process may have migrated meanwhile
+            version = self._version()  # read again: another process may have migrated it since
             if version > len(_MIGRATIONS):
                 raise UserError(
                     f"the ledger {self._path} has version {version}",
-                    expected=f"at most {len(_MIGRATIONS)}, which is what this gemma-orch knows",
+                    expected=f"at most {len(_MIGRATIONS)}, the newest that this gemma-orch supports",
                     remedy="install a newer gemma-orch",
                 )
             for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
@@ -191,7 +191,7 @@ class SqliteRunStore:
             yield
         except sqlite3.DatabaseError as error:
             if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
-                raise  # a broken constraint is a mistake of the program
+                raise  # a broken constraint is a bug
             raise _understood(self._path, error) from error
 
     @contextmanager
@@ -216,10 +216,10 @@ class SqliteRunStore:
         return tuple(name for (name,) in rows)
 
     def load(self, run: str) -> RunRecord:
-        """Return all that is remembered of a run, as of one instant.
+        """Return all records of a run, as of one instant.
 
         Raises:
-            UserError: there is no such run.
+            UserError: the run does not exist.
             DataError: a record cannot be read.
         """
         with self._translated():
@@ -248,9 +248,10 @@ class SqliteRunStore:
         return RunRecord(RunHeader.from_json(header, _origin(run)), RunWishes.from_json(wishes, _origin(run)))
 
     def create(self, header: RunHeader, wishes: RunWishes, changes: Sequence[Change] = ()) -> bool:
-        """Add a run, with what is known of it already; return False, and change nothing, when its name is taken.
+        """Add a run and apply changes to it; return False, and change nothing, if the name is taken.
 
-        Nobody ever sees the run without the changes: a controller would begin from step 0 what has sessions elsewhere.
+        Run and changes appear in one transaction. Otherwise a controller could see an adopted run without its sessions, and start
+        it from step 0.
 
         Raises:
             IllegalMoveError: a change breaks the state tables; nothing was added.
@@ -265,9 +266,9 @@ class SqliteRunStore:
         return cursor.rowcount == 1
 
     def set_spec(self, run: str, spec: RunSpec, *, seen: RunRecord) -> bool:
-        """Replace what the user asks for, if spec and data of the run are as they were seen; return whether; needs no lease.
+        """Replace the run's spec if spec and data still equal those of `seen`; return whether it did. Needs no lease.
 
-        Whether a run may change its spec depends on the two, so another command or controller must not come between.
+        The caller has checked the new spec against those of `seen`; another command or controller may have changed them since.
         """
         with self._transaction(f"wish spec {run}"):
             now = self._run(run)
@@ -277,11 +278,11 @@ class SqliteRunStore:
         return is_as_seen
 
     def set_stop(self, run: str, stop: StopWish | None) -> None:
-        """Ask for the run to stop, or take that back; needs no lease."""
+        """Request a stop of the run, or cancel the request with None. Needs no lease."""
         self._wish(run, "stop", stop)
 
     def set_rerun(self, run: str, rerun: RerunWish | None) -> None:
-        """Ask for a session again, or take that back; needs no lease."""
+        """Request a rerun of a session, or cancel the request with None. Needs no lease."""
         self._wish(run, "rerun", rerun)
 
     def _wish(self, run: str, wish: str, value: RunSpec | StopWish | RerunWish | None) -> None:
@@ -293,18 +294,18 @@ class SqliteRunStore:
         self._connection.execute("UPDATE runs SET wishes = ? WHERE name = ?", (wishes.model_dump_json(), run))
 
     def lease(self, run: str) -> Lease | None:
-        """Return who holds a run, if anybody does; an expired lease or a dead owner is nobody's concern here."""
+        """Return the lease of a run, if it has one, even if it has expired or its owner is dead."""
         rows = self._rows("SELECT owner, until FROM leases WHERE run = ?", run)
         for owner, until in rows:
             return Lease(ProcessIdentity.from_json(owner, "the ledger's lease"), datetime.fromisoformat(until))
         return None
 
     def acquire(self, run: str, owner: ProcessIdentity, now: datetime, ttl_s: float) -> None:
-        """Take or prolong a run's lease; an expired one, or one of a process that is certainly dead, may be taken.
+        """Acquire or renew a run's lease; another owner's lease is taken over if it has expired or the owner is certainly dead.
 
         Raises:
             LeaseHeldError: another controller holds it.
-            UserError: there is no such run.
+            UserError: the run does not exist.
         """
         with self._transaction(f"lease {run}"):
             self._run(run)
@@ -320,15 +321,15 @@ class SqliteRunStore:
             )
 
     def release(self, run: str, owner: ProcessIdentity) -> None:
-        """Give a run's lease back, if this owner holds it."""
+        """Release a run's lease if this owner holds it."""
         with self._transaction(f"release {run}"):
             self._connection.execute("DELETE FROM leases WHERE run = ? AND owner = ?", (run, owner.model_dump_json()))
 
     def apply(self, run: str, owner: ProcessIdentity, changes: Sequence[Change]) -> None:
-        """Make changes to a run's records: all of them or none.
+        """Apply changes to a run's records: all of them or none.
 
         Raises:
-            LeaseLostError: this owner does not hold the run any more; nothing was changed.
+            LeaseLostError: this owner does not hold the lease any more; nothing was changed.
             IllegalMoveError: a change breaks the state tables; nothing was changed.
         """
         if not changes:
@@ -340,7 +341,7 @@ class SqliteRunStore:
             self._make(run, changes)
 
     def _make(self, run: str, changes: Sequence[Change]) -> None:
-        """Write what changes do to the rows that they touch; what that is, `RunRecord.with_changes` says."""
+        """Write the rows that the changes affect; `RunRecord.with_changes` computes the new values."""
         before = self._touched(run, changes)
         after = before.with_changes(changes)
         if (after.header, after.wishes) != (before.header, before.wishes):
@@ -366,14 +367,14 @@ class SqliteRunStore:
                 self._connection.execute("INSERT INTO events(run, event) VALUES (?, ?)", (run, change.event.model_dump_json()))
 
     def _touched(self, run: str, changes: Sequence[Change]) -> RunRecord:
-        """Return the part of a run's record that changes depend on: the run itself, and the attempts that they name."""
+        """Return the part of a run's record that the changes need: the run itself and the attempts that they change."""
         named = {change.attempt.key for change in changes if isinstance(change, PutAttempt)}
         query = "SELECT record FROM attempts WHERE run = ? AND session = ? AND attempt = ?"
         rows = [row for key in named for row in self._rows(query, run, *key)]
         return replace(self._run(run), attempts=tuple(AttemptRecord.from_json(record, _origin(run)) for (record,) in rows))
 
     def _put_attempt(self, run: str, attempt: AttemptRecord, session_spec: SessionSpec | None) -> None:
-        """Add an attempt that comes with its SessionSpec, or replace it."""
+        """Add an attempt if its SessionSpec is given; otherwise replace its record."""
         key, record = (run, *attempt.key), attempt.model_dump_json()
         if session_spec is not None:
             self._connection.execute(
@@ -386,7 +387,7 @@ class SqliteRunStore:
             )
 
     def session_spec(self, run: str, session: int, attempt: int) -> SessionSpec:
-        """Return what an attempt was told.
+        """Return the SessionSpec of an attempt.
 
         Raises:
             DataError: there is no such attempt.
@@ -409,17 +410,17 @@ def _origin(run: str) -> str:
 
 
 def is_in_force(lease: Lease, now: datetime) -> bool:
-    """Return whether others must leave a run alone: the lease has not run out, and its owner is not certainly dead."""
+    """Return whether a lease excludes other owners: it has not expired, and its owner is not certainly dead."""
     return now < lease.until and not certainly_dead(lease.owner)
 
 
 def lease_lost(run: str) -> LeaseLostError:
-    """Return the error of a controller that another one has taken the run over from."""
+    """Return the error for a controller whose run was taken over by another one."""
     return LeaseLostError(f"run {run} was taken over by another controller", remedy="gemma-orch status shows it")
 
 
 def _make_empty(path: Path) -> None:
-    """Make the file in WAL mode before it gets its name: to switch later, a process would have to be alone with it."""
+    """Create the file, in WAL mode from the beginning: to switch it later, a process would need exclusive access to it."""
     with files.temporary_file(path) as part:
         connection = sqlite3.connect(part)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -432,22 +433,22 @@ def _cannot_open(path: Path, error: Exception) -> UserError:
 
 
 def _understood(path: Path, error: sqlite3.Error) -> GemmaOrchError:
-    """Return what an error of SQLite means for the user; its primary code is the low byte."""
+    """Translate an error of SQLite; the low byte of its code is the primary code."""
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return TemporaryError(
-                f"the ledger {path} is busy: {error}", remedy="try again; if it lasts, end the process that holds it"
+                f"the ledger {path} is busy: {error}", remedy="try again; if it stays busy, end the process that has it open"
             )
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             return _cannot_open(path, error)
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return TemporaryError(
                 f"the ledger {path} could not be written: {error}",
-                expected="room on its disk",
-                remedy="free some, then try again",
+                expected="free space on its disk",
+                remedy="free some space, then try again",
             )
         case _:
             return DataError(
                 f"the ledger {path} is damaged: {error}",
-                remedy="put it aside and bring back a copy; the checkpoints beside it are untouched",
+                remedy="move it away and restore a copy; the checkpoints beside it are not affected",
             )

@@ -138,7 +138,7 @@ def test_a_start_is_not_left_to_a_controller_that_does_not_bring_the_run_on(with
     before = runs.load("finished-run")
     error = with_run.fail("start", "--name", "finished-run", "--total-steps", "120")
     assert isinstance(error, LeaseHeldError)
-    assert "and will leave it finished\nNext: when it is done, the same command again" in str(error)
+    assert "and will leave it finished\nNext: repeat the command when that controller has ended" in str(error)
     assert runs.load("finished-run") == before
 
 

@@ -97,7 +97,7 @@ def test_what_data_that_is_prepared_at_the_same_moment_forbids_is_refused(simula
         other.runs.release(RUN, RIVAL)
 
     run = simulate(clock=Interrupted(prepare))
-    with pytest.raises(UserError, match=r"asks for another one:\n  data.alpha: 0.7 -> 0.5 \(not allowed"):
+    with pytest.raises(UserError, match=r"exists with another spec:\n  data.alpha: 0.7 -> 0.5 \(not allowed"):
         start(run, data={"alpha": 0.5})
     assert run.record.spec == a_spec()
 
@@ -118,7 +118,7 @@ def test_a_controller_that_prepares_data_is_not_told_to_prepare_other_data(simul
     run.runs.create(header(data=()), RunWishes(spec=a_spec(), stop=StopWish.CHECKPOINT))
     run.runs.acquire(RUN, RIVAL, START, 60)
     before = run.record
-    with pytest.raises(LeaseHeldError, match=r"and prepares its data\nNext: gemma-orch stop tamil, then the same command again"):
+    with pytest.raises(LeaseHeldError, match=r"and prepares its data\nNext: gemma-orch stop tamil, then repeat the command"):
         start(run, data={"alpha": 0.5})
     assert run.record == before
 
@@ -128,6 +128,6 @@ def test_a_controller_that_does_not_bring_the_run_on_is_waited_for(simulate: Sim
     run.runs.create(header(state=RunState.STOPPED), RunWishes(spec=a_spec()))
     run.runs.acquire(RUN, RIVAL, START, 60)
     before = run.record
-    with pytest.raises(LeaseHeldError, match="and will leave it stopped\nNext: when it is done, the same command again"):
+    with pytest.raises(LeaseHeldError, match="will leave it stopped\nNext: repeat the command when that controller has ended"):
         start(run, total_steps=80)
     assert run.record == before
