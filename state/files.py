@@ -1,4 +1,4 @@
-"""The only module that renames, removes and fsyncs: a file is there whole, or not at all."""
+"""Writes, renames and removes files atomically and durably; no other module renames, removes or calls fsync."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from state.errors import DataError, UserError
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the interpreter lock for most of the time
 _LONGEST_NAME_BYTES = 255
 _TEMPORARY = re.compile(r"\..*\.[0-9]+-[0-9a-f]{16}\.part", re.DOTALL)
-_ON_WINDOWS = not hasattr(os, "O_DIRECTORY")  # it opens no folders
+_ON_WINDOWS = not hasattr(os, "O_DIRECTORY")  # Windows cannot open folders
 _PAUSES_S = (0.01, 0.03, 0.1, 0.3, 1.0) if _ON_WINDOWS else ()
-_ABANDONED_S = 3600.0  # a writer that lives writes more often: every network call has a timeout
+_ABANDONED_S = 3600.0  # a live writer writes more often, for every network call has a timeout
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a hidden name beside a path that no other thread, process or machine uses, such as `.data.json.41-9f...e2.part`.
+    """Return a hidden, unique temporary name beside a path, such as `.data.json.41-9f...e2.part`.
 
-    The process id alone is not enough: threads share it, and so do containers that share a home.
+    No other thread, process or machine uses it. A process id alone is not unique: threads share it, and containers that share a
+    home may have equal ones.
     """
     ending = f".{os.getpid()}-{os.urandom(8).hex()}.part"
     room = _LONGEST_NAME_BYTES - len(ending) - 1
@@ -36,19 +37,19 @@ def temporary_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Give a name of `temporary_beside` for a file; what has that name at the end is removed."""
+    """Yield a name from `temporary_beside`; remove the file of that name at the end, if it still exists."""
     part = temporary_beside(path)
     try:
         yield part
-    finally:  # a part that stays would fill the disk that is full already
+    finally:  # a leftover would keep a full disk full
         part.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left in a folder under names of `temporary_beside`.
+    """Remove the temporary files that killed processes left in a folder.
 
-    Whether its process lives cannot be seen from another machine. So only what has not changed for an hour is removed, by the
-    clock of the disk, which is one for all.
+    Another machine may share the folder, and its processes are not visible here. So only files that have not changed for an hour
+    are removed, measured by the clock of the disk, which all machines share.
     """
     leftovers = [entry for entry in _entries(folder) if _TEMPORARY.fullmatch(entry.name)]
     if not leftovers:
@@ -66,7 +67,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _changed_s(path: Path) -> float:
-    """Return when a file, or anything in a folder, was last changed; of what is gone meanwhile, that it never was."""
+    """Return the time of the last change of a file, or of anything in a folder; 0 if it no longer exists."""
     try:
         inside = _entries(path) if not path.is_symlink() else []
         return max([path.lstat().st_mtime, *map(_changed_s, inside)])
@@ -75,12 +76,12 @@ def _changed_s(path: Path) -> float:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file so that every reader sees the old content or the new one, never a part.
+    """Write a file so that a reader sees the old content or the new content, never a part.
 
     Args:
         path: The file; its folder must exist.
         data: The whole content.
-        durable: Whether it must survive a power cut (fsync of file and folder); not for heartbeats.
+        durable: Whether it must survive a power cut (fsync of file and folder); False for heartbeats.
     """
     with temporary_file(path) as part:
         with open(part, "xb") as file:
@@ -88,16 +89,16 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        _replace(part, path)  # a link that has the name is replaced, and never followed
+        _replace(part, path)  # a link at this path is replaced, not followed
     if durable:
         fsync_dir(path.parent)
     effects.done("write", path.name)
 
 
 def create_exclusively(path: Path, data: bytes) -> bool:
-    """Write a file that must not exist yet; return False, and change nothing, when it does.
+    """Write a file that must not exist yet; return False, and change nothing, if it exists.
 
-    The content is complete at the moment when the name appears.
+    The content is complete when the name appears.
     """
     with temporary_file(path) as part:
         with open(part, "xb") as file:
@@ -105,7 +106,7 @@ def create_exclusively(path: Path, data: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         try:
-            # On Windows a rename never replaces a file, and needs no disk that knows second names.
+            # On Windows a rename never replaces a file, and works on disks without hard links.
             (os.rename if _ON_WINDOWS else os.link)(part, path)
         except FileExistsError:
             return False
@@ -115,8 +116,8 @@ def create_exclusively(path: Path, data: bytes) -> bool:
 
 
 def fsync_file(path: Path) -> None:
-    """Force a finished file's bytes to the disk."""
-    # Windows flushes only what is open for writing; elsewhere a file may be one that we cannot write.
+    """Flush a finished file to the disk."""
+    # Windows flushes only files open for writing; elsewhere the file may be read-only for this user.
     descriptor = os.open(path, os.O_RDWR if _ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -126,7 +127,7 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Force a folder's names to the disk; on Windows, which opens no folders, NTFS keeps its own journal of them."""
+    """Flush a folder's names to the disk; nothing on Windows, which cannot open folders: there NTFS has a journal of names."""
     if _ON_WINDOWS:
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -137,7 +138,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Move a file or folder to its final name, durably, in place of a file that has it; the target's folder must exist."""
+    """Rename a file or folder durably, and replace a file at the target; the target's folder must exist."""
     _replace(source, target)
     fsync_dir(target.parent)
     if source.parent != target.parent:
@@ -167,21 +168,21 @@ def insist(act: Callable[[], None], pauses_s: Sequence[float] = _PAUSES_S, sleep
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of what has that name; where it would be another disk's, a copy."""
+    """Hard-link a file to a second name, and replace a file there; copy it where a link is not possible."""
     with temporary_file(target) as part:
         try:
             os.link(source, part)
-        except OSError:  # another disk, or one that knows no second names; a real problem shows in the copy as well
+        except OSError:  # another disk, or one without hard links; any other error appears in the copy again
             shutil.copyfile(source, part)
         _replace(part, target)
     effects.done("write", target.name)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder of ours, and those above it, unless it is there; a link in its place is not followed.
+    """Make a folder and its parents, if missing; a link in its place is not followed.
 
     Raises:
-        UserError: something else has its name.
+        UserError: a link or a file has its name.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(parents=True)
@@ -189,12 +190,12 @@ def make_folder(path: Path) -> None:
         raise UserError(
             f"{path} is a link, or a file",
             expected="a folder that gemma-orch has made, or nothing",
-            remedy="move it away, and the same command again",
+            remedy="move it away, then repeat the command",
         )
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; of a link, the link. Nothing happens when it is not there."""
+    """Remove a file, a link (not its target), or a folder with its content; nothing if it is missing."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
     elif sys.version_info >= (3, 12):
@@ -205,7 +206,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _unless_gone(_function: object, _path: object, error: BaseException) -> None:
-    """Go on where something is gone already: another process removes the same folder."""
+    """Ignore missing files: another process may remove the same folder."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -217,9 +218,9 @@ def sha256_of_file(path: Path) -> str:
 
 
 class DigestedFile:
-    """A file that is read once, from its beginning to its end, and digested on the way in.
+    """A file that is read once, from beginning to end, and digested while it is read.
 
-    What was used of it and what the digest says are the same bytes, whatever happens to the file meanwhile.
+    The digest covers exactly the bytes that were used, even if the file changes in the meantime.
     """
 
     def __init__(self, path: Path) -> None:
@@ -227,7 +228,7 @@ class DigestedFile:
         self._digest = hashlib.sha256()
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
         self.size_bytes = 0
-        """Bytes that have been read."""
+        """Number of bytes read so far."""
 
     def __enter__(self) -> Self:
         return self
@@ -246,9 +247,9 @@ class DigestedFile:
         return bytes(data)
 
     def read_into(self, target: memoryview) -> None:
-        """Fill a buffer of bytes with what comes next; errors as `read`."""
+        """Fill a buffer with the next bytes; errors as `read`."""
         while target:
-            # In pieces that stay in the processor's cache between the read and the digest.
+            # Pieces small enough to stay in the processor's cache between read and digest.
             piece = target[:_HASH_CHUNK_BYTES]
             num_bytes = self._read_some(piece)
             if not num_bytes:
@@ -256,25 +257,25 @@ class DigestedFile:
             target = target[num_bytes:]
 
     def skip(self, num_bytes: int) -> None:
-        """Read over what comes next; errors as `read`."""
+        """Read and digest the next bytes without returning them; errors as `read`."""
         scratch = memoryview(bytearray(min(num_bytes, _HASH_CHUNK_BYTES)))
         while num_bytes:
             self.read_into(scratch[:num_bytes])
             num_bytes -= min(num_bytes, len(scratch))
 
     def sha256(self) -> str:
-        """Read what is left, and return the sha256 of the whole file, 64 hex digits."""
+        """Read the rest, and return the sha256 of the whole file, 64 hex digits."""
         scratch = memoryview(bytearray(_HASH_CHUNK_BYTES))
         while self._read_some(scratch):
             pass
         return self._digest.hexdigest()
 
     def _read_some(self, target: memoryview) -> int:
-        """Read and digest at most as much as the buffer takes; return how many bytes, 0 at the end."""
+        """Read and digest at most as many bytes as the buffer holds; return how many, 0 at the end."""
         try:
             num_bytes = self._file.readinto(target) or 0
         except OSError as error:
-            error.filename = str(self._path)  # only an error of opening says which file it is about
+            error.filename = str(self._path)  # a read error does not name its file, unlike an error of open
             raise
         self._digest.update(target[:num_bytes])
         self.size_bytes += num_bytes
@@ -282,7 +283,7 @@ class DigestedFile:
 
 
 def free_bytes(path: Path) -> int:
-    """Return how many bytes an ordinary user may still write on the disk that holds the path, there yet or not."""
+    """Return the free bytes for an ordinary user on the disk of a path; the path need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

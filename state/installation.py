@@ -1,7 +1,7 @@
-"""How gemma-orch was installed here, and the command that adds an extra to it in the same way.
+"""Finds out how gemma-orch was installed, and the command that installs it again with an extra.
 
-gemma-orch is on no package index: what a user can install is the folder, file or repository that it came from, which pip
-and uv write down in `direct_url.json` (PEP 610).
+gemma-orch is on no package index. A user can install only the folder, file or repository that it came from, which pip and uv
+record in `direct_url.json` (PEP 610).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _PACKAGES_ROOT = Path(__file__).absolute().parents[1]
 
 @dataclass(frozen=True)
 class Installation:
-    """Where gemma-orch came from, and what installed it."""
+    """The source of gemma-orch and its installer."""
 
     source: str | None
-    """A folder, or a URL as a requirement takes it; None: unknown, or no longer there."""
+    """A folder, or a URL in the form of a requirement; None: unknown, or no longer there."""
     is_editable: bool
-    """Whether the source is a folder from which the code is imported in place."""
+    """Whether the code is imported from the source folder itself."""
     installer: tuple[str, ...]
-    """The words of the command that installs into this environment."""
+    """The arguments of the command that installs into this environment."""
 
     def command(self, *extras: str) -> str:
-        """Return the command that installs gemma-orch here again, with these extras, as a line for a shell.
+        """Return the shell command that installs gemma-orch here again, with these extras.
 
-        Name all that are needed: pipx and uv make the environment of a tool anew, without other extras.
+        Give all extras that are needed: pipx and uv recreate the environment of a tool, without its other extras.
         """
         if self.source is None:
             return f"from the folder of a checkout of gemma-orch: {self._line(_with_extras('.', extras))}"
         return self._line(*(["--editable"] if self.is_editable else []), self.requirement(*extras))
 
     def requirement(self, *extras: str) -> str:
-        """Return what to install, in the words of pip, pipx and uv; `.` when the source is unknown."""
+        """Return the requirement for pip, pipx or uv; `.` if the source is unknown."""
         source = self.source or "."
         if "://" in source:
             return f"{_with_extras(DISTRIBUTION, extras)} @ {source}"
@@ -63,7 +63,7 @@ def this_installation(
     """Return how this gemma-orch was installed.
 
     Args:
-        search_path: Folders in which distributions are looked for; None: those of this process.
+        search_path: Folders to search for distributions; None: those of this process.
         packages_root: The folder that holds our packages.
         prefix: The root of the environment; None: this process's.
         python: The environment's interpreter.
@@ -77,16 +77,16 @@ def this_installation(
 
 
 def install_command(*extras: str) -> str:
-    """Return the command that adds extras to this installation, as a line for a shell."""
+    """Return the shell command that adds extras to this installation."""
     return this_installation().command(*extras)
 
 
 def _source(distribution: importlib.metadata.Distribution | None) -> tuple[str | None, bool]:
-    """Return what `direct_url.json` names, if it can still be installed from, and whether it is editable."""
+    """Return the source in `direct_url.json`, if it still exists, and whether it is editable."""
     text = distribution.read_text("direct_url.json") if distribution is not None else None
     try:
         return _named_by(json.loads(text)) if text is not None else (None, False)
-    except (ValueError, KeyError, TypeError):  # not what PEP 610 asks for; a hint for the user is no reason to fail
+    except (ValueError, KeyError, TypeError):  # not the form of PEP 610; this is only for a hint, so it must not fail
         return None, False
 
 
@@ -113,8 +113,8 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def _installer(distribution: importlib.metadata.Distribution | None, prefix: Path, python: str) -> tuple[str, ...]:
-    """Return the installer's words: `pip` alone could belong to another environment, and environments of uv have none."""
-    if prefix.name == DISTRIBUTION:  # else gemma-orch was added to the environment of another tool
+    """Return the install command's arguments; not plain `pip`, which may belong to another environment and is missing in uv's."""
+    if prefix.name == DISTRIBUTION:  # otherwise gemma-orch was added to the environment of another tool
         if (prefix / "uv-receipt.toml").is_file():
             return ("uv", "tool", "install", "--force")
         if (prefix / "pipx_metadata.json").is_file():

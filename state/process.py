@@ -1,4 +1,7 @@
-"""Which process this is, and whether that one still lives: a pid alone is not enough, for it is used again, and elsewhere too."""
+"""Identifies a process and tells whether it is still alive.
+
+A pid alone does not identify it: a system reuses pids, and other machines and containers have the same ones.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from state.document import Document
 
 
 class ProcessIdentity(Document):
-    """A process, told apart from every other one that has had its pid: on this machine, on others, and in containers."""
+    """The identity of a process, unique among all processes that ever had its pid, here, on other machines and in containers."""
 
     host: str
     pid: int
     started: str
-    """When it started: clock ticks since boot on Linux, elsewhere seconds since 1970; empty where the system does not tell."""
+    """Start time: clock ticks since boot on Linux, elsewhere seconds since 1970; empty if the system does not give it."""
     boot_id: str = ""
-    """Of the kernel that runs it; empty where that does not tell, and in what earlier versions wrote."""
+    """Id of the boot of its kernel; empty if the system does not give it, and in documents of earlier versions."""
     pid_namespace: str = ""
-    """The one that the pid counts in; empty as the boot id is."""
+    """Namespace of the pid; empty in the same cases as the boot id."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -32,24 +35,24 @@ class ProcessIdentity(Document):
 
 @dataclass(frozen=True)
 class ProcessStatus:
-    """What the system says of the process that has a pid now."""
+    """What the system reports about the process that has a pid now."""
 
     started: str = ""
     has_ended: bool = False
-    """Whether no process has the pid, or only one that was killed and is not collected by its parent yet."""
+    """Whether no process has the pid, or only a zombie: one that has ended and that its parent has not reaped yet."""
 
 
 Look = Callable[[int], ProcessStatus | None]
-"""Asks the system for the process of a pid; None: the system does not tell."""
+"""Queries the process of a pid; None: the system gives no answer."""
 
 
 def look_at(pid: int) -> ProcessStatus | None:
-    """Ask this system for the process of a pid."""
+    """Query this system for the process of a pid; None: the system gives no answer."""
     return _look_into_proc(pid) if sys.platform == "linux" else _look_through_installed_psutil()(pid)
 
 
 def identify(pid: int, look: Look = look_at) -> ProcessIdentity:
-    """Return the identity of a process that lives now; the pid is one of this process's own namespace."""
+    """Return the identity of a process that is alive now; the pid is of this process's own namespace."""
     status = look(pid)
     return ProcessIdentity(
         host=socket.gethostname(),
@@ -61,10 +64,10 @@ def identify(pid: int, look: Look = look_at) -> ProcessIdentity:
 
 
 def certainly_dead(identity: ProcessIdentity, look: Look = look_at) -> bool:
-    """Return whether a process is known to be gone: only one that could be seen from here, if it lived, ever is.
+    """Return whether a process has certainly ended; False unless it would be visible from here if it were alive.
 
-    Never one of another host, nor of another boot (two machines may have one name), nor of another PID namespace (there its pid
-    means another process), nor one of which an earlier version wrote down neither.
+    So it is False for a process of another host, of another boot (two machines may have one name) or of another PID namespace
+    (there its pid means another process), and for one whose boot and namespace an earlier version did not record.
     """
     if not _can_be_seen_from_here(identity):
         return False
@@ -75,9 +78,9 @@ def certainly_dead(identity: ProcessIdentity, look: Look = look_at) -> bool:
 
 
 def certainly_alive(identity: ProcessIdentity, look: Look = look_at) -> bool:
-    """Return whether the process that now has the pid is this very one: host, boot, PID namespace and start time are the same.
+    """Return whether the process that has the pid now is this one: host, boot, PID namespace and start time are equal.
 
-    What the system does not tell proves nothing: then it is False.
+    It is False if the system does not give one of them.
     """
     status = look(identity.pid)
     return (
@@ -91,7 +94,7 @@ def certainly_alive(identity: ProcessIdentity, look: Look = look_at) -> bool:
 
 def _can_be_seen_from_here(identity: ProcessIdentity) -> bool:
     place = (identity.host, identity.boot_id, identity.pid_namespace)
-    # Only Linux has PID namespaces, and tells them and the boot; elsewhere the host's name is all that there is.
+    # Only Linux has PID namespaces and gives a boot id; elsewhere only the host's name is known.
     return place == (socket.gethostname(), _boot_id(), _pid_namespace()) and (all(place) or sys.platform != "linux")
 
 
@@ -103,7 +106,7 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
-    """Return the kernel's name of this process's PID namespace; empty where /proc shows the processes of another one."""
+    """Return the kernel's name of this process's PID namespace; empty if /proc belongs to another namespace, or is missing."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             return ""
@@ -122,10 +125,10 @@ def _look_into_proc(pid: int) -> ProcessStatus | None:
 
 
 def _look_by_signal(pid: int) -> ProcessStatus | None:
-    """Tell only whether there is a process: /proc does not show it, or is not there. On Windows signal 0 would be Ctrl-C."""
+    """Check only whether the process exists, as /proc does not show it. Not for Windows: there signal 0 is Ctrl-C."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # it is gone, or no process can have that pid
+    except (ProcessLookupError, OverflowError):  # the process is gone, or the pid is too large for any process
         return ProcessStatus(has_ended=True)
     except PermissionError:
         pass
@@ -134,21 +137,20 @@ def _look_by_signal(pid: int) -> ProcessStatus | None:
 
 @cache
 def _look_through_installed_psutil() -> Look:
-    import psutil  # here, for it is installed where /proc is absent: on macOS and Windows
+    import psutil  # not at the top: it is installed only where /proc is absent, on macOS and Windows
 
     return look_through_psutil(psutil)
 
 
 def look_through_psutil(psutil: Any) -> Look:
-    """Return what asks psutil for the process of a pid.
-
-    On macOS psutil shifts all start times once the system's clock was set since it was loaded (`adjust_proc_create_time` of
-    psutil 7.2), by an amount that it does not tell. Then a process would look like another one. This process's own start time
-    shows it: when that has moved, none is believed.
+    """Return a `Look` that uses psutil.
 
     Args:
         psutil: The module.
     """
+    # On macOS psutil shifts all start times after the system's clock was set (`adjust_proc_create_time` of psutil 7.2), by an
+    # amount that it does not tell. Then a process would look like another one. If the start time of this process has moved, no
+    # start time is used.
 
     def started(process: Any) -> str:
         return f"{process.create_time():.3f}"

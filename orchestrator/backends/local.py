@@ -1,10 +1,10 @@
-"""Sessions as processes of this machine.
+"""Runs sessions as processes of this machine.
 
-Whether an attempt lives is told by a lock that its process holds, not by a pid: the lock is taken before the process is
-started and inherited by it, so that at no instant can an attempt be alive and look missing, whoever is killed when.
+An attempt is alive while its process holds a lock; a pid would not prove it. The launching process takes the lock before it
+starts the worker, and the worker inherits it. So an attempt that is alive never looks missing, even if either process is killed.
 
-It is flock's lock, which belongs to the open file and so to every process that has inherited it. The library filelock hands no
-lock on to a child, and Windows has none that a child inherits: sessions here need Linux or macOS.
+The lock comes from `flock`: it belongs to the open file, and so to every process that inherits the file. The library filelock
+cannot pass a lock to a child, and Windows has no lock that a child inherits. So local sessions need Linux or macOS.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _LOG_CHUNK_BYTES = 1_000_000
 
 
 class Launched(Document):
-    """Which process was started for an attempt."""
+    """The note of an attempt's launch: the process that was started."""
 
     process: ProcessIdentity
 
 
 class LocalBackend:
-    """Runs each attempt as `python -m worker session.json`, in a process group of its own."""
+    """Runs each attempt as `python -m worker session.json`, in its own session and process group."""
 
     name = "local"
-    look_every_s = 0.25  # a look is cheap: a lock, a folder's names
+    look_every_s = 0.25  # a poll is cheap: it reads a lock and a few names
     can_be_run_by_hand = True
     lag_s = 0.0
     killing = ""
@@ -69,10 +69,10 @@ class LocalBackend:
         """Use the home's attempt folders.
 
         Args:
-            home: Where the runs lie.
-            environment: What the workers get as their environment.
-            command: What runs a session; none: the worker. The path of its spec is added.
-            bring_here: Brings a checkpoint of a run, by the run's name and its id, into the run's folder, unless it lies there.
+            home: The home whose runs it serves.
+            environment: The environment variables of the workers.
+            command: The command that runs a session; empty: the worker. The path of the spec is appended.
+            bring_here: Copies a checkpoint into the run's folder if it is not there; gets the run's name and the checkpoint's id.
         """
         self._home = home
         self._environment = environment
@@ -81,24 +81,24 @@ class LocalBackend:
         self._children: dict[tuple[str, int, int], subprocess.Popen[bytes]] = {}
 
     def quota(self, now: datetime) -> Quota:
-        """Return that this machine always takes another session: a run has one at a time."""
+        """Return that another session is always possible: a run has one at a time."""
         return Quota(available=True)
 
     def make_ready(self, spec: SessionSpec) -> None:
-        """Bring the checkpoint that the session starts from here, should it lie elsewhere: a run may have trained there before.
+        """Copy the session's start checkpoint into the run's folder, if an earlier session saved it elsewhere.
 
         Raises:
-            CorruptCheckpointError: it is not what it should be.
-            TemporaryError: it cannot be brought now.
+            CorruptCheckpointError: the checkpoint is corrupt.
+            TemporaryError: it cannot be copied now.
         """
         if spec.start is not None:
             self._bring_here(spec.run, spec.start.id)
 
     def launch(self, spec: SessionSpec) -> str:
-        """Start an attempt's process, unless it lives already, and return its pid.
+        """Start an attempt's process and return its pid.
 
         Raises:
-            AmbiguousError: it was launched before, or somebody holds its lock: it lives, or is being looked at.
+            AmbiguousError: it was launched before, or its lock is held, by its worker or by a process that polls it now.
             TemporaryError: the process could not be started.
         """
         folder = self._home.run(spec.run).attempt(spec.session, spec.attempt)
@@ -111,7 +111,7 @@ class LocalBackend:
         try:
             files.write_atomically(folder.launched, Launched(process=identify(child.pid)).to_json())
         except OSError as error:
-            raise AmbiguousError(f"the worker was started, and that cannot be written down: {error}") from error
+            raise AmbiguousError(f"the worker was started, but its launch could not be recorded: {error}") from error
         return str(child.pid)
 
     def _start(self, folder: AttemptLayout, spec: SessionSpec) -> subprocess.Popen[bytes]:
@@ -119,7 +119,7 @@ class LocalBackend:
         lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _take(lock, shared=False) or folder.launched.exists():
-                raise AmbiguousError(f"session {spec.session} attempt {spec.attempt} was launched already")
+                raise AmbiguousError(f"session {spec.session} attempt {spec.attempt} is launched already")
             files.write_atomically(folder.spec, spec.to_json())
             with open(folder.log, "ab") as log:
                 return subprocess.Popen(
@@ -129,16 +129,16 @@ class LocalBackend:
                     stderr=subprocess.STDOUT,
                     env={**self._environment, LOCK_FD_VARIABLE: str(lock), "PYTHONUNBUFFERED": "1"},
                     pass_fds=(lock,),
-                    start_new_session=True,  # Ctrl-C at the terminal is for the controller alone
+                    start_new_session=True,  # so that Ctrl-C at the terminal reaches the controller only
                 )
         finally:
-            os.close(lock)  # the child's copy keeps the lock
+            os.close(lock)  # the child's copy of the descriptor keeps the lock
 
     def observe(self, ref: AttemptRef) -> Observation:
-        """Return whether an attempt's process lives, has ended, or was never started."""
+        """Return whether an attempt's process is running, has ended, or was never started."""
         folder = self._folder(ref)
         child = self._children.get((ref.run, ref.session, ref.attempt))
-        exit_code = child.poll() if child is not None else None  # also lets the kernel forget a dead child
+        exit_code = child.poll() if child is not None else None  # this also reaps a dead child
         if _is_locked(folder.lock):
             return Observation(Sighting.RUNNING, "" if child is not None else self._elsewhere(ref))
         traces = (folder.launched, folder.heartbeat, folder.report)
@@ -147,24 +147,24 @@ class LocalBackend:
         return Observation(Sighting.ENDED, _how_it_ended(exit_code), _last_sign(folder))
 
     def _elsewhere(self, ref: AttemptRef) -> str:
-        """Return where the process of an attempt runs, in words, when it cannot be seen from here."""
+        """Describe where the process of an attempt runs, if it is not visible from here; else return an empty text."""
         launched, _ = self._processes(ref)
         if launched is None or certainly_alive(launched) or certainly_dead(launched):
             return ""
         return _whereabouts(launched)
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
-        """Return the report of an attempt, once there is one."""
+        """Return the report of an attempt, if it has written one."""
         data = _read(self._folder(ref).report)
         return SessionReport.from_json(data, "the session's report") if data is not None else None
 
     def heartbeat(self, ref: AttemptRef) -> Heartbeat | None:
-        """Return what a running attempt last said, if it can be read."""
+        """Return the last heartbeat of an attempt, if it can be read."""
         data = _read(self._folder(ref).heartbeat)
         try:
             return Heartbeat.from_json(data, "the heartbeat") if data is not None else None
         except DataError:
-            return None  # it is only shown; a worker of another version may write another one
+            return None  # it is only shown, and a worker of another version may write another form
 
     def ask_to_stop(self, ref: AttemptRef) -> None:
         """Ask an attempt to save at its next step boundary and end."""
@@ -173,16 +173,16 @@ class LocalBackend:
             files.write_atomically(path, b"")
 
     def kill(self, ref: AttemptRef) -> None:
-        """End an attempt's process at once, and what it has started, when that is surely the process that was started for it.
+        """Kill an attempt's process and its children, if it is certainly the process that was started for the attempt.
 
-        Any other worker is asked to save and end, which it hears wherever it runs.
+        Otherwise ask the worker to save and end; it reads the request from its folder, wherever it runs.
 
         Raises:
-            OutOfReachError: it runs in another process, or in one that cannot be seen from here; the error says in which.
-            TemporaryError: which process runs it is not known yet.
+            OutOfReachError: the worker is another process, or is not visible from here; the error names it.
+            TemporaryError: the worker's process is not known yet.
         """
         launched, beating = self._processes(ref)
-        # A controller that was killed right after the launch has left no note of it: then the worker's own word counts.
+        # A controller that was killed right after the launch left no note of it; then use the process named in the heartbeat.
         process = launched or beating
         if self._kill_child(ref) or (process is not None and signal_group(process, signal.SIGKILL)):
             effects.done("signal", "SIGKILL")
@@ -190,7 +190,7 @@ class LocalBackend:
         known = [each for each in (beating, launched) if each is not None]
         living = [each for each in known if not certainly_dead(each)]
         lock = self._folder(ref).lock
-        if not _is_locked(lock) or (known and not living):  # it is over, or will be in a moment
+        if not _is_locked(lock) or (known and not living):  # it has ended, or will within a moment
             return
         self.ask_to_stop(ref)
         what = f"session {ref.session} attempt {ref.attempt} of {ref.run} cannot be ended from here, and is asked to save and end"
@@ -202,7 +202,10 @@ class LocalBackend:
         )
 
     def _kill_child(self, ref: AttemptRef) -> bool:
-        """Kill the group of an attempt that this very process has started; its pid cannot be another's before we collect it."""
+        """Kill the process group of an attempt that this process started; return whether it did.
+
+        Until this process reaps its child, the system gives the child's pid to no other process.
+        """
         child = self._children.get((ref.run, ref.session, ref.attempt))
         if child is None or child.poll() is not None:
             return False
@@ -210,13 +213,13 @@ class LocalBackend:
         return True
 
     def _processes(self, ref: AttemptRef) -> tuple[ProcessIdentity | None, ProcessIdentity | None]:
-        """Return which process was started for an attempt, and which one writes its heartbeat, as far as either is known."""
+        """Return the process that was started for an attempt and the one that writes its heartbeat; None if unknown."""
         data, heartbeat = _read(self._folder(ref).launched), self.heartbeat(ref)
         launched = Launched.from_json(data, "the note of the launch").process if data is not None else None
         return launched, heartbeat.process if heartbeat is not None else None
 
     def read_log(self, ref: AttemptRef, offset: int) -> tuple[str, int]:
-        """Return what an attempt has printed from an offset on, and the offset after it."""
+        """Return the attempt's log from an offset on, and the offset after it."""
         path = self._folder(ref).log
         if not path.exists():
             return "", offset
@@ -243,13 +246,16 @@ def _whereabouts(process: ProcessIdentity) -> str:
 
 
 def _how_to_end(process: ProcessIdentity) -> str:
-    """Return the command that ends a process where it runs; what an earlier version wrote down is to be looked at before."""
+    """Return the command that kills a process on its own machine.
+
+    Earlier versions recorded no PID namespace; then the user must check the process first.
+    """
     look = "" if process.pid_namespace else f"ps -fp {process.pid} there shows whether it still is the worker; "
     return f"{look}kill -KILL {process.pid} there ends it at once"
 
 
 def _take(descriptor: int, *, shared: bool) -> bool:
-    import fcntl  # here, for Windows has none: every command imports this module
+    import fcntl  # not at the top: every command imports this module, and Windows has no fcntl
 
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -264,7 +270,7 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _take(descriptor, shared=True)  # shared, so that two who look never take each other for a worker
+        return not _take(descriptor, shared=True)  # shared, so that two processes that poll do not take each other for a worker
     finally:
         os.close(descriptor)
 
@@ -274,7 +280,7 @@ def _how_it_ended(exit_code: int | None) -> str:
         return f"killed by {signal.Signals(-exit_code).name}"
     if exit_code is not None:
         return f"the worker ended without a report, exit code {exit_code}; gemma-orch logs shows what it printed"
-    return "the worker's process is gone without a report: killed, or the machine went down"
+    return "the worker ended without a report: it was killed, or the machine went down"
 
 
 def _last_sign(folder: AttemptLayout) -> datetime | None:
@@ -283,7 +289,7 @@ def _last_sign(folder: AttemptLayout) -> datetime | None:
 
 
 def _check_system() -> None:
-    """Check that this system has locks that a session's process inherits.
+    """Check that this system has locks that a child process inherits.
 
     Raises:
         UserError: it has none.
@@ -293,7 +299,7 @@ def _check_system() -> None:
 
 
 class OpenLocal:
-    """This machine, opened over a home: one backend serves all runs, and their checkpoints lie in their folders."""
+    """The local backend for one home: it serves all runs, and checkpoints are in the runs' folders."""
 
     def __init__(self, services: Services) -> None:
         self._backend = LocalBackend(
@@ -306,17 +312,17 @@ class OpenLocal:
         """Return the backend.
 
         Raises:
-            UserError: this system runs no sessions.
+            UserError: sessions cannot run on this system.
         """
         _check_system()
         return self._backend
 
     def checkpoints(self, run: str) -> None:
-        """Return none: the checkpoints of sessions here lie in the run's folder."""
+        """Return None: the checkpoints of local sessions are in the run's folder."""
 
 
 class LocalKind:
-    """Sessions as processes of this machine."""
+    """The kind of backend that runs sessions as processes of this machine."""
 
     name = "local"
     trains_here = True
@@ -325,31 +331,31 @@ class LocalKind:
     after_doctor = "gemma-orch start --total-steps 200"
 
     def check_run(self, name: str) -> None:
-        """Check that this system runs sessions, and that what runs one is installed; any name will do.
+        """Check that sessions can run on this system and that the training extra is installed; every name is valid.
 
         Raises:
-            UserError: it does not, or something is missing.
+            UserError: sessions cannot run here, or the extra is missing.
         """
         _check_system()
         require_training_extra()
 
     def config_file(self, environment: Mapping[str, str], wishes: ConfigWishes, say: Callable[[str], None]) -> str:
-        """Return the config file of every run.
+        """Return the text of a config file, with the run's name if one is given.
 
         Raises:
-            UserError: an owner is named, or the name cannot name a run.
+            UserError: an owner is given, or the run's name is invalid.
         """
         if wishes.owner is not None:
             raise UserError(
-                f"--owner {wishes.owner} is given, and sessions on this machine have no account",
-                remedy="leave --owner out, or say with --backend where sessions shall run",
+                f"--owner {wishes.owner} is invalid: sessions on this machine have no account",
+                remedy="leave --owner out, or choose another backend with --backend",
             )
         return TEMPLATE if wishes.name is None else named_template(wishes.name)
 
     def examine(
         self, environment: Mapping[str, str], home: HomeLayout, say: Callable[[str], None], *, live_check: bool
     ) -> tuple[Finding, ...]:
-        """Return what is wrong with this system; what sessions here need beside it is what `doctor` always looks at."""
+        """Check whether sessions can run on this system; `doctor` checks their other needs for every backend."""
         try:
             _check_system()
         except UserError as error:
@@ -357,9 +363,9 @@ class LocalKind:
         return ()
 
     def advice(self, ports: Ports, record: RunRecord) -> str:
-        """Return nothing: what was saved here lies here."""
+        """Return an empty text: nothing needs to be fetched from elsewhere."""
         return ""
 
     def open(self, services: Services) -> OpenLocal:
-        """Open this machine over a home."""
+        """Return the local backend for a home."""
         return OpenLocal(services)

@@ -65,7 +65,7 @@ def test_without_a_terminal_options_say_everything(tmp_path: Path) -> None:
     assert "konkani-s001a1-k, somebody/gemma-orch-konkani-s001a1, somebody/gemma-orch-konkani-control" in typed.stderr
     assert "too long" in str(terminal.fail("init", str(tmp_path / "x"), "--backend", "kaggle", "--name", "x" * 40))
     assert "did you mean 'kaggle'" in str(terminal.fail("init", str(tmp_path / "x"), "--backend", "kagle"))
-    assert "--owner me is given, and sessions on this machine have no account" in str(
+    assert "--owner me is invalid: sessions on this machine have no account" in str(
         terminal.fail("init", str(tmp_path / "x"), "--owner", "me")
     )
     assert "backend local has no live check" in str(terminal.fail("doctor", "--live-check"))
