@@ -1,4 +1,4 @@
-"""`python -m worker`: runs the session of a `session.json`, or one of the verbs that need the training extra."""
+"""`python -m worker`: runs the session of a `session.json`, or a verb that needs the training extra."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from state.clock import SystemClock
 from state.errors import GemmaOrchError, UserError
 from worker.process import StopRequest, process_started_s, settle_threads
 
-INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended, as shells expect it
 LOCK_VARIABLE = "GEMMA_ORCH_LOCK_FD"
 _DESCRIPTION = """\
-python -m worker SESSION.JSON    run the session; its folder is the attempt's; again: go on, or say that it is done
+python -m worker SESSION.JSON    run the session in the folder of SESSION.JSON; repeat it to continue
 python -m worker prepare ...     encode a corpus into token shards
-python -m worker tokenizer ...   train, judge or check a SentencePiece model
-python -m worker data show ...   say which documents a step reads
+python -m worker tokenizer ...   train, evaluate or check a SentencePiece model
+python -m worker data show ...   show the documents that a step reads
 python -m worker export ...      write a checkpoint's weights for other programs
-python -m worker prove ...       train steps straight and in pieces, and compare the states
-python -m worker kaggle JOB.json run the session of a Kaggle kernel once more, by hand
+python -m worker prove ...       train steps in one piece and in several, and compare the states
+python -m worker kaggle JOB.json repeat the session of a Kaggle kernel by hand
 
-Exit codes: 0 done, 2 the user must change something, 3 temporary, 4 data, 130 interrupted (Ctrl-C)."""
+Exit codes: 0 done, 2 the user must change something, 3 temporary failure, 4 damaged or wrong data, 130 interrupted (Ctrl-C)."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run one verb; return the exit code."""
+    """Run a session or a verb; return the exit code."""
     verbs: dict[str, Callable[[list[str]], int]] = {
         "prepare": _prepare,
         "tokenizer": _tokenizer,
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     }
     try:
         if overridden := settle_threads(os.environ, sys.modules):
-            with contextlib.suppress(OSError):  # a full disk under the log stops no session
+            with contextlib.suppress(OSError):  # a session runs even if its log cannot be written, such as on a full disk
                 sys.stderr.write(f"{overridden}\n")
         if arguments and arguments[0] in verbs:
             return verbs[arguments[0]](arguments[1:])
@@ -123,7 +123,7 @@ def _kaggle(arguments: list[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a closed pipe or a full disk: the exit code still tells
+        with contextlib.suppress(OSError):  # a closed pipe or a full disk: the exit code still gives the result
             stream.flush()
-    # Not sys.exit: what is to be kept is on the disk, and torch takes a while to take itself apart.
+    # Not sys.exit: all results are on the disk, and torch needs a while to shut down.
     os._exit(code)

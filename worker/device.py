@@ -1,4 +1,4 @@
-"""The machine under the training: which device, how many threads, and what must be equal for bits to be equal."""
+"""The machine that trains: its device, its threads, and the environment that must be equal for equal bits."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _PACKAGES = ("state", "worker")
 
 
 def pick_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def configure(training: TrainingSpec, device: torch.device, cache_dir: str | None) -> None:
-    """Fix everything that decides the bits, and where compiled kernels are kept; before the first tensor is made."""
+    """Set everything that affects the bits, and the cache of compiled kernels; call it before the first tensor is made."""
     torch.set_num_threads(num_threads(training))
     if training.compile and cache_dir is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache_dir).absolute() / "inductor")
     if device.type == "cuda":
-        # On the CPU every operation that we call is deterministic anyway, and this call alone would import the compiler.
+        # For the GPU only: on the CPU every operation used here is deterministic, and this call would import the compiler.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def num_threads(training: TrainingSpec) -> int:
-    """Return how many CPU threads compute a step; 0 in the spec means all cores that this process may use."""
+    """Return the number of CPU threads that compute a step; 0 in the spec means all cores that this process may use."""
     if training.threads:
         return training.threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment(training: TrainingSpec, device: torch.device) -> Environment:
-    """Return where and with what this process computes."""
+    """Return the hardware and software that this process computes with."""
     return Environment(
         torch=torch.__version__,
         python=platform.python_version(),
@@ -53,12 +53,12 @@ def environment(training: TrainingSpec, device: torch.device) -> Environment:
 
 
 def computes_alike(one: Environment, other: Environment) -> bool:
-    """Return whether two environments give the same bits; the Python version has no part in the arithmetic."""
+    """Return whether two environments give the same bits; the Python version does not affect the arithmetic."""
     return one.evolve(python=other.python) == other
 
 
 def code_sha256(source_root: Path) -> str:
-    """Return the digest over the source of `state` and `worker`: names and contents, in name order."""
+    """Return the digest of the source files of `state` and `worker`: their names and contents, sorted by name."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((source_root / package).rglob("*.py")):
@@ -73,7 +73,7 @@ def _gpu_name() -> str:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name, or its architecture where the system tells no name."""
+    """Return the processor's name, or its architecture if the system gives no name."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

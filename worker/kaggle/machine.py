@@ -1,4 +1,4 @@
-"""Is this the machine that was asked for? Kaggle gives another one without a word, and its hours count all the same."""
+"""Checks that Kaggle gave the requested machine: it may give another one without notice, and charges the quota anyway."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from worker.engine import first_line, load_torch
 
 _GPUS: dict[Accelerator, tuple[str, int]] = {"t4x2": ("T4", 2)}
 _LONGEST_LIST_S = 60.0
-_REMEDY = "the session is given back at once and tried again; if it happens again, gemma-orch doctor --backend kaggle"
+_REMEDY = "nothing: the session ends at once, and the controller retries; if it happens again, gemma-orch doctor --backend kaggle"
 
 
 def list_gpus() -> tuple[str, ...]:
-    """Return a line for each GPU, as `nvidia-smi -L` writes it; none where there is no driver."""
+    """Return the lines of `nvidia-smi -L`, one for each GPU; none if there is no driver."""
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "-L"],  # noqa: S607 - where the driver's tool lies differs from image to image
+            ["nvidia-smi", "-L"],  # noqa: S607 - the tool's folder differs between images
             capture_output=True,
             text=True,
             timeout=_LONGEST_LIST_S,
@@ -32,7 +32,7 @@ def list_gpus() -> tuple[str, ...]:
 
 
 def torch_gpus() -> tuple[str, ...] | None:
-    """Return the names of the GPUs that torch can compute on; None when this torch was built without GPUs.
+    """Return the names of the GPUs that torch can use; None if this torch was built without CUDA.
 
     Raises:
         UserError: torch cannot be used.
@@ -42,7 +42,7 @@ def torch_gpus() -> tuple[str, ...] | None:
 
 
 def gpus_of(torch: Any) -> tuple[str, ...] | None:
-    """Return the names of the GPUs that a torch can compute on; None when it was built without GPUs.
+    """Return the names of the GPUs that a given torch can use; None if it was built without CUDA.
 
     Raises:
         TemporaryError: it cannot use this machine's GPUs.
@@ -51,7 +51,7 @@ def gpus_of(torch: Any) -> tuple[str, ...] | None:
         return None
     try:
         return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    except RuntimeError as error:  # its libraries do not fit the driver, or the driver fails
+    except RuntimeError as error:  # its libraries do not match the driver, or the driver fails
         raise TemporaryError(
             f"torch {torch.__version__} cannot use this machine's GPUs: {first_line(error)}",
             remedy=_REMEDY,
@@ -63,15 +63,15 @@ def check_machine(
     listed: Callable[[], tuple[str, ...]] = list_gpus,
     usable: Callable[[], tuple[str, ...] | None] = torch_gpus,
 ) -> str:
-    """Return what the machine computes on, in words.
+    """Check the machine, and describe what it computes on.
 
     Args:
-        accelerator: What was asked for.
-        listed: Lists the GPUs in a moment, without torch.
-        usable: Lists those that torch can use.
+        accelerator: The requested accelerator.
+        listed: Lists the GPUs fast, without torch.
+        usable: Lists the GPUs that torch can use.
 
     Raises:
-        TemporaryError: it is another machine.
+        TemporaryError: it is not the requested machine.
     """
     if accelerator not in _GPUS:
         return "the CPU"
@@ -87,6 +87,6 @@ def check_machine(
 def _expect(name: str, count: int, found: tuple[str, ...], who: str) -> None:
     if len(found) != count or any(name not in gpu for gpu in found):
         raise TemporaryError(
-            f"asked for {count} GPUs of the kind {name}, got another machine: {who} {', '.join(found) or 'no GPU'}",
+            f"Kaggle gave another machine than {count} x {name}: {who} {', '.join(found) or 'no GPU'}",
             remedy=_REMEDY,
         )

@@ -1,11 +1,12 @@
-"""Matrix products of trainable layers, through whichever library is fast on the processor at hand.
+"""Matrix products of trainable layers; uses oneDNN on CPUs with AVX-512, where it is faster than torch's own product.
 
 Legend: M rows, I inputs, O outputs of a linear layer.
 
-PyTorch sends fp32 products on a CPU to MKL, which keeps to 256-bit vectors on processors that are not Intel's; oneDNN,
-which is built into PyTorch as well, uses 512 bits wherever they exist. Measured at the shapes of the 50 M-parameter
-configuration on an AVX-512 AMD EPYC, 2 cores, torch 2.13: MKL 190-210 GFLOP/s; oneDNN 390-460 forward and for the input's
-gradient, 300-390 for the weight's. Both are exact fp32 and bit-identical from run to run.
+By default PyTorch computes fp32 products on a CPU with MKL, which uses only 256-bit vectors on processors that are not Intel's.
+oneDNN is built into PyTorch as well, and uses 512-bit vectors on every processor that has them. Measured at the shapes of the
+50 M-parameter configuration, on an AMD EPYC with AVX-512, 2 cores, torch 2.13, in GFLOP/s: MKL 190-210; oneDNN 390-460 for the
+forward product and the input's gradient, 300-390 for the weight's gradient. Both compute in exact fp32 and give identical bits
+in every run.
 """
 
 from __future__ import annotations
@@ -25,26 +26,27 @@ _CPU_IS_WIDE = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
 )
 USES_ONEDNN = _CPU_IS_WIDE and ONEDNN_PRODUCT.is_known()
-"""Follows from processor and torch alone, both of which a checkpoint's environment names: so a chain's bits do."""
+"""Whether products use oneDNN. It depends only on processor and torch, which a checkpoint's environment names: sessions in equal
+environments give equal bits."""
 
 _SLICE_OUTPUTS = 2048
-"""Outputs of one slice of a wide product: its result (4 MB at a width of 512) is still in the cache when it is added or
-copied to where it belongs, and neither it nor oneDNN's copy of the matrix needs fresh pages from the system."""
+"""Number of outputs in one slice of a wide product. The result of a slice (4 MB at a width of 512) is still in the cache when it
+is copied or added to its destination. Neither it nor oneDNN's copy of the matrix needs new pages from the system."""
 
 
-_CHECKED_SHAPES = ((512, 256, 256), (64, 64, 2048), (37, 24, 50))  # M, I, O: oneDNN cuts each of them for several threads
-_LARGEST_ERROR = 1e-2  # of sums of up to 256 terms of size 1: rounding stays below 1e-4
+_CHECKED_SHAPES = ((512, 256, 256), (64, 64, 2048), (37, 24, 50))  # M, I, O: oneDNN divides each product among several threads
+_LARGEST_ERROR = 1e-2  # for sums of up to 256 terms of size 1; rounding alone stays below 1e-4
 
 
 def check_products(say: Callable[[str], None], operators: Any = torch.ops) -> None:
-    """Compare oneDNN's product with torch's own where it is used: some milliseconds, at a session's start.
+    """Compare oneDNN's product with torch's own, if it is used; takes some milliseconds at a session's start.
 
     Args:
-        say: Told that this torch does not have it, on a processor where it would be used.
-        operators: Where torch has it.
+        say: Receives a line if this torch lacks the product on a processor that would use it.
+        operators: The namespace of torch's operators.
 
     Raises:
-        UserError: the two differ.
+        UserError: the two products differ.
     """
     if not _CPU_IS_WIDE:
         return
@@ -57,28 +59,27 @@ def check_products(say: Callable[[str], None], operators: Any = torch.ops) -> No
 def compare_products(product: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Compare a product `a @ b.T` with torch's own.
 
-    A session does not go on with torch's own product when they differ: that rounds otherwise, and the chain would no longer have
-    the bits of one long session.
-
     Raises:
         UserError: they differ.
     """
+    # No fallback to torch's own product: it rounds differently, so the sessions would not give the bits of one long session.
     generator = torch.Generator().manual_seed(0)
     for rows, inputs, outputs in _CHECKED_SHAPES:
         a_MI, b_OI = torch.randn(rows, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
         expected_MO = a_MI @ b_OI.T
-        torch.full((rows, outputs), torch.nan)  # the result gets this memory: what is not written shows
+        # Freed at once, so that the product gets this memory: an output that it does not write stays NaN.
+        torch.full((rows, outputs), torch.nan)
         error = float((product(a_MI, b_OI) - expected_MO).abs().max())
         if not error <= _LARGEST_ERROR:
             raise UserError(
-                f"oneDNN multiplies wrongly in this process: [{rows}, {inputs}] by [{inputs}, {outputs}] is off by {error:g}",
-                expected=f"torch's own product, from all of the {torch.get_num_threads()} threads that the session uses",
-                remedy="unset OMP_THREAD_LIMIT and OMP_MAX_ACTIVE_LEVELS where the worker is started: OpenMP gives fewer threads",
+                f"oneDNN's product is wrong in this process: [{rows}, {inputs}] by [{inputs}, {outputs}] is off by {error:g}",
+                expected=f"the result of torch's own product, with all {torch.get_num_threads()} threads of the session",
+                remedy="unset OMP_THREAD_LIMIT and OMP_MAX_ACTIVE_LEVELS, with which OpenMP starts fewer threads, for the worker",
             )
 
 
 def product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
-    """Return `a @ b.T` with no gradient: [M, O]; either matrix may be a transposed view."""
+    """Return `a @ b.T`, shape [M, O], without a gradient; either matrix may be a transposed view."""
     if not _runs_on_onednn(a_MI):
         return a_MI @ b_OI.T
     if torch.compiler.is_compiling():
@@ -88,7 +89,7 @@ def product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
 
 
 def product_nt_into(out_MO: Tensor, a_MI: Tensor, b_OI: Tensor) -> None:
-    """Write `a @ b.T` to `out`; meant for many outputs, such as logits."""
+    """Write `a @ b.T` to `out`; for many outputs, such as logits."""
     if not _runs_on_onednn(a_MI):
         torch.mm(a_MI, b_OI.T, out=out_MO)
         return
@@ -98,7 +99,7 @@ def product_nt_into(out_MO: Tensor, a_MI: Tensor, b_OI: Tensor) -> None:
 
 
 def product_nn_into(out_MI: Tensor, a_MO: Tensor, b_OI: Tensor) -> None:
-    """Write `a @ b` to `out`; meant for many terms, such as the gradient behind logits."""
+    """Write `a @ b` to `out`; for sums of many terms, such as the gradient from the logits."""
     if not _runs_on_onednn(a_MO):
         torch.mm(a_MO, b_OI, out=out_MI)
         return
@@ -109,18 +110,18 @@ def product_nn_into(out_MI: Tensor, a_MO: Tensor, b_OI: Tensor) -> None:
 
 
 def add_product_tn(sum_OI: Tensor, a_MO: Tensor, b_MI: Tensor) -> None:
-    """Add `a.T @ b` to `sum`; meant for many outputs, such as an embedding's gradient."""
+    """Add `a.T @ b` to `sum`; for many outputs, such as an embedding's gradient."""
     if not _runs_on_onednn(a_MO):
         sum_OI.addmm_(a_MO.T, b_MI)
         return
     for start in range(0, sum_OI.shape[0], _SLICE_OUTPUTS):
         outputs = slice(start, start + _SLICE_OUTPUTS)
-        # Contiguous first: PyTorch turns whole matrices quickly, columns of a wider one slowly.
+        # Make the slice contiguous first: PyTorch transposes a whole matrix fast, but columns of a wider one slowly.
         sum_OI[outputs] += _onednn_product_nt(a_MO[:, outputs].contiguous().T, b_MI.T)
 
 
 def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
-    """Return `x @ weight.T` over the last dimension of x, with gradients; no bias.
+    """Return `x @ weight.T` over the last dimension of x, with gradients and without a bias.
 
     Shapes: x [..., I], result [..., O].
     """
@@ -150,15 +151,15 @@ def _runs_on_onednn(x: Tensor) -> bool:
 
 
 def _onednn_product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
-    # oneDNN multiplies a matrix that is neither row- nor column-major by its reference loops, a thousand times slower.
+    # For a matrix that is neither row- nor column-major, oneDNN uses its reference loops, which are a thousand times slower.
     if not (b_OI.is_contiguous() or b_OI.T.is_contiguous()):
         b_OI = b_OI.contiguous()
     product_MO: Tensor = torch.ops.mkldnn._linear_pointwise(a_MI, b_OI, None, "none", [], "")
     return product_MO
 
 
-# Inductor takes oneDNN's own operator for inference with frozen weights, so a compiled layer calls it through this one,
-# which it leaves as it is.
+# Inductor treats oneDNN's operator as inference with frozen weights. So a compiled layer calls it through this custom operator,
+# which Inductor does not change.
 @torch.library.custom_op("gemma_orch::product_nt", mutates_args=())
 def _opaque_product_nt(a_MI: Tensor, b_OI: Tensor) -> Tensor:
     return _onednn_product_nt(a_MI, b_OI)

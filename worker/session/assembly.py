@@ -1,4 +1,4 @@
-"""Puts a session's training together: data, model, optimizer and state, out of the documents that name them."""
+"""Builds a session's training from its SessionSpec: data, model, optimizer and state."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from worker.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class Training:
-    """All that a session trains with."""
+    """The parts of a session's training."""
 
     trainer: Trainer
     batches: VersionedBatches
     image: StateImage
     environment: Environment
     start: Manifest | None
-    """The checkpoint that it goes on from; None: the run's beginning."""
+    """The manifest of the checkpoint that it continues from; None: the run's beginning."""
 
 
 def assemble(
@@ -40,21 +40,21 @@ def assemble(
     clock: Clock,
     say: Callable[[str], None] = lambda _: None,
 ) -> Training:
-    """Return the training as it stands at a verified checkpoint, or at its beginning.
+    """Build the training in the state of a verified checkpoint, or at the run's beginning.
 
     Args:
-        spec: What the session is told.
-        restore: Fills the state's tensors from a checkpoint, verifies what it has read, and returns the manifest; None: there
-            is no checkpoint, and the state is initialised from the seed.
-        clock: What steps are measured with.
-        say: Takes a line for the user; may be called on another thread.
+        spec: The session's spec.
+        restore: Fills the state's tensors from a checkpoint, verifies the bytes and returns the manifest. Without a checkpoint
+            it returns None; then the state is initialised from the seed.
+        clock: Measures the steps.
+        say: Receives a line for the user; may be called from another thread.
 
     Returns:
-        The training; its batches are to be closed at the end.
+        The training; the caller closes its batches.
 
     Raises:
         UserError: the data belongs to another training.
-        DataError: shards or tensors are not what their manifest says.
+        DataError: shards or tensors differ from their manifest.
     """
     batches = open_versions(spec, say=say)
     device = pick_device()
@@ -62,7 +62,7 @@ def assemble(
     if device.type == "cpu":
         check_products(say)
     check_gate(say)
-    # Weights are made on the CPU, whatever the device, so that a run begins with the same bits everywhere.
+    # Weights are initialised on the CPU for every device, so that a run begins with the same bits everywhere.
     model = Gemma3(spec.architecture).to(device)
     optimizer = AdamW(dict(model.named_parameters()), spec.training)
     state = training_state(model, optimizer)
@@ -86,22 +86,22 @@ def assemble(
 
 
 def check_trajectory(spec: SessionSpec, start: Manifest) -> None:
-    """Refuse a checkpoint that other settings have trained.
+    """Refuse a checkpoint that was trained with other settings.
 
     Raises:
-        UserError: names what differs, as far as the checkpoint tells.
+        UserError: names the difference as far as the manifest shows it.
     """
     if start.trajectory_sha256 != spec.trajectory_sha256(start.step):
         raise UserError(
             f"checkpoint {start.id} belongs to another training: {_difference(spec, start)}",
             expected="the settings, tokenizer and data that the checkpoint was trained with",
-            remedy="put them back as they were, or start another run with --name",
+            remedy="restore them, or start another run with --name",
         )
 
 
 def _difference(spec: SessionSpec, start: Manifest) -> str:
     if start.order_version != ORDER_VERSION:
-        return f"its data was read in order {start.order_version}, and this gemma-orch reads in order {ORDER_VERSION}"
+        return f"it uses data order {start.order_version}, this version supports only order {ORDER_VERSION}"
     prefix = "model."
     found = {tensor.name.removeprefix(prefix): tensor.shape for tensor in start.tensors if tensor.name.startswith(prefix)}
     wanted = parameter_shapes(spec.architecture)

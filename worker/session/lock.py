@@ -1,6 +1,6 @@
-"""The lock that says that a session runs: held by its worker as long as that lives, whatever becomes of the controller.
+"""The lock of a running session: its worker holds it as long as it is alive, even if the controller dies.
 
-It is flock's own lock, for the process that launches the session takes it and hands it on; the library filelock cannot do that.
+It comes from `flock`, for the launching process takes it and passes it to the worker; the library filelock cannot do that.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def held_alive(layout: AttemptLayout, inherited: int | None) -> Iterator[None]:
 
     Args:
         layout: The attempt's folder.
-        inherited: A descriptor of the lock file on which the launching process took the lock already; anything else
-            (none, a closed number, another file) means that this process was started by hand and takes the lock itself.
+        inherited: The descriptor of the lock file on which the launching process has taken the lock. Anything else (None, a
+            closed descriptor, another file) means that this process was started by hand; then it takes the lock itself.
 
     Raises:
         SessionRunsError: another process holds it.
-        UserError: there can be no lock in this folder.
+        UserError: the lock file cannot be created in this folder.
     """
     if inherited is not None and _is_lock(inherited, layout):
         descriptor = inherited

@@ -1,4 +1,4 @@
-"""AdamW on fused kernels, and the learning rate as a pure function of the step."""
+"""AdamW with fused kernels, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EMBEDDING_NAME = "embedder.weight"
 def learning_rate(training: TrainingSpec, step: int, total_steps: int) -> float:
     """Return the learning rate of a step.
 
-    Linear warm-up, whose first step has one part of the peak already, then constant, or a half cosine that reaches
-    `min_learning_rate` after the run's last step.
+    The warm-up is linear; its first step has peak / warmup_steps, not 0. After it the rate is constant, or follows a half cosine
+    that reaches `min_learning_rate` after the run's last step.
 
     Args:
         training: Peak, warm-up and schedule.
         step: Steps done before this one.
-        total_steps: Where cosine ends; the constant schedule does not look at it.
+        total_steps: The step at which the cosine ends; not used by the constant schedule.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
@@ -36,15 +36,15 @@ def learning_rate(training: TrainingSpec, step: int, total_steps: int) -> float:
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Return whether weight decay applies: to matrices, neither to norms nor to the embedding."""
+    """Return whether weight decay applies to a parameter: to matrices only, without norms and the embedding."""
     return parameter.ndim >= 2 and name != EMBEDDING_NAME
 
 
 class AdamW:
-    """AdamW whose whole state is two tensors a parameter; the step count and the learning rate are given to it.
+    """AdamW with two state tensors for each parameter; the caller passes the step number and the learning rate.
 
-    It calls the function that `torch.optim.AdamW(fused=True)` calls, and gives the same bits (a test holds this). Making an
-    object of that class imports the compiler, a second at the start of every session; calling the function imports nothing.
+    It calls the same function as `torch.optim.AdamW(fused=True)` and gives the same bits, which a test checks. The class is not
+    used: its constructor imports the compiler, which takes a second at the start of every session.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
@@ -56,25 +56,25 @@ class AdamW:
         self.exp_avg_sq = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
     def reset(self) -> None:
-        """Make the moments zero, as they are before the run's first step."""
+        """Set the moments to zero, their values before the run's first step."""
         for moments in (self.exp_avg, self.exp_avg_sq):
             for moment in moments.values():
                 moment.zero_()
 
     def gradient_norm(self) -> float:
-        """Return the global norm of the gradients, before any clipping."""
+        """Return the global norm of the gradients before clipping."""
         return float(get_total_norm([_gradient(parameter) for parameter in self._parameters.values()]))
 
     @torch.no_grad()
     def step(self, number: int, rate: float, grad_norm: float) -> None:
-        """Update every parameter from its gradient, clipped to the global norm.
+        """Update every parameter from its gradient, clipped by the global norm.
 
         Args:
-            number: This step's number, 1 for the run's first: it corrects the young moments.
+            number: The number of this step, 1 for the run's first; for the bias correction of the moments.
             rate: Learning rate of this step.
             grad_norm: Global norm of the gradients.
         """
-        # The kernel divides the gradients on its way, so clipping takes no pass over the memory of its own.
+        # The kernel divides the gradients as it reads them, so clipping needs no separate pass over the memory.
         excess = grad_norm / self._training.grad_clip
         scale = torch.tensor(excess) if excess > 1.0 else None
         decayed = [name for name, parameter in self._parameters.items() if is_decayed(name, parameter)]
@@ -87,7 +87,7 @@ class AdamW:
         if not parameters:
             return
         device = parameters[0].device
-        done = torch.full((len(names),), float(number - 1), device=device)  # torch counts this step itself, in place
+        done = torch.full((len(names),), float(number - 1), device=device)  # torch adds 1 for this step, in place
         adamw(
             parameters,
             [_gradient(self._parameters[name]) for name in names],

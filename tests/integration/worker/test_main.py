@@ -118,10 +118,10 @@ def test_without_the_training_extra_it_says_how_to_get_it(ram_path: Path):
 @pytest.mark.parametrize(
     ("package", "code", "words"),
     [
-        ("torch", "__version__ = '2.9.1+cu126'", "torch is 2.9.1+cu126, which gemma-orch does not know"),
-        ("torch", "__version__ = '2.16.0'", "torch is 2.16.0, which gemma-orch does not know"),
-        ("torch", "raise OSError('libcuda.so.1: no such file')", "torch is installed, and cannot be imported: OSError: libcuda"),
-        ("numpy", "raise ImportError('another C library')", "numpy is installed, and cannot be imported: ImportError: another"),
+        ("torch", "__version__ = '2.9.1+cu126'", "torch is 2.9.1+cu126, which gemma-orch does not support"),
+        ("torch", "__version__ = '2.16.0'", "torch is 2.16.0, which gemma-orch does not support"),
+        ("torch", "raise OSError('libcuda.so.1: no such file')", "torch is installed, but cannot be imported: OSError: libcuda"),
+        ("numpy", "raise ImportError('another C library')", "numpy is installed, but cannot be imported: ImportError: another"),
     ],
     ids=["too old", "too new", "broken torch", "broken numpy"],
 )
@@ -214,7 +214,7 @@ def test_a_session_that_gets_fewer_threads_than_it_uses_is_refused_before_it_tra
     if not USES_ONEDNN:
         pytest.skip("on this processor torch's own product is used, which is right with any number of threads")
     assert done.returncode == 2, done.stderr
-    assert "oneDNN multiplies wrongly in this process" in done.stderr
+    assert "oneDNN's product is wrong in this process" in done.stderr
     assert "Traceback" not in done.stderr
     assert (run.report(spec).outcome, run.report(spec).saved_step) == ("failed", None)
     assert run.newest() is None

@@ -41,12 +41,12 @@ def test_what_is_installed_here_is_taken_in_silence() -> None:
 def test_a_version_within_the_range_that_was_not_tested_is_said_and_taken() -> None:
     said: list[str] = []
     load_torch(said.append, machine_with(torch=torch_of("2.15.0+cu130")))
-    assert said == ["torch 2.15.0+cu130 is newer than those that gemma-orch was tested with, up to 2.13"]
+    assert said == ["torch 2.15.0+cu130 is newer than 2.13, the newest version that gemma-orch was tested with"]
 
 
 @pytest.mark.parametrize("version", ["2.9.1+cu126", "2.16.0", "main"])
 def test_another_version_is_refused_with_what_is_expected_and_what_to_do(version: str) -> None:
-    with pytest.raises(UserError, match="which gemma-orch does not know") as caught:
+    with pytest.raises(UserError, match="which gemma-orch does not support") as caught:
         load_torch(load=machine_with(torch=torch_of(version)))
     assert version in caught.value.what
     assert caught.value.expected == "torch>=2.10,<2.16"
@@ -55,7 +55,7 @@ def test_another_version_is_refused_with_what_is_expected_and_what_to_do(version
 
 
 def test_a_folder_that_was_left_of_a_torch_is_no_torch() -> None:
-    with pytest.raises(UserError, match="torch is of no version"):
+    with pytest.raises(UserError, match="torch is of unknown version"):
         load_torch(load=machine_with(torch=SimpleNamespace()))
 
 
@@ -84,7 +84,7 @@ def test_what_is_missing_is_installed_by_the_printed_command() -> None:
 @pytest.mark.parametrize("module", ["torch", "numpy"])
 def test_what_is_broken_is_named_with_its_reason(module: str, error: Exception) -> None:
     modules = {"torch": torch_of("2.13.0"), module: error}
-    with pytest.raises(UserError, match=f"{module} is installed, and cannot be imported: {type(error).__name__}") as caught:
+    with pytest.raises(UserError, match=f"{module} is installed, but cannot be imported: {type(error).__name__}") as caught:
         load_torch(load=machine_with(**modules))
     assert str(error) in caught.value.what
     assert caught.value.expected == f"that `import {module}` works in this Python"

@@ -47,13 +47,13 @@ def test_what_is_not_asked_for_is_left_out(bench: Bench):
 
 def test_another_machine_is_given_back_at_once(bench: Bench):
     def another(job: KaggleJob) -> str:
-        raise TemporaryError("asked for 2 GPUs of the kind T4, got another machine: the machine has no GPU")
+        raise TemporaryError("Kaggle gave another machine than 2 x T4: the machine has no GPU")
 
     assert bench.run(job_of(bench.spec(), accelerator="t4x2"), check_machine=another) == 0
     assert bench.session.spec is None
     told = bench.report()
     assert (told.outcome, told.error_class, told.head) == (Outcome.FAILED, ErrorClass.INFRA, None)
-    assert "got another machine" in told.reason
+    assert "gave another machine" in told.reason
 
 
 def test_a_missing_module_is_the_users_to_mend(bench: Bench):

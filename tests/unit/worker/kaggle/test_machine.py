@@ -33,7 +33,7 @@ def test_another_machine_is_refused_before_torch_is_loaded(listed: tuple[str, ..
     def torch_is_loaded() -> tuple[str, ...]:
         raise AssertionError("it need not be")
 
-    with pytest.raises(TemporaryError, match="asked for 2 GPUs of the kind T4, got another machine: the machine has") as caught:
+    with pytest.raises(TemporaryError, match="Kaggle gave another machine than 2 x T4: the machine has") as caught:
         check_machine("t4x2", lambda: listed, torch_is_loaded)
     assert (listed[-1] if listed else "no GPU") in str(caught.value)
 
@@ -80,4 +80,4 @@ def test_a_driver_that_refuses_torch_gives_the_machine_back():
     refused = torch_with(Cuda("The NVIDIA driver on your system is too old\nUpdate it."))
     with pytest.raises(TemporaryError, match=r"torch 2.10.0\+cu128 cannot use this machine's GPUs: The NVIDIA driver") as caught:
         check_machine("t4x2", lambda: TWO, lambda: gpus_of(refused))
-    assert "given back at once" in caught.value.remedy
+    assert "the session ends at once" in caught.value.remedy

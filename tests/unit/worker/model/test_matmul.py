@@ -106,7 +106,7 @@ def test_a_right_product_passes() -> None:
 
 @pytest.mark.parametrize("product", [half_of_it(0.0), half_of_it(torch.nan), only_up_to(256)], ids=["zeros", "junk", "wide"])
 def test_a_product_that_misses_a_part_is_refused(product: Callable[[Tensor, Tensor], Tensor]) -> None:
-    with pytest.raises(UserError, match="oneDNN multiplies wrongly in this process") as caught:
+    with pytest.raises(UserError, match="oneDNN's product is wrong in this process") as caught:
         compare_products(product)
     assert "OMP_THREAD_LIMIT" in caught.value.remedy
 

@@ -303,7 +303,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_the_difference_named(
 def test_a_checkpoint_whose_data_was_read_in_another_order_is_refused_and_the_order_named(run: SmallRun):
     first_session(run)
     manifest = newest(run).evolve(order_version=1, trajectory_sha256="of an older gemma-orch")
-    with pytest.raises(UserError, match=f"its data was read in order 1, and this gemma-orch reads in order {ORDER_VERSION}"):
+    with pytest.raises(UserError, match=f"it uses data order 1, this version supports only order {ORDER_VERSION}"):
         check_trajectory(run.spec(2, start=run.expected()), manifest)
 
 

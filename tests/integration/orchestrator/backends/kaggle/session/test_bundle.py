@@ -131,8 +131,8 @@ def test_an_image_without_the_modules_says_which_and_reports_it(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("__version__ = '2.16.0+cu130'", "torch is 2.16.0+cu130, which gemma-orch does not know"),
-        ("raise ImportError('libcuda.so.1: no such file')", "torch is installed, and cannot be imported"),
+        ("__version__ = '2.16.0+cu130'", "torch is 2.16.0+cu130, which gemma-orch does not support"),
+        ("raise ImportError('libcuda.so.1: no such file')", "torch is installed, but cannot be imported"),
     ],
     ids=["too new", "broken"],
 )
