@@ -68,7 +68,7 @@ class _Play(Document):
 
 
 class SimulatedBackend:
-    """Plays sessions from a script."""
+    """Simulates sessions from a script."""
 
     name = "simulated"
     look_every_s = 1.0
@@ -230,7 +230,7 @@ class SimulatedBackend:
         corrupt = spec.start.id if course.refuses_start and spec.start is not None else None
         error_class = ErrorClass.DATA if corrupt is not None else course.error_class
         if corrupt is not None:
-            outcome, reason = Outcome.FAILED, f"checkpoint {corrupt} is corrupt, says the simulated session"
+            outcome, reason = Outcome.FAILED, f"the simulated session found checkpoint {corrupt} corrupt"
         elif course.error_class is not None:
             outcome, reason = Outcome.FAILED, f"a simulated error of class {course.error_class}"
         elif saved == spec.total_steps:

@@ -157,7 +157,7 @@ def _take_in(draft: Draft, found: Found, now: datetime) -> None:
         progress = manifest.step > draft.lost_step
         draft.set_header(head=checkpoint.id, step_backs=0 if progress else draft.record.header.step_backs)
     elif manifest.branch is None:
-        draft.tell(f"checkpoint {manifest.id} is not in the lineage of the head (fence token {manifest.fence}): kept as a branch")
+        draft.tell(f"checkpoint {manifest.id} cannot become the head (fence token {manifest.fence}): kept as a branch")
 
 
 def _follow(
