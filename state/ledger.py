@@ -278,9 +278,8 @@ class RunRecord:
     def _with_attempt(self, attempt: AttemptRecord, *, is_new: bool) -> RunRecord:
         old = self.attempt(*attempt.key)
         if is_new != (old is None):
-            verb = "added" if is_new else "changed"
-            there = "there already" if is_new else "not there"
-            raise IllegalMoveError(f"attempt {attempt_name(*attempt.key)} is {verb}, and it is {there}")
+            problem = "cannot be added: it exists already" if is_new else "cannot be changed: it does not exist"
+            raise IllegalMoveError(f"attempt {attempt_name(*attempt.key)} {problem}")
         if old is not None:
             check_attempt_move(old.state, attempt.state)
         others = (known for known in self.attempts if known is not old)

@@ -178,8 +178,8 @@ def test_a_run_makes_only_moves_that_the_table_allows(store: RunStore) -> None:
     [
         (SetHeader(header(state=RunState.FAILED)), "a run cannot go from finished to failed"),
         (PutAttempt(attempt(1, state=AttemptState.RUNNING)), "an attempt cannot go from done to running"),
-        (PutAttempt(attempt(2)), "attempt s002a1 is changed, and it is not there"),
-        (PutAttempt(attempt(1), session_spec()), "attempt s001a1 is added, and it is there already"),
+        (PutAttempt(attempt(2)), "attempt s002a1 cannot be changed: it does not exist"),
+        (PutAttempt(attempt(1), session_spec()), "attempt s001a1 cannot be added: it exists already"),
     ],
 )
 def test_what_no_record_can_become_no_store_takes(store: RunStore, change: Change, said: str) -> None:
