@@ -69,7 +69,7 @@ def end_by_sigterm(run: SmallRun, session: int) -> None:
     """A process of its own, stopped by a real signal while it trains."""
     spec = next_spec(run, session)
     with run.start(spec) as process:
-        wait_until(lambda: is_training(run, spec), process=process)
+        wait_until(lambda: is_training(run, spec) or process.poll() is not None, "it trains, or has been quick")
         process.send_signal(signal.SIGTERM)
         said = process.communicate()[1].decode()
     assert process.returncode == 0, said

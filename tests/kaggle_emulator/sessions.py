@@ -27,7 +27,7 @@ from tests.kaggle_emulator.settings import Settings
 ROOT_VARIABLE = "KAGGLE_EMULATOR_ROOT"
 """The one deviation: where no namespace may be made, this folder's `input` and `working` play those of /kaggle."""
 
-_KILL_GRACE_REAL_S = 5.0
+_KILL_GRACE_REAL_S = 60.0
 _POLL_REAL_S = 0.02
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ")
 

@@ -222,6 +222,7 @@ def test_own_kernels_are_listed_newest_first(ram_path: Path) -> None:
     with connected(ram_path, queue_s=NEVER_S, other_users={"rival": "k"}) as kaggle:
         for slug in ("train-s1", "train-s2", "other-work"):
             kaggle.push(slug)
+            kaggle.emulator.clock.advance(1)
         request = ApiListKernelsRequest()
         request.user, request.search, request.page_size = USER, "train", 1
         first = kaggle.kernels.list_kernels(request)
