@@ -34,7 +34,7 @@ class AttemptRef:
     """Most seconds that the attempt may run."""
 
 
-class Sighting(StrEnum):
+class AttemptStatus(StrEnum):
     """The state of an attempt as its backend reports it."""
 
     MISSING = "missing"
@@ -50,7 +50,7 @@ class Sighting(StrEnum):
 class Observation:
     """A backend's current answer about an attempt."""
 
-    sighting: Sighting
+    sighting: AttemptStatus
     detail: str = ""
     ended_at: datetime | None = None
     """When it ended, as far as the backend can tell."""
@@ -79,7 +79,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def look_every_s(self) -> float:
+    def poll_interval_s(self) -> float:
         """Poll interval in seconds while a session runs."""
         ...
 
@@ -94,7 +94,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def killing(self) -> str:
+    def kill_note(self) -> str:
         """Note that `stop --now` shows before `kill`, if `kill` has side effects; else empty."""
         ...
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from state import effects
+from state import crash_points
 from state.errors import DataError, UserError
 
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024  # large enough that hashlib releases the interpreter lock for most of the time
@@ -92,7 +92,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         _replace(part, path)  # a link at this path is replaced, not followed
     if durable:
         fsync_dir(path.parent)
-    effects.done("write", path.name)
+    crash_points.done("write", path.name)
 
 
 def create_exclusively(path: Path, data: bytes) -> bool:
@@ -111,7 +111,7 @@ def create_exclusively(path: Path, data: bytes) -> bool:
         except FileExistsError:
             return False
     fsync_dir(path.parent)
-    effects.done("write", path.name)
+    crash_points.done("write", path.name)
     return True
 
 
@@ -123,7 +123,7 @@ def fsync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    effects.done("write", path.name)
+    crash_points.done("write", path.name)
 
 
 def fsync_dir(path: Path) -> None:
@@ -143,7 +143,7 @@ def rename(source: Path, target: Path) -> None:
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
-    effects.done("rename", target.name)
+    crash_points.done("rename", target.name)
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -175,7 +175,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         except OSError:  # another disk, or one without hard links; any other error appears in the copy again
             shutil.copyfile(source, part)
         _replace(part, target)
-    effects.done("write", target.name)
+    crash_points.done("write", target.name)
 
 
 def make_folder(path: Path) -> None:
@@ -202,7 +202,7 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, onexc=_unless_gone)
     else:
         shutil.rmtree(path, onerror=lambda function, inner, info: _unless_gone(function, inner, info[1]))
-    effects.done("remove", path.name)
+    crash_points.done("remove", path.name)
 
 
 def _unless_gone(_function: object, _path: object, error: BaseException) -> None:

@@ -272,7 +272,7 @@ class RunRecord:
                 if getattr(self.wishes, wish) != seen:
                     return self  # the user has made another request since
                 return replace(self, wishes=self.wishes.evolve(**{wish: None}))
-            case Tell():
+            case AddEvent():
                 return self  # the history is not part of the record
 
     def _with_attempt(self, attempt: AttemptRecord, *, is_new: bool) -> RunRecord:
@@ -325,13 +325,13 @@ class ClearWish:
 
 
 @dataclass(frozen=True)
-class Tell:
+class AddEvent:
     """Add a line to the run's history."""
 
     event: Event
 
 
-Change = SetHeader | SetData | PutAttempt | PutCheckpoint | ClearWish | Tell
+Change = SetHeader | SetData | PutAttempt | PutCheckpoint | ClearWish | AddEvent
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import worker.session.assembly  # noqa: F401 - imported once for all children
-from state import effects
+from state import crash_points
 from state.errors import DataError
 from state.spec import SessionSpec
 from tests.dying_worker import die
@@ -49,13 +49,13 @@ def main(folder: Path) -> None:
 def run_and_die(run: SmallRun, spec: SessionSpec, number: int) -> int:
     seen = 0
 
-    def count(kind: effects.EffectKind, what: str) -> None:
+    def count(kind: crash_points.EffectKind, what: str) -> None:
         nonlocal seen
         seen += 1
         if seen == number:
             die()
 
-    effects.observe(count)
+    crash_points.observe(count)
     # Every checkpoint is finished before the next step: the effects then come in the same order each time.
     return run.run(spec, asked_to_stop=let_saver_finish)
 

@@ -7,16 +7,16 @@ import signal
 import sys
 from typing import NoReturn
 
-from state import effects
+from state import crash_points
 from worker.__main__ import main
 
 
 def die_after(name: str) -> None:
-    def observe(kind: effects.EffectKind, what: str) -> None:
+    def observe(kind: crash_points.EffectKind, what: str) -> None:
         if kind == "write" and what == name:
             die()
 
-    effects.observe(observe)
+    crash_points.observe(observe)
 
 
 def die() -> NoReturn:

@@ -20,7 +20,7 @@ from tests.factories import commit_checkpoint, report, session_spec
 from tests.kaggle_clients import USER
 from tests.kaggle_jobs import job_of, mount_data
 from tests.sessions import make_data
-from worker.kaggle.kernel import Kernel, Places, Surroundings
+from worker.kaggle.kernel import Kernel, KernelEnvironment, KernelPaths
 from worker.session.runner import Host
 
 
@@ -46,7 +46,7 @@ class Bench:
     """A kernel's folders, with its data mounted."""
 
     def __init__(self, root: Path) -> None:
-        self.places = Places(root / "input", root / "working", root / "scratch")
+        self.places = KernelPaths(root / "input", root / "working", root / "scratch")
         self.places.working.mkdir(parents=True)
         self.data = make_data(root / "data")
         mount_data(root / "data", self.places.input, self.data)
@@ -54,7 +54,7 @@ class Bench:
         self.said: list[str] = []
         self.exits: list[int] = []
         self.session = Session()
-        self.around = Surroundings(
+        self.around = KernelEnvironment(
             places=self.places,
             clock=ManualClock(),
             started_s=0.0,

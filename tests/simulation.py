@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp, Launch, Wait
 from orchestrator.controller.tick import Controller, Tick
 from orchestrator.ports import Ports, Preparer
@@ -23,7 +23,7 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 from state.stores.run_store import SqliteRunStore
 from tests.factories import DATA, RUN, START, run_spec
 
-Script = Callable[[int, int], Course]
+Script = Callable[[int, int], Scenario]
 
 
 class Simulation:
@@ -32,7 +32,7 @@ class Simulation:
     def __init__(
         self,
         root: Path,
-        script: Script = lambda _session, _attempt: Course(),
+        script: Script = lambda _session, _attempt: Scenario(),
         *,
         start: datetime = START,
         clock: Clock | None = None,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.backends.local import LocalBackend
-from orchestrator.ports import AttemptRef, Backend, Sighting
+from orchestrator.ports import AttemptRef, AttemptStatus, Backend
 from state.layout import HomeLayout
 from tests.factories import RUN
 from tests.patience import wait_until
@@ -29,4 +29,4 @@ def ref(session: int = 1, attempt: int = 1) -> AttemptRef:
 
 
 def wait_until_over(backend: Backend, which: AttemptRef | None = None) -> None:
-    wait_until(lambda: backend.observe(which or ref()).sighting is Sighting.ENDED)
+    wait_until(lambda: backend.observe(which or ref()).sighting is AttemptStatus.ENDED)

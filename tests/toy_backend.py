@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.config import TEMPLATE
 from orchestrator.ports import ConfigWishes, Finding, Ports, Services
 from state.errors import UserError
@@ -15,7 +15,7 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 class ToyBackend(SimulatedBackend):
     name = "toy"
-    look_every_s = 0.01
+    poll_interval_s = 0.01
     can_be_run_by_hand = False
 
 
@@ -25,7 +25,7 @@ class OpenToy:
 
     def backend(self, run: str) -> ToyBackend:
         services = self._services
-        return ToyBackend(services.home.root / "toys", self.checkpoints(run), services.clock, lambda _s, _a: Course())
+        return ToyBackend(services.home.root / "toys", self.checkpoints(run), services.clock, lambda _s, _a: Scenario())
 
     def checkpoints(self, run: str) -> DirectoryCheckpointStore:
         return DirectoryCheckpointStore(self._services.home.root / "toy box" / run)

@@ -21,17 +21,17 @@ from orchestrator.config import TEMPLATE, named_template
 from orchestrator.interpreter import command_of
 from orchestrator.ports import (
     AttemptRef,
+    AttemptStatus,
     ConfigWishes,
     Finding,
     Observation,
     Ports,
     Quota,
     Services,
-    Sighting,
 )
 from orchestrator.signals import signal_group
 from orchestrator.worker_process.command import require_training_extra
-from state import effects, files
+from state import crash_points, files
 from state.document import Document
 from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError, UserError
 from state.layout import AttemptLayout, HomeLayout
@@ -54,10 +54,10 @@ class LocalBackend:
     """Runs each attempt as `python -m worker session.json`, in its own session and process group."""
 
     name = "local"
-    look_every_s = 0.25  # a poll is cheap: it reads a lock and a few names
+    poll_interval_s = 0.25  # a poll is cheap: it reads a lock and a few names
     can_be_run_by_hand = True
     lag_s = 0.0
-    killing = ""
+    kill_note = ""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class LocalBackend:
         except OSError as error:
             raise TemporaryError(f"the worker's process could not be started: {error}") from error
         self._children[spec.run, spec.session, spec.attempt] = child
-        effects.done("launch", folder.root.name)
+        crash_points.done("launch", folder.root.name)
         try:
             files.write_atomically(folder.launched, Launched(process=identify(child.pid)).to_json())
         except OSError as error:
@@ -140,11 +140,11 @@ class LocalBackend:
         child = self._children.get((ref.run, ref.session, ref.attempt))
         exit_code = child.poll() if child is not None else None  # this also reaps a dead child
         if _is_locked(folder.lock):
-            return Observation(Sighting.RUNNING, "" if child is not None else self._elsewhere(ref))
+            return Observation(AttemptStatus.RUNNING, "" if child is not None else self._elsewhere(ref))
         traces = (folder.launched, folder.heartbeat, folder.report)
         if not any(path.exists() for path in traces):
-            return Observation(Sighting.MISSING)
-        return Observation(Sighting.ENDED, _how_it_ended(exit_code), _last_sign(folder))
+            return Observation(AttemptStatus.MISSING)
+        return Observation(AttemptStatus.ENDED, _how_it_ended(exit_code), _last_sign(folder))
 
     def _elsewhere(self, ref: AttemptRef) -> str:
         """Describe where the process of an attempt runs, if it is not visible from here; else return an empty text."""
@@ -185,7 +185,7 @@ class LocalBackend:
         # A controller that was killed right after the launch left no note of it; then use the process named in the heartbeat.
         process = launched or beating
         if self._kill_child(ref) or (process is not None and signal_group(process, signal.SIGKILL)):
-            effects.done("signal", "SIGKILL")
+            crash_points.done("signal", "SIGKILL")
             return
         known = [each for each in (beating, launched) if each is not None]
         living = [each for each in known if not certainly_dead(each)]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.ports import AttemptRef, Observation, Quota, Sighting
-from state import effects, files
+from orchestrator.ports import AttemptRef, AttemptStatus, Observation, Quota
+from state import crash_points, files
 from state.clock import Clock
 from state.document import Document
 from state.errors import AmbiguousError, ErrorClass, NotLaunchedError, TemporaryError
@@ -30,7 +30,7 @@ _TENSOR_FILE = "state.safetensors"
 
 
 @dataclass(frozen=True)
-class Course:
+class Scenario:
     """The script of one attempt."""
 
     save_after: tuple[int, ...] = (10, 20)
@@ -71,17 +71,17 @@ class SimulatedBackend:
     """Simulates sessions from a script."""
 
     name = "simulated"
-    look_every_s = 1.0
+    poll_interval_s = 1.0
     can_be_run_by_hand = True
     lag_s = 0.0
-    killing = ""
+    kill_note = ""
 
     def __init__(
         self,
         root: Path,
         store: CheckpointStore,
         clock: Clock,
-        script: Callable[[int, int], Course] = lambda _s, _a: Course(),
+        script: Callable[[int, int], Scenario] = lambda _s, _a: Scenario(),
     ) -> None:
         """Open a simulated platform.
 
@@ -125,7 +125,7 @@ class SimulatedBackend:
             self._save(play.evolve(launches=play.launches + 1))
             return name
         self._save(_Play(spec=spec))
-        effects.done("launch", name)
+        crash_points.done("launch", name)
         if course.lost_answer:
             raise AmbiguousError(f"the answer to the launch of {name} was lost")
         return name
@@ -134,18 +134,18 @@ class SimulatedBackend:
         """Advance an attempt by one checkpoint, and return its state."""
         play = self._load(ref.run, ref.session, ref.attempt)
         if play is None:
-            return Observation(Sighting.MISSING)
+            return Observation(AttemptStatus.MISSING)
         course = self._script(ref.session, ref.attempt)
         play = play.evolve(looks=play.looks + 1)
         if play.looks <= course.unknown_looks:
             self._save(play)
-            return Observation(Sighting.UNKNOWN, "the simulated backend does not answer")
+            return Observation(AttemptStatus.UNKNOWN, "the simulated backend does not answer")
         if self._is_over(play, course):
-            return Observation(Sighting.ENDED, "killed" if play.killed or course.killed else "")
+            return Observation(AttemptStatus.ENDED, "killed" if play.killed or course.killed else "")
         step = self._due(play, course)[0]
         self._train_to(play, step, rots=course.rots_after == step - _start_step(play.spec))
         self._save(play.evolve(saved_steps=(*play.saved_steps, step)))
-        return Observation(Sighting.RUNNING)
+        return Observation(AttemptStatus.RUNNING)
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
         """Return the report of an attempt that has ended and was not killed."""
@@ -211,11 +211,11 @@ class SimulatedBackend:
         self._root.mkdir(parents=True, exist_ok=True)
         files.write_atomically(self._path(play.spec.session, play.spec.attempt), play.to_json())
 
-    def _is_over(self, play: _Play, course: Course) -> bool:
+    def _is_over(self, play: _Play, course: Scenario) -> bool:
         return play.killed or not self._due(play, course) or (play.asked_to_stop and bool(play.saved_steps))
 
     @staticmethod
-    def _due(play: _Play, course: Course) -> list[int]:
+    def _due(play: _Play, course: Scenario) -> list[int]:
         spec = play.spec
         if course.error_class is not None or (course.refuses_start and spec.start is not None):
             return []
@@ -223,7 +223,7 @@ class SimulatedBackend:
         last = min(spec.total_steps, start + (spec.max_steps or spec.total_steps))
         return sorted({min(start + steps, last) for steps in course.save_after} - set(play.saved_steps))
 
-    def _report(self, play: _Play, course: Course) -> SessionReport:
+    def _report(self, play: _Play, course: Scenario) -> SessionReport:
         spec = play.spec
         start = _start_step(spec)
         saved = max(play.saved_steps, default=None)

@@ -109,7 +109,7 @@ def stop(
     ports.runs.set_rerun(name, None)  # a pending rerun would otherwise start when the live session ends
     ports.runs.set_stop(name, StopWish.NOW if now else StopWish.CHECKPOINT)
     if now and record.live_attempt is not None:
-        say(ports.backend(record.live_attempt.backend, name).killing)
+        say(ports.backend(record.live_attempt.backend, name).kill_note)
     view = drive(ports, name, patient=not now).view
     typer.echo(f"run {name} is {view.state}, at step {view.step}; gemma-orch start --name {name} continues from there")
     say(advice_on(ports, name))

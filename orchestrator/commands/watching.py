@@ -11,7 +11,7 @@ import typer
 from orchestrator.commands.context import INTERRUPTED, say
 
 if TYPE_CHECKING:
-    from orchestrator.monitoring.watch import Verdict
+    from orchestrator.monitoring.watch import WatchResult
     from orchestrator.ports import Ports
     from state.ledger import AttemptRecord
 
@@ -50,7 +50,7 @@ def watching(ports: Ports, run: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _conclude(verdict: Verdict, advice: str) -> NoReturn:
+def _conclude(verdict: WatchResult, advice: str) -> NoReturn:
     view = verdict.view
     if view.exit_code:
         say(f"run {view.run} {view.state} at step {view.step} of {view.total_steps}: {view.message}")

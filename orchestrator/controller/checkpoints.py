@@ -9,7 +9,7 @@ from orchestrator.controller.decide import Launch, first_attempt_with_progress
 from orchestrator.controller.lease import Leases
 from orchestrator.controller.prune import prunable
 from orchestrator.controller.reconcile import Draft, Found, call_off, step_back
-from orchestrator.ports import Ports, Sighting
+from orchestrator.ports import AttemptStatus, Ports
 from state.errors import CorruptCheckpointError
 from state.layout import attempt_name
 from state.ledger import AttemptRecord, CheckpointRecord, CheckpointState, RunRecord
@@ -80,7 +80,7 @@ class Checkpoints:
         if attempt is None:
             return False
         seen = self._ports.backend(attempt.backend, record.name).observe(ref_of(record, attempt))
-        return seen.sighting in (Sighting.ENDED, Sighting.MISSING)
+        return seen.sighting in (AttemptStatus.ENDED, AttemptStatus.MISSING)
 
     def is_sound(self, record: RunRecord, checkpoint_id: str, decision: Launch | None = None) -> bool:
         """Verify a checkpoint and return whether it is sound.

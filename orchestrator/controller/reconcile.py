@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from orchestrator.ports import Observation, Sighting
+from orchestrator.ports import AttemptStatus, Observation
 from state.errors import CorruptCheckpointError, ExitCode
 from state.fence import Commit, judge_commit
 from state.ledger import (
+    AddEvent,
     AttemptRecord,
     Change,
     CheckpointRecord,
@@ -19,7 +20,6 @@ from state.ledger import (
     PutCheckpoint,
     RunRecord,
     SetHeader,
-    Tell,
 )
 from state.lineage import ancestors
 from state.manifest import Manifest
@@ -36,7 +36,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class World:
+class Observed:
     """What a tick observed."""
 
     observation: Observation | None = None
@@ -82,7 +82,7 @@ class Draft:
 
     def tell(self, text: str) -> None:
         """Add a line to the run's history."""
-        self.change(Tell(Event(at=self._now, text=text)))
+        self.change(AddEvent(Event(at=self._now, text=text)))
 
     @property
     def lost_step(self) -> int:
@@ -91,7 +91,7 @@ class Draft:
         return max(lost, default=0)
 
 
-def reconcile(record: RunRecord, world: World, now: datetime) -> tuple[Change, ...]:
+def reconcile(record: RunRecord, world: Observed, now: datetime) -> tuple[Change, ...]:
     """Return the changes that bring the record in line with the observations."""
     draft = Draft(record, now)
     for found in sorted(world.found, key=lambda found: (found.manifest.step, found.manifest.fence)):
@@ -168,17 +168,17 @@ def _follow(
     now: datetime,
 ) -> None:
     match attempt.state, observation.sighting:
-        case (_, Sighting.UNKNOWN) | (AttemptState.PLANNED, Sighting.MISSING):
+        case (_, AttemptStatus.UNKNOWN) | (AttemptState.PLANNED, AttemptStatus.MISSING):
             return
-        case AttemptState.LAUNCHING, Sighting.MISSING:
+        case AttemptState.LAUNCHING, AttemptStatus.MISSING:
             draft.put_attempt(attempt, state=AttemptState.PLANNED)
-        case AttemptState.LAUNCHING | AttemptState.RUNNING, Sighting.QUEUED:
+        case AttemptState.LAUNCHING | AttemptState.RUNNING, AttemptStatus.QUEUED:
             draft.put_attempt(attempt, state=AttemptState.QUEUED, running_at=None)
-        case AttemptState.LAUNCHING | AttemptState.QUEUED, Sighting.RUNNING:
+        case AttemptState.LAUNCHING | AttemptState.QUEUED, AttemptStatus.RUNNING:
             draft.put_attempt(attempt, state=AttemptState.RUNNING, running_at=now)
         case AttemptState.ENDED, _:
             _collect(draft, attempt, observation, report, now)
-        case _, Sighting.ENDED | Sighting.MISSING:
+        case _, AttemptStatus.ENDED | AttemptStatus.MISSING:
             ended_at = report.ended_at if report is not None else observation.ended_at
             ended = draft.put_attempt(attempt, state=AttemptState.ENDED, ended_at=ended_at or now)
             _collect(draft, ended, observation, report, now)

@@ -14,9 +14,9 @@ from orchestrator.controller.checkpoints import Checkpoints, collect
 from orchestrator.controller.decide import AskToStop, Decision, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
 from orchestrator.controller.launch import Launcher
 from orchestrator.controller.lease import Leases
-from orchestrator.controller.reconcile import World, reconcile, settled
+from orchestrator.controller.reconcile import Observed, reconcile, settled
 from orchestrator.controller.training_data import TrainingData, check_order
-from orchestrator.ports import Ports, Quota, Sighting
+from orchestrator.ports import AttemptStatus, Ports, Quota
 from state.errors import ExitCode
 from state.ledger import AttemptRecord, ClearWish, PutAttempt, RunRecord, SetHeader, Waiting
 from state.session import AttemptState, RunState
@@ -122,7 +122,7 @@ class Controller:
             report = backend.report(ref)
         store = self._ports.checkpoints(record.name)
         found, corrupt = collect(store, record.checkpoints, lambda: self._leases.keep(record.name))
-        world = World(observation, report, found, corrupt, present=frozenset(store.ids()))
+        world = Observed(observation, report, found, corrupt, present=frozenset(store.ids()))
         record = self._leases.changed(record, reconcile(record, world, self._ports.clock.now()))
         for error in corrupt:
             store.quarantine(error.checkpoint_id, str(error))
@@ -136,7 +136,7 @@ class Controller:
         backend = self._ports.backend(newest.backend, record.name)
         if not backend.can_be_run_by_hand:
             return None
-        return newest if backend.observe(ref_of(record, newest)).sighting is Sighting.RUNNING else None
+        return newest if backend.observe(ref_of(record, newest)).sighting is AttemptStatus.RUNNING else None
 
     def _act(self, record: RunRecord, decision: Decision) -> Wait | None:
         """Carry out a decision; return the reason to wait, if it turns out that it must wait."""

@@ -7,7 +7,7 @@ import dataclasses
 from orchestrator.controller.attempt import ref_of
 from orchestrator.controller.decide import AskToStop, Drop, Finish, GiveUp, Kill, Launch, Resume, Wait, decide
 from orchestrator.monitoring.views import StatusView, status_view
-from orchestrator.ports import Ports, Quota, Sighting
+from orchestrator.ports import AttemptStatus, Ports, Quota
 from state.ledger import RunRecord, Waiting
 from state.report import Heartbeat
 from state.session import AttemptState
@@ -32,7 +32,7 @@ def _as_seen(ports: Ports, record: RunRecord) -> tuple[RunRecord, str]:
     if live is None or live.state is AttemptState.PLANNED:
         return record, ""
     seen = ports.backend(live.backend, record.name).observe(ref_of(record, live))
-    if seen.sighting is not Sighting.ENDED:
+    if seen.sighting is not AttemptStatus.ENDED:
         return record, seen.detail
     over = live.evolve(state=AttemptState.ENDED, ended_at=seen.ended_at or ports.clock.now())
     attempts = tuple(over if attempt is live else attempt for attempt in record.attempts)

@@ -14,7 +14,7 @@ from orchestrator.controller.tick import Controller
 from orchestrator.monitoring.render import live_line, live_panel
 from orchestrator.monitoring.status import observe_run
 from orchestrator.monitoring.views import StatusView
-from orchestrator.ports import Ports, Quota, Sighting
+from orchestrator.ports import AttemptStatus, Ports, Quota
 from state.errors import GemmaOrchError, LeaseHeldError, LeaseLostError, OutOfReachError, TemporaryError
 from state.ledger import AttemptRecord, Event, RunRecord
 from state.session import RunState
@@ -27,7 +27,7 @@ _EVENTS_REMEMBERED = 50  # fewer than this happen between two polls
 
 
 @dataclass(frozen=True)
-class Verdict:
+class WatchResult:
     """The result of watching: the last decision and the final view."""
 
     decision: Decision
@@ -87,7 +87,7 @@ def drive(
     *,
     until: Callable[[RunRecord], bool] = lambda _record: False,
     patient: bool = True,
-) -> Verdict:
+) -> WatchResult:
     """Tick a run until it is over or `until` returns true, and show its progress.
 
     While another controller holds the lease, this one reports it once, watches, and takes over when the lease becomes free.
@@ -111,7 +111,7 @@ def drive(
                 display.show(observe_run(ports, run))
                 if isinstance(decision, Finish | GiveUp) or until(record):
                     driver.release()
-                    return Verdict(decision, observe_run(ports, run))
+                    return WatchResult(decision, observe_run(ports, run))
             ports.clock.sleep(pause_s)
 
 
@@ -174,7 +174,7 @@ class _Driver:
             return _PLAIN_LINE_S, None
         self._watches = False
         self._failures = 0
-        return self._ports.backend(tick.record.spec.backend, self._run).look_every_s, (tick.decision, tick.record)
+        return self._ports.backend(tick.record.spec.backend, self._run).poll_interval_s, (tick.decision, tick.record)
 
 
 def follow(ports: Ports, run: str) -> None:
@@ -193,7 +193,7 @@ def print_log(ports: Ports, run: str, attempt: AttemptRecord, write: Callable[[s
     backend, ref = ports.backend(attempt.backend, run), ref_of(ports.runs.load(run), attempt)
     offset = 0
     while True:
-        over = backend.observe(ref).sighting in (Sighting.ENDED, Sighting.MISSING)
+        over = backend.observe(ref).sighting in (AttemptStatus.ENDED, AttemptStatus.MISSING)
         while True:
             text, offset = backend.read_log(ref, offset)
             if not text:

@@ -12,7 +12,7 @@ from state.data_manifest import TOKENIZER_NAME
 from state.errors import LeaseHeldError, UserError
 from state.fence import next_fence
 from state.layout import attempt_name
-from state.ledger import DataRecord, Event, RunRecord, SetHeader, Tell
+from state.ledger import AddEvent, DataRecord, Event, RunRecord, SetHeader
 
 
 def add_data(
@@ -183,4 +183,4 @@ def _record_it(ports: Ports, record: RunRecord, data: DataRecord) -> None:
     text = (
         f"data version {number} is read from step {data.first_step + 1} on: {data.num_tokens:,} tokens, sha256 {data.sha256[:12]}"
     )
-    ports.runs.apply(record.name, ports.owner, [SetHeader(header), Tell(Event(at=ports.clock.now(), text=text))])
+    ports.runs.apply(record.name, ports.owner, [SetHeader(header), AddEvent(Event(at=ports.clock.now(), text=text))])

@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from state import effects, files
+from state import crash_points, files
 from state.errors import DataError, GemmaOrchError, LeaseHeldError, LeaseLostError, TemporaryError, UserError
 from state.ledger import (
+    AddEvent,
     AttemptRecord,
     Change,
     CheckpointRecord,
@@ -28,7 +29,6 @@ from state.ledger import (
     RunRecord,
     RunWishes,
     StopWish,
-    Tell,
 )
 from state.process import ProcessIdentity, certainly_dead
 from state.spec import RunSpec, SessionSpec
@@ -204,7 +204,7 @@ class SqliteRunStore:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        effects.done("commit", what)
+        crash_points.done("commit", what)
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._translated():
@@ -363,7 +363,7 @@ class SqliteRunStore:
                 (run, checkpoint.id, checkpoint.model_dump_json()),
             )
         for change in changes:
-            if isinstance(change, Tell):
+            if isinstance(change, AddEvent):
                 self._connection.execute("INSERT INTO events(run, event) VALUES (?, ?)", (run, change.event.model_dump_json()))
 
     def _touched(self, run: str, changes: Sequence[Change]) -> RunRecord:

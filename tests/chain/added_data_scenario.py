@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.requests.add_data import add_data
-from state import effects, files
+from state import crash_points, files
 from state.ledger import DataRecord, StopWish
 from state.session import RunState
 from state.spec import RunSpec
@@ -92,13 +92,13 @@ def add_and_die(root: Path, after: int) -> bool:
     if child == 0:
         count = 0
 
-        def count_down(kind: effects.EffectKind, what: str) -> None:
+        def count_down(kind: crash_points.EffectKind, what: str) -> None:
             nonlocal count
             count += 1
             if count == after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        effects.observe(count_down)
+        crash_points.observe(count_down)
         try:
             add(root, life=1)
             os._exit(0)

@@ -13,8 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.simulated import Course
-from state import effects
+from orchestrator.backends.simulated import Scenario
+from state import crash_points
 from state.ledger import CheckpointState, RerunWish
 from state.session import RunState
 from state.spec import Retention
@@ -22,17 +22,17 @@ from tests.factories import RUN, START
 from tests.simulation import Simulation
 
 _COURSES = {
-    (2, 1): Course(killed=True),
-    (3, 1): Course(lost_answer=True, unknown_looks=2),
-    (4, 1): Course(refuses_start=True),
-    (4, 2): Course(rots_after=10),
+    (2, 1): Scenario(killed=True),
+    (3, 1): Scenario(lost_answer=True, unknown_looks=2),
+    (4, 1): Scenario(refuses_start=True),
+    (4, 2): Scenario(rots_after=10),
 }
 _TOTAL_STEPS = 80
 
 
-def script(session: int, attempt: int) -> Course:
+def script(session: int, attempt: int) -> Scenario:
     """Session 2 is killed, the answer to the launch of 3 is lost, 4 finds its start corrupt and then saves a bad checkpoint."""
-    return _COURSES.get((session, attempt), Course())
+    return _COURSES.get((session, attempt), Scenario())
 
 
 def play(root: Path, life: int) -> Simulation:
@@ -79,13 +79,13 @@ def play_and_die(root: Path, after: int) -> bool:
     if child == 0:
         count = 0
 
-        def count_down(kind: effects.EffectKind, what: str) -> None:
+        def count_down(kind: crash_points.EffectKind, what: str) -> None:
             nonlocal count
             count += 1
             if count == after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        effects.observe(count_down)
+        crash_points.observe(count_down)
         try:
             play(root, life=0)
             os._exit(0)

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp
 from state.clock import SystemClock
 from state.errors import LeaseHeldError
@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 def main(folder: Path, mode: str) -> None:
     """Bring the run to its end, whoever else is at work on it."""
-    run = Simulation(folder, lambda session, _: Course(killed=session % 3 == 0), backend=OneAtATime, clock=SystemClock())
+    run = Simulation(folder, lambda session, _: Scenario(killed=session % 3 == 0), backend=OneAtATime, clock=SystemClock())
     told = False
     while True:
         try:

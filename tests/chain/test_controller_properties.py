@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp
-from state import effects
+from state import crash_points
 from state.errors import ErrorClass, LeaseHeldError
 from state.layout import checkpoint_id
 from state.ledger import AttemptRecord, CheckpointState, RerunWish, RunRecord, StopWish
@@ -25,7 +25,7 @@ _MOST_TICKS = 400
 _RAM = Path("/dev/shm")
 
 courses = st.builds(
-    Course,
+    Scenario,
     save_after=st.sampled_from([(10, 20), (5, 10), (3,), (40,), ()]),
     killed=st.booleans(),
     error_class=st.sampled_from([None, None, None, None, ErrorClass.INFRA, ErrorClass.QUOTA]),
@@ -55,14 +55,14 @@ class OneAtATime(SimulatedBackend):
 def kill_after(num_effects: int) -> None:
     left = num_effects
 
-    def count_down(kind: effects.EffectKind, what: str) -> None:
+    def count_down(kind: crash_points.EffectKind, what: str) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            effects.observe(None)
+            crash_points.observe(None)
             raise Killed
 
-    effects.observe(count_down)
+    crash_points.observe(count_down)
 
 
 def check(before: RunRecord, now: RunRecord) -> None:
@@ -123,10 +123,10 @@ def act(run: Simulation, what: str) -> None:
     acts=st.lists(user_acts, max_size=15),
 )
 def test_any_run_reaches_its_last_step_or_stops_with_an_explanation(
-    faults: list[Course], healthy_from: int, lives: list[int], acts: list[str]
+    faults: list[Scenario], healthy_from: int, lives: list[int], acts: list[str]
 ) -> None:
-    def script(session: int, attempt: int) -> Course:
-        return faults[(3 * session + attempt) % len(faults)] if session + attempt <= healthy_from else Course()
+    def script(session: int, attempt: int) -> Scenario:
+        return faults[(3 * session + attempt) % len(faults)] if session + attempt <= healthy_from else Scenario()
 
     with tempfile.TemporaryDirectory(dir=_RAM if _RAM.is_dir() else None, prefix="gemma-orch-test-") as folder:
         life = 0
@@ -137,7 +137,7 @@ def test_any_run_reaches_its_last_step_or_stops_with_an_explanation(
             kill_after(lives[life] if life < len(lives) else 0)
             return born
 
-        effects.observe(None)
+        crash_points.observe(None)
         Simulation(Path(folder), script).create(total_steps=_TOTAL_STEPS, retention=Retention(keep_last=2)).close()
         run = be_born()
         seen = run.record
@@ -166,7 +166,7 @@ def test_any_run_reaches_its_last_step_or_stops_with_an_explanation(
             check_end(run)
             event(f"{run.record.header.state}, {min(len(run.record.attempts), 5)} attempts, {min(life, 3)} kills")
         finally:
-            effects.observe(None)
+            crash_points.observe(None)
             run.close()
 
 

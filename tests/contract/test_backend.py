@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
-from orchestrator.ports import AttemptRef, Backend, Sighting
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
+from orchestrator.ports import AttemptRef, AttemptStatus, Backend
 from state.clock import ManualClock
 from state.errors import AmbiguousError
 from state.report import Outcome
@@ -24,7 +24,7 @@ Open = Callable[[str], Backend]
 
 
 def simulated(root: Path, mode: str) -> Backend:
-    courses = {"finish": Course((1,)), "wait": Course(tuple(range(1, 101))), "vanish": Course((), killed=True)}
+    courses = {"finish": Scenario((1,)), "wait": Scenario(tuple(range(1, 101))), "vanish": Scenario((), killed=True)}
     store = DirectoryCheckpointStore(root / "checkpoints")
     return SimulatedBackend(root / "world", store, ManualClock(), lambda _s, _a: courses[mode])
 
@@ -52,7 +52,7 @@ def backend_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
 def end(backend: Backend, which: AttemptRef) -> None:
     """Leave no process behind."""
     backend.kill(which)
-    wait_until(lambda: backend.observe(which).sighting is not Sighting.RUNNING)
+    wait_until(lambda: backend.observe(which).sighting is not AttemptStatus.RUNNING)
 
 
 def launch_again(backend: Backend) -> None:
@@ -71,12 +71,12 @@ def test_quota_is_known(backend_of: Open) -> None:
 
 def test_what_was_never_launched_is_missing_and_has_nothing_to_say(backend_of: Open) -> None:
     backend = backend_of("finish")
-    assert backend.observe(ref()).sighting is Sighting.MISSING
+    assert backend.observe(ref()).sighting is AttemptStatus.MISSING
     assert backend.report(ref()) is None
     assert backend.heartbeat(ref()) is None
     assert backend.read_log(ref(), 0) == ("", 0)
     backend.kill(ref())
-    assert backend.observe(ref()).sighting is Sighting.MISSING
+    assert backend.observe(ref()).sighting is AttemptStatus.MISSING
 
 
 def test_a_launched_attempt_runs_ends_and_reports_as_itself(backend_of: Open) -> None:
@@ -99,11 +99,11 @@ def test_an_attempt_that_ends_without_a_word_ends_without_a_report(backend_of: O
 def test_a_running_attempt_has_no_report_and_is_started_only_once(backend_of: Open) -> None:
     backend = backend_of("wait")
     backend.launch(session_spec())
-    assert backend.observe(ref()).sighting is Sighting.RUNNING
+    assert backend.observe(ref()).sighting is AttemptStatus.RUNNING
     assert backend.report(ref()) is None
     launch_again(backend)
-    assert backend.observe(ref()).sighting is Sighting.RUNNING
-    assert backend.observe(ref(2)).sighting is Sighting.MISSING
+    assert backend.observe(ref()).sighting is AttemptStatus.RUNNING
+    assert backend.observe(ref(2)).sighting is AttemptStatus.MISSING
 
 
 def test_an_attempt_that_is_over_is_not_started_again(backend_of: Open) -> None:
@@ -112,7 +112,7 @@ def test_an_attempt_that_is_over_is_not_started_again(backend_of: Open) -> None:
     wait_until_over(backend)
     before = backend.report(ref())
     launch_again(backend)
-    assert backend.observe(ref()).sighting is Sighting.ENDED
+    assert backend.observe(ref()).sighting is AttemptStatus.ENDED
     assert backend.report(ref()) == before
 
 
@@ -140,7 +140,7 @@ def test_a_killed_attempt_ends_without_a_report(backend_of: Open) -> None:
 def test_another_controller_sees_the_same_world(backend_of: Open) -> None:
     first, second = backend_of("wait"), backend_of("wait")
     first.launch(session_spec())
-    assert second.observe(ref()).sighting is Sighting.RUNNING
+    assert second.observe(ref()).sighting is AttemptStatus.RUNNING
     second.kill(ref())
     wait_until_over(first)
     wait_until_over(second)
@@ -152,4 +152,4 @@ def test_attempts_do_not_meet(backend_of: Open) -> None:
     backend.launch(session_spec(2))
     backend.kill(ref(1))
     wait_until_over(backend, ref(1))
-    assert backend.observe(ref(2)).sighting is Sighting.RUNNING
+    assert backend.observe(ref(2)).sighting is AttemptStatus.RUNNING

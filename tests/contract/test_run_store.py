@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from state.errors import DataError, LeaseHeldError, LeaseLostError, UserError
 from state.ledger import (
+    AddEvent,
     Change,
     CheckpointState,
     ClearWish,
@@ -24,7 +25,6 @@ from state.ledger import (
     SetData,
     SetHeader,
     StopWish,
-    Tell,
 )
 from state.session import ATTEMPT_MOVES, RUN_MOVES, AttemptState, IllegalMoveError, RunState
 from state.stores.run_store import RunStore, SqliteRunStore
@@ -57,8 +57,8 @@ def store(open_store: Open) -> RunStore:
     return made
 
 
-def tell(text: str) -> Tell:
-    return Tell(Event(at=START, text=text))
+def tell(text: str) -> AddEvent:
+    return AddEvent(Event(at=START, text=text))
 
 
 def texts(store: RunStore, limit: int = 100) -> list[str]:
@@ -231,7 +231,7 @@ def some_changes(data: st.DataObject, record: RunRecord) -> list[Change]:
 
 def some_change(data: st.DataObject, record: RunRecord) -> Change:
     """A change that may be made to a record."""
-    kind = data.draw(st.sampled_from([SetHeader, SetData, PutAttempt, PutCheckpoint, ClearWish, Tell]))
+    kind = data.draw(st.sampled_from([SetHeader, SetData, PutAttempt, PutCheckpoint, ClearWish, AddEvent]))
     text = data.draw(st.text(max_size=3))
     if kind is SetHeader:
         state = data.draw(st.sampled_from([record.header.state, *sorted(RUN_MOVES[record.header.state])]))

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.backends.kaggle.context import KaggleContext
 from orchestrator.backends.kaggle.session.backend import KaggleRun, open_kaggle_run
-from orchestrator.ports import AttemptRef, Observation, Sighting
+from orchestrator.ports import AttemptRef, AttemptStatus, Observation
 from state.backend_settings import KaggleSettings
 from state.errors import AmbiguousError, NotLaunchedError
 from state.kaggle.api import KaggleApi
@@ -78,7 +78,7 @@ class World:
 
         wait_until(is_so)
 
-    def until(self, sighting: Sighting, ref: AttemptRef) -> Observation:
+    def until(self, sighting: AttemptStatus, ref: AttemptRef) -> Observation:
         seen: list[Observation] = []
 
         def is_so() -> bool:
@@ -110,11 +110,11 @@ def test_a_session_is_queued_runs_and_ends_and_leaves_its_log(world_of: Callable
     go = world.root / "go"
     world.script(f"print('hello from a kernel', flush=True)\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")
     ref = world.launch()
-    world.until(Sighting.QUEUED, ref)
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.QUEUED, ref)
+    world.until(AttemptStatus.RUNNING, ref)
     world.poll(lambda: "hello from a kernel" in world.run.backend.read_log(ref, 0)[0])
     go.touch()
-    over = world.until(Sighting.ENDED, ref)
+    over = world.until(AttemptStatus.ENDED, ref)
     assert "completed without a report" in over.detail
     assert "hello from a kernel" in world.run.backend.read_log(ref, 0)[0]
     with pytest.raises(AmbiguousError):
@@ -124,16 +124,16 @@ def test_a_session_is_queued_runs_and_ends_and_leaves_its_log(world_of: Callable
 def test_a_script_that_fails_has_its_decision(world_of: Callable[..., World]) -> None:
     world = world_of()
     world.script("sys.exit(3)")
-    assert "failed without a report" in world.until(Sighting.ENDED, world.launch()).detail
+    assert "failed without a report" in world.until(AttemptStatus.ENDED, world.launch()).detail
 
 
 def test_a_session_that_kaggle_ends_at_its_limit_has_its_decision(world_of: Callable[..., World]) -> None:
     world = world_of()
     world.script("time.sleep(600)")
     ref = world.launch()
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
     world.clock.sleep(world.emulator.settings.session_limit_s)
-    assert "at its limit" in world.until(Sighting.ENDED, ref).detail
+    assert "at its limit" in world.until(AttemptStatus.ENDED, ref).detail
 
 
 def test_a_session_is_found_by_its_name_when_the_answer_to_its_push_was_lost(world_of: Callable[..., World]) -> None:
@@ -143,7 +143,7 @@ def test_a_session_is_found_by_its_name_when_the_answer_to_its_push_was_lost(wor
     with pytest.raises(AmbiguousError):
         world.launch()
     ref = AttemptRef(RUN, 1, 1, None, world.clock.now())
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
 
 
 def test_a_push_that_never_arrived_is_missing_after_a_while_and_is_pushed_again(world_of: Callable[..., World]) -> None:
@@ -153,9 +153,9 @@ def test_a_push_that_never_arrived_is_missing_after_a_while_and_is_pushed_again(
     with pytest.raises(AmbiguousError):
         world.launch()
     ref = AttemptRef(RUN, 1, 1, None, world.clock.now())
-    assert world.run.backend.observe(ref).sighting is Sighting.UNKNOWN
-    world.until(Sighting.MISSING, ref)
-    world.until(Sighting.RUNNING, world.launch())
+    assert world.run.backend.observe(ref).sighting is AttemptStatus.UNKNOWN
+    world.until(AttemptStatus.MISSING, ref)
+    world.until(AttemptStatus.RUNNING, world.launch())
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -168,7 +168,7 @@ def test_a_session_that_lives_is_not_over_while_reads_of_it_are_refused(
     ref = world.launch()
     ref = ref if is_known else replace(ref, handle=None)
     if is_known:
-        world.until(Sighting.RUNNING, ref)
+        world.until(AttemptStatus.RUNNING, ref)
     faults = refused_reads(SLUG, status=status)
     world.emulator.faults.add(*faults)
     seen: list[Observation] = []
@@ -179,11 +179,11 @@ def test_a_session_that_lives_is_not_over_while_reads_of_it_are_refused(
         return world.clock.monotonic() >= ends_s
 
     world.poll(is_long_enough)
-    assert {one.sighting for one in seen} <= {Sighting.RUNNING, Sighting.UNKNOWN}
+    assert {one.sighting for one in seen} <= {AttemptStatus.RUNNING, AttemptStatus.UNKNOWN}
     assert "Kaggle has refused to show the kernel" in seen[-1].detail
     assert len(world.emulator.journal.of("ListKernels")) >= 3
     world.emulator.faults.remove(*faults)
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -193,26 +193,26 @@ def test_a_kernel_that_was_deleted_on_kaggle_is_over_when_lists_do_not_show_it(
     world = world_of(unknown_kernel_status=status)
     world.script("time.sleep(600)")
     ref = world.launch()
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
     world.api.delete_kernel(SLUG)
-    assert "it was deleted" in world.until(Sighting.ENDED, ref).detail
+    assert "it was deleted" in world.until(AttemptStatus.ENDED, ref).detail
 
 
 def test_a_kernel_that_refuses_everything_is_not_called_deleted(world_of: Callable[..., World]) -> None:
     world = world_of()
     world.script("time.sleep(600)")
     ref = world.launch()
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
     faults = refused_reads(SLUG, deletes=True)
     world.emulator.faults.add(*faults)
     with pytest.raises(DeniedError):
         world.api.delete_kernel(SLUG)
     world.run.backend.kill(ref)
-    world.until(Sighting.UNKNOWN, ref)
+    world.until(AttemptStatus.UNKNOWN, ref)
     world.run.backend.kill(ref)
-    assert world.run.backend.observe(ref).sighting is Sighting.UNKNOWN
+    assert world.run.backend.observe(ref).sighting is AttemptStatus.UNKNOWN
     world.emulator.faults.remove(*faults)
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
 
 
 def test_a_full_account_takes_it_later(world_of: Callable[..., World]) -> None:
@@ -222,14 +222,14 @@ def test_a_full_account_takes_it_later(world_of: Callable[..., World]) -> None:
     world.emulator.faults.add(Fault("SaveKernel", "refuse", calls=[1], value=said))
     with pytest.raises(NotLaunchedError, match="session count of 5"):
         world.launch()
-    world.until(Sighting.ENDED, world.launch())
+    world.until(AttemptStatus.ENDED, world.launch())
 
 
 def test_a_session_is_asked_to_stop_and_then_deleted(world_of: Callable[..., World]) -> None:
     world = world_of()
     world.script("time.sleep(600)")
     ref = world.launch()
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
 
     def flag() -> StopFlag:
         world.run.backend.ask_to_stop(ref)
@@ -243,17 +243,17 @@ def test_a_session_is_asked_to_stop_and_then_deleted(world_of: Callable[..., Wor
     world.poll(lambda: flag() == StopFlag(session=1, attempt=1))
     world.run.backend.kill(ref)
     assert world.api.kernel(SLUG) is None
-    assert world.run.backend.observe(ref).sighting is Sighting.ENDED
-    assert world.open().backend.observe(replace(ref, handle=None)).sighting is Sighting.ENDED
+    assert world.run.backend.observe(ref).sighting is AttemptStatus.ENDED
+    assert world.open().backend.observe(replace(ref, handle=None)).sighting is AttemptStatus.ENDED
 
 
 def test_an_outage_of_the_status_is_unknown(world_of: Callable[..., World]) -> None:
     world = world_of()
     world.script("time.sleep(600)")
     ref = world.launch()
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)
     fault = Fault("GetKernelSessionStatus", "status", status=500)
     world.emulator.faults.add(fault)
-    assert "last seen running" in world.until(Sighting.UNKNOWN, ref).detail
+    assert "last seen running" in world.until(AttemptStatus.UNKNOWN, ref).detail
     world.emulator.faults.remove(fault)
-    world.until(Sighting.RUNNING, ref)
+    world.until(AttemptStatus.RUNNING, ref)

@@ -14,7 +14,7 @@ from orchestrator.backends.kaggle.checkpoints.index import Entry, EntryState, In
 from orchestrator.backends.kaggle.checkpoints.known import Known
 from orchestrator.backends.kaggle.publish.dataset import Publication, PublishedFile, publication_folder
 from orchestrator.backends.kaggle.session.control_dataset import DataRecords
-from orchestrator.backends.simulated import Course
+from orchestrator.backends.simulated import Scenario
 from state.clock import ManualClock
 from state.data_manifest import Shard, ShardIndex
 from state.document import Document
@@ -324,7 +324,7 @@ def test_every_id_that_a_run_gives_is_one(step: int, session: int, attempt: int)
 
 
 def test_a_ledger_with_an_id_that_an_earlier_version_believed_is_read_and_the_run_falls_back(tmp_path: Path) -> None:
-    run = Simulation(tmp_path, lambda _session, _attempt: Course(save_after=(10, 20)))
+    run = Simulation(tmp_path, lambda _session, _attempt: Scenario(save_after=(10, 20)))
     run.create(total_steps=100)
     run.run_until(lambda _tick: run.record.head is not None)
     good = run.record.head

@@ -60,7 +60,7 @@ _PURE_IMPORTS = {
     "orchestrator.ports",
     *(name.removesuffix(".py").replace("/", ".") for name in _PURE),
 }
-_IMPURE_STATE = {"state.clock", "state.effects", "state.files", "state.stores.run_store"}
+_IMPURE_STATE = {"state.clock", "state.crash_points", "state.files", "state.stores.run_store"}
 _IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
 _IMPURE_ATTRIBUTES = {"now", "utcnow", "today", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "stat"}
 

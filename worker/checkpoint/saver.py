@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from state import effects, files
+from state import crash_points, files
 from state.clock import Clock
 from state.errors import GemmaOrchError
 from state.manifest import FileEntry, Manifest, TensorEntry
@@ -298,7 +298,7 @@ def _write(image: StateImage, path: Path, *, direct: bool) -> Generator[None, No
                 entries.append(TensorEntry(name=part.name, dtype=part.dtype, shape=part.shape, sha256=tensor.hexdigest()))
                 tensor = hashlib.sha256()
             yield
-    effects.done("write", path.name)
+    crash_points.done("write", path.name)
     return tuple(entries), FileEntry(name=path.name, size_bytes=image.size_bytes, sha256=whole.hexdigest())
 
 

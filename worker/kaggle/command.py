@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from state.errors import UserError
-from worker.kaggle.kernel import Places, main
+from worker.kaggle.kernel import KernelPaths, main
 
 
 def run_command(arguments: list[str], environment: MutableMapping[str, str]) -> int:
@@ -25,8 +25,8 @@ def run_command(arguments: list[str], environment: MutableMapping[str, str]) -> 
         job_json = chosen.job.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{chosen.job} cannot be read: {error.strerror}", expected="a KaggleJob as JSON") from error
-    usual = Places.of(environment)
-    places = Places(
+    usual = KernelPaths.of(environment)
+    places = KernelPaths(
         input=chosen.input or usual.input,
         working=chosen.job.absolute().parent,
         scratch=(chosen.scratch or usual.scratch).absolute(),

@@ -40,7 +40,7 @@ class _AbandonedError(Exception):
 
 
 @dataclass(frozen=True)
-class Desk:
+class DeliveryPaths:
     """The folders of a delivery."""
 
     outbox: Path
@@ -71,7 +71,7 @@ class Delivery:
         job: KaggleJob,
         api: KaggleApi | None,
         store: CheckpointStore,
-        desk: Desk,
+        desk: DeliveryPaths,
         *,
         clock: Clock,
         ends_s: float,
@@ -95,7 +95,7 @@ class Delivery:
         self._thread = threading.Thread(target=self._look_often, name="delivery", daemon=True)
 
     @property
-    def look_every_s(self) -> float:
+    def poll_interval_s(self) -> float:
         """The interval at which the thread polls, in seconds."""
         every_s = min(self._job.upload_every_s, self._job.settle_s) / _LOOKS
         return min(max(every_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
@@ -158,7 +158,7 @@ class Delivery:
     def _look_often(self) -> None:
         lower_priority()
         self.look()
-        while not self._over.wait(self.look_every_s):
+        while not self._over.wait(self.poll_interval_s):
             self.look()
 
     def _is_due(self, uploads: Uploads) -> bool:

@@ -24,7 +24,7 @@ from state.report import Outcome, SessionReport
 from state.spec import Reading, Retention, SessionSpec
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 from worker.failure import understand
-from worker.kaggle.delivery import Delivery, Desk
+from worker.kaggle.delivery import Delivery, DeliveryPaths
 from worker.kaggle.inputs import Mounts, build_data_folder, download_checkpoint, find_checkpoint
 from worker.kaggle.machine import check_machine
 from worker.kaggle.stop_flag import StopFlagWatch
@@ -42,7 +42,7 @@ def _say(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Places:
+class KernelPaths:
     """The folders of a kernel."""
 
     input: Path
@@ -53,7 +53,7 @@ class Places:
     """Deleted at the end: links to the inputs, checkpoints, files that wait for upload."""
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Places:
+    def of(cls, environment: Mapping[str, str]) -> KernelPaths:
         """Return the folders of the kernel that runs this process."""
         working = Path("/kaggle/working")
         temporary = environment.get("TMPDIR") or ("/kaggle/temp" if working.is_dir() else tempfile.gettempdir())
@@ -65,10 +65,10 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class KernelEnvironment:
     """What the process gives a kernel's session: folders, clock, credentials, callbacks."""
 
-    places: Places
+    places: KernelPaths
     clock: Clock
     started_s: float
     """When the process started, on the clock's monotonic axis."""
@@ -82,7 +82,7 @@ class Surroundings:
     say: Callable[[str], None] = field(default=_say)
 
 
-def main(job_json: str, environment: MutableMapping[str, str], places: Places | None = None) -> int:
+def main(job_json: str, environment: MutableMapping[str, str], places: KernelPaths | None = None) -> int:
     """Run the session of a job in this process; return the exit code.
 
     Args:
@@ -99,8 +99,8 @@ def main(job_json: str, environment: MutableMapping[str, str], places: Places | 
     except GemmaOrchError as error:
         _say(str(error))
         return error.exit_code
-    around = Surroundings(
-        places=places or Places.of(environment),
+    around = KernelEnvironment(
+        places=places or KernelPaths.of(environment),
         clock=SystemClock(),
         started_s=process_started_s(),
         connect=_connect,
@@ -119,7 +119,7 @@ def _connect(credentials: Credentials) -> KaggleApi:
 class Kernel:
     """One session in this process."""
 
-    def __init__(self, job: KaggleJob, around: Surroundings) -> None:
+    def __init__(self, job: KaggleJob, around: KernelEnvironment) -> None:
         self._job = job
         self._around = around
         self._clock = around.clock
@@ -234,7 +234,7 @@ class Kernel:
             self._job,
             self._api,
             DirectoryCheckpointStore(Path(spec.checkpoints_dir)),
-            Desk(outbox=scratch / "outbox", scratch=scratch / "uploads", working=self._places.working),
+            DeliveryPaths(outbox=scratch / "outbox", scratch=scratch / "uploads", working=self._places.working),
             clock=self._clock,
             ends_s=self._around.started_s + spec.limit_s,
             say=self._around.say,

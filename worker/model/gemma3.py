@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from state.architecture import Architecture
 from worker.model.attention import causal_attention, window_attention
-from worker.model.lean import gated_gelu, rms_norm
 from worker.model.loss import EmbeddingGradient, cross_entropy, shared_lookup
 from worker.model.matmul import linear
+from worker.model.memory_efficient_ops import gated_gelu, rms_norm
 from worker.model.private_torch import let_backward_recompute
 
 

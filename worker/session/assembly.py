@@ -15,8 +15,8 @@ from worker.checkpoint.snapshot import StateImage, training_state
 from worker.data.versions import VersionedBatches, open_versions
 from worker.device import configure, environment, pick_device
 from worker.model.gemma3 import Gemma3
-from worker.model.lean import check_gate
 from worker.model.matmul import check_products
+from worker.model.memory_efficient_ops import check_gate
 from worker.model.weights import initial_state, parameter_shapes
 from worker.train.optim import AdamW
 from worker.train.trainer import Trainer

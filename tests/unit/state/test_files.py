@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from state import effects, files
+from state import crash_points, files
 from state.errors import UserError
 
 
@@ -18,9 +18,9 @@ from state.errors import UserError
 def heard() -> Iterator[list[tuple[str, str]]]:
     """What is done while the test runs."""
     done: list[tuple[str, str]] = []
-    effects.observe(lambda kind, what: done.append((kind, what)))
+    crash_points.observe(lambda kind, what: done.append((kind, what)))
     yield done
-    effects.observe(None)
+    crash_points.observe(None)
 
 
 def test_a_write_replaces_the_whole_content_and_leaves_nothing_else(tmp_path: Path, heard: list[tuple[str, str]]) -> None:

@@ -21,7 +21,7 @@ from orchestrator.backends.kaggle.context import kaggle_folder
 from orchestrator.backends.kaggle.session.control_dataset import DATA_NAME, RUN_NAME, ControlState, DataRecords
 from orchestrator.controller.lease import LEASE_S
 from orchestrator.controller.reconcile import Found
-from orchestrator.ports import Ports, Sighting
+from orchestrator.ports import AttemptStatus, Ports
 from state import files
 from state.document import digest_of
 from state.errors import CorruptCheckpointError, DataError, TemporaryError, UserError, did_you_mean, shown
@@ -202,7 +202,7 @@ class _Reader:
         if known is not None:
             self._check_what_was_never_launched(known, kernels)
         if here.issuperset(keys):
-            return tuple(SeenAttempt(*key, sighting=Sighting.UNKNOWN) for key in keys)  # nothing is new, so nothing is read
+            return tuple(SeenAttempt(*key, sighting=AttemptStatus.UNKNOWN) for key in keys)  # nothing is new, so nothing is read
         newest_push = max((at for kernel in kernels.values() if (at := _aware(kernel.last_run_at)) is not None), default=None)
         seen = []
         for number, key in enumerate(keys, start=1):
@@ -265,7 +265,7 @@ class _Reader:
         if dataset is not None:
             self._read_dataset(dataset, contents)
         if dataset is None and pushed_at is not None and newest_push is not None and pushed_at < newest_push - _SURELY_OVER:
-            sighting, detail = Sighting.ENDED, "it ended long ago"
+            sighting, detail = AttemptStatus.ENDED, "it ended long ago"
         else:
             sighting, detail = self._sighting(kernel)
             self._read_kernel(key, kernel, sighting, contents)
@@ -286,21 +286,21 @@ class _Reader:
             changed_at=moments[-1] if moments else None,
         )
 
-    def _sighting(self, kernel: KernelInfo | None) -> tuple[Sighting, str]:
+    def _sighting(self, kernel: KernelInfo | None) -> tuple[AttemptStatus, str]:
         from state.kaggle.api import SessionStatus
 
         if kernel is None:
-            return Sighting.MISSING, "Kaggle has no kernel of this attempt"
+            return AttemptStatus.MISSING, "Kaggle has no kernel of this attempt"
         status = self._api.session_status(kernel.slug, kernel.version)
         match status:
             case SessionStatus.QUEUED:
-                return Sighting.QUEUED, ""
+                return AttemptStatus.QUEUED, ""
             case SessionStatus.RUNNING:
-                return Sighting.RUNNING, ""
+                return AttemptStatus.RUNNING, ""
             case SessionStatus.COMPLETE | SessionStatus.ERROR | SessionStatus.CANCELLED:
-                return Sighting.ENDED, f"its kernel is {status.lower()}, without a report"
+                return AttemptStatus.ENDED, f"its kernel is {status.lower()}, without a report"
             case _:
-                return Sighting.UNKNOWN, ""
+                return AttemptStatus.UNKNOWN, ""
 
     def _read_dataset(self, dataset: DatasetInfo, contents: _Contents) -> None:
         for version in sorted(dataset.versions, key=lambda version: version.number, reverse=True):
@@ -339,11 +339,11 @@ class _Reader:
                 )
         return found
 
-    def _read_kernel(self, key: tuple[int, int], kernel: KernelInfo | None, sighting: Sighting, contents: _Contents) -> None:
+    def _read_kernel(self, key: tuple[int, int], kernel: KernelInfo | None, sighting: AttemptStatus, contents: _Contents) -> None:
         """Read what an attempt's dataset lacks from its kernel: from the output if it has ended, then from its script."""
         if kernel is None:
             return
-        if sighting is Sighting.ENDED and (contents.spec is None or contents.report is None):
+        if sighting is AttemptStatus.ENDED and (contents.spec is None or contents.report is None):
             self._read_outputs(key, kernel, contents)
         if contents.spec is None:
             whole = kernel if kernel.source is not None else self._api.kernel(kernel.slug)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.controller.decide import stop_message
-from orchestrator.controller.reconcile import Found, World, reconcile
-from orchestrator.ports import Observation, Sighting
+from orchestrator.controller.reconcile import Found, Observed, reconcile
+from orchestrator.ports import AttemptStatus, Observation
 from state.errors import CorruptCheckpointError, DataError, ExitCode, UserError
 from state.kaggle.job import StopFlag
 from state.layout import attempt_name, attempt_of, parse_attempt_name
 from state.ledger import (
+    AddEvent,
     AttemptRecord,
     Change,
     CheckpointRecord,
@@ -29,7 +30,6 @@ from state.ledger import (
     RunWishes,
     SetHeader,
     StopWish,
-    Tell,
 )
 from state.lineage import ancestors
 from state.report import Outcome, SessionReport
@@ -37,7 +37,7 @@ from state.session import AttemptState, RunState
 from state.spec import ExpectedCheckpoint, RunSpec, SessionSpec, compare_specs
 
 BACKEND = "kaggle"
-_GONE = (Sighting.ENDED, Sighting.MISSING)
+_GONE = (AttemptStatus.ENDED, AttemptStatus.MISSING)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SeenAttempt:
 
     session: int
     attempt: int
-    sighting: Sighting
+    sighting: AttemptStatus
     """State of its kernel; MISSING: there is none."""
     detail: str = ""
     handle: str | None = None
@@ -83,13 +83,13 @@ class SeenAttempt:
     def is_surely_over(self) -> bool:
         """Whether its kernel has ended, and its report and the last checkpoint named there were found."""
         delivered = self.report is not None and self.report.head in (None, *(found.manifest.id for found in self.found))
-        return self.sighting is Sighting.ENDED and delivered
+        return self.sighting is AttemptStatus.ENDED and delivered
 
     @property
     def is_being_made(self) -> bool:
         """Whether another controller is preparing it: its dataset exists but cannot be read, and there is no kernel."""
         shows_nothing = self.fence is None and self.report is None and not self.corrupt
-        return self.has_dataset and self.sighting is Sighting.MISSING and shows_nothing
+        return self.has_dataset and self.sighting is AttemptStatus.MISSING and shows_nothing
 
     @property
     def began_at(self) -> datetime | None:
@@ -151,7 +151,7 @@ def what_is_new(record: RunRecord, account: RunOnAccount, now: datetime) -> tupl
 def wished_stop(account: RunOnAccount) -> StopWish | None:
     """Return the request to stop, if the stop flag names an attempt that is still alive."""
     named = _stopped_by_user(account)
-    return StopWish.CHECKPOINT if named is not None and named.sighting is not Sighting.ENDED else None
+    return StopWish.CHECKPOINT if named is not None and named.sighting is not AttemptStatus.ENDED else None
 
 
 def _stopped_by_user(account: RunOnAccount) -> SeenAttempt | None:
@@ -227,7 +227,7 @@ class _Adoption:
                 return
             self._add(seen)
         known = self._known(seen)
-        if known is not None and known.state is AttemptState.PLANNED and seen.sighting is not Sighting.MISSING:
+        if known is not None and known.state is AttemptState.PLANNED and seen.sighting is not AttemptStatus.MISSING:
             # Another controller has pushed an attempt that this home had only planned.
             known = known.evolve(state=AttemptState.LAUNCHING, handle=seen.handle)
             self._change(PutAttempt(known))
@@ -262,13 +262,13 @@ class _Adoption:
         self._change(SetHeader(self._record.header.evolve(**values)))
 
     def _tell(self, text: str) -> None:
-        self._change(Tell(Event(at=self._now, text=text)))
+        self._change(AddEvent(Event(at=self._now, text=text)))
 
     def _add_name(self, seen: SeenAttempt) -> None:
         """Add an attempt of which the account has only the name, with an unused fence token below all real ones."""
         self._nameless_fence -= 1
         began_at = seen.began_at or self._now
-        alive = seen.sighting in (Sighting.QUEUED, Sighting.RUNNING, Sighting.UNKNOWN)
+        alive = seen.sighting in (AttemptStatus.QUEUED, AttemptStatus.RUNNING, AttemptStatus.UNKNOWN)
         attempt = AttemptRecord(
             session=seen.session,
             attempt=seen.attempt,
@@ -291,7 +291,7 @@ class _Adoption:
         spec = self._spec_of(seen)
         if spec.start is not None:
             self._know_start(spec.start)
-        begun = seen.sighting is not Sighting.MISSING or bool(seen.found) or seen.report is not None
+        begun = seen.sighting is not AttemptStatus.MISSING or bool(seen.found) or seen.report is not None
         began_at = seen.began_at or self._now
         # If the newest one has no kernel, reads may be stale: as LAUNCHING, the controller polls it for as long as that may be.
         state = AttemptState.RUNNING if begun else AttemptState.LAUNCHING if seen is self._newest else AttemptState.DROPPED
@@ -393,10 +393,10 @@ class _Adoption:
         return CheckpointState.QUARANTINED, "it was not on the account when the run was adopted"
 
     def _follow(self, seen: SeenAttempt, known: AttemptRecord) -> None:
-        doubtful = seen.sighting is Sighting.MISSING or not seen.is_surely_over
+        doubtful = seen.sighting is AttemptStatus.MISSING or not seen.is_surely_over
         # One read of the newest attempt may be stale: the controller polls it and decides.
-        sighting = Sighting.UNKNOWN if doubtful and seen is self._newest and seen.sighting in _GONE else seen.sighting
-        world = World(
+        sighting = AttemptStatus.UNKNOWN if doubtful and seen is self._newest and seen.sighting in _GONE else seen.sighting
+        world = Observed(
             observation=Observation(sighting, seen.detail, ended_at=seen.changed_at),
             report=seen.report,
             found=tuple(found for found in seen.found if found.manifest.id not in self._record.checkpoints),

@@ -26,7 +26,7 @@ from state.quantities import format_duration, format_size
 from state.stores.checkpoint_store import DirectoryCheckpointStore
 
 if TYPE_CHECKING:
-    from orchestrator.backends.kaggle.data.upload import Talk
+    from orchestrator.backends.kaggle.data.upload import ProgressReporter
     from orchestrator.ports import Ports
     from state.kaggle.datasets import LocalFile
 
@@ -92,7 +92,7 @@ class Promotion:
             self._sent[checkpoint_id] = now
         return waiting
 
-    def bring(self, checkpoint: CheckpointRecord, talk: Talk) -> CheckpointPlace:
+    def bring(self, checkpoint: CheckpointRecord, talk: ProgressReporter) -> CheckpointPlace:
         """Promote a checkpoint from a kernel's output or from this machine, and wait until its dataset shows it.
 
         A call that was interrupted is resumed by the next; nothing is sent twice. Needs disk space for one copy meanwhile.
@@ -124,7 +124,7 @@ class Promotion:
         what = f"{checkpoint.id} was sent to the dataset {slug}, which does not show it"
         return self._done(checkpoint, wait_for(lambda: self._seen_in_dataset(checkpoint), what, self._clock, patience_s))
 
-    def _publish(self, slug: str, local: Sequence[LocalFile], notes: str, talk: Talk) -> None:
+    def _publish(self, slug: str, local: Sequence[LocalFile], notes: str, talk: ProgressReporter) -> None:
         from state.kaggle.datasets import begin_version, publish_version
 
         api, limit_s, num_bytes = self._api(), self._settings.processing_limit_s, sum(file.size_bytes for file in local)
@@ -150,7 +150,7 @@ class Promotion:
         self._checkpoints.discovery.take_dataset(checkpoint.session, checkpoint.attempt, info)
         return self._in_dataset(checkpoint.id)
 
-    def _fetch(self, checkpoint: CheckpointRecord, talk: Talk) -> Manifest:
+    def _fetch(self, checkpoint: CheckpointRecord, talk: ProgressReporter) -> Manifest:
         """Copy a checkpoint into the promotion folder, with every byte verified, unless an earlier call has."""
         expected = checkpoint.expected()
         if checkpoint.id in self._fetched.ids():
@@ -250,7 +250,7 @@ def to_promote(record: RunRecord, store: KaggleCheckpoints, checkpoint_id: str |
     return tuple(sorted(in_outputs, key=lambda each: (each.id == record.header.head, each.step, each.fence), reverse=True))
 
 
-def promote_all(store: KaggleCheckpoints, wanted: Sequence[CheckpointRecord], talk: Talk) -> Iterator[Promoted]:
+def promote_all(store: KaggleCheckpoints, wanted: Sequence[CheckpointRecord], talk: ProgressReporter) -> Iterator[Promoted]:
     """Promote checkpoints one after the other; after a temporary failure or a corrupt one, the others are still tried.
 
     Raises:

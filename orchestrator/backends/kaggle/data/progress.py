@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from orchestrator.backends.kaggle.data.upload import Talk
+    from orchestrator.backends.kaggle.data.upload import ProgressReporter
 
 _LINE_EVERY_S = 30.0
 
 
-def talk_on(console: Console, say: Callable[[str], None]) -> Talk:
+def talk_on(console: Console, say: Callable[[str], None]) -> ProgressReporter:
     """Return the progress display for a console: a bar on a terminal, else lines."""
     return Bars(console) if console.is_terminal else Lines(say)
 

@@ -48,7 +48,7 @@ _SHORTEST_UPLOAD_S = 600.0
 _FIRST_POLL_S, _LONGEST_POLL_S = 1.0, 15.0
 
 
-class Talk(Protocol):
+class ProgressReporter(Protocol):
     """Receives the progress of an upload."""
 
     def say(self, text: str) -> None:
@@ -90,7 +90,7 @@ class Place:
     settings: KaggleSettings
 
 
-def upload_data(place: Place, folder: Path, talk: Talk) -> tuple[UploadedPart, ...]:
+def upload_data(place: Place, folder: Path, talk: ProgressReporter) -> tuple[UploadedPart, ...]:
     """Upload a data folder, and return its datasets, the manifest's first; that one is uploaded last.
 
     Raises:
@@ -130,7 +130,7 @@ def read_beside(folder: Path, manifest: DataManifest) -> dict[str, DataFile]:
 
 
 class _Upload:
-    def __init__(self, place: Place, folder: Path, parts: Sequence[DataPart], talk: Talk) -> None:
+    def __init__(self, place: Place, folder: Path, parts: Sequence[DataPart], talk: ProgressReporter) -> None:
         self._api = place.api
         self._clock = place.clock
         self._place = place

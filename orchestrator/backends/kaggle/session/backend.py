@@ -23,8 +23,8 @@ from orchestrator.backends.kaggle.session.outputs import Salvage
 from orchestrator.backends.kaggle.session.push import Pushing
 from orchestrator.backends.kaggle.session.status import all_shown_at, judge
 from orchestrator.backends.kaggle.sightings import Look
-from orchestrator.ports import AttemptRef, Observation, Quota, Sighting
-from state import effects
+from orchestrator.ports import AttemptRef, AttemptStatus, Observation, Quota
+from state import crash_points
 from state.errors import TemporaryError
 from state.kaggle.names import attempt_dataset_slug
 from state.ledger import RunRecord
@@ -50,7 +50,7 @@ class KaggleBackend:
 
     name = "kaggle"
     can_be_run_by_hand = False
-    killing = (
+    kill_note = (
         "Kaggle cannot end a session from outside: its kernel is deleted, with its log and output, once its uploads are safe"
     )
 
@@ -72,7 +72,7 @@ class KaggleBackend:
         self._salvage = Salvage(context, checkpoints, looks)
 
     @property
-    def look_every_s(self) -> float:
+    def poll_interval_s(self) -> float:
         """Seconds between two ticks; most ticks only read the user's requests and ask Kaggle nothing."""
         return min(self._settings.poll_every_s / _TICKS_A_POLL, _LONGEST_TICK_S)
 
@@ -108,7 +108,7 @@ class KaggleBackend:
         """Return the state of an attempt; asks Kaggle at most once a poll interval while nothing changes."""
         seen = self._looks.seen(ref.session, ref.attempt)
         if seen.over is not None:
-            return Observation(Sighting.ENDED, seen.over, seen.over_at)
+            return Observation(AttemptStatus.ENDED, seen.over, seen.over_at)
         looks_before = seen.looks
         seen = self._looks.refresh(ref.session, ref.attempt, ref.handle)
         if seen.looks != looks_before:
@@ -126,10 +126,10 @@ class KaggleBackend:
             settings=self._settings,
             now=now,
         )
-        if observation.sighting is Sighting.ENDED:
+        if observation.sighting is AttemptStatus.ENDED:
             over_at = observation.ended_at or (report.ended_at if report is not None else self._clock.now())
             self._looks.change(ref.session, ref.attempt, over=observation.detail, over_at=over_at)
-            return Observation(Sighting.ENDED, observation.detail, over_at)
+            return Observation(AttemptStatus.ENDED, observation.detail, over_at)
         return observation
 
     def report(self, ref: AttemptRef) -> SessionReport | None:
@@ -185,7 +185,7 @@ class KaggleBackend:
         self._salvage.read_outputs(ref)
         self._checkpoints.bring_home(ref.session, ref.attempt)
         api.delete_kernel(kernel.slug)
-        effects.done("signal", "delete")
+        crash_points.done("signal", "delete")
         how = "its kernel was deleted, after its checkpoints and report were salvaged"
         self._looks.change(ref.session, ref.attempt, over=how, over_at=self._clock.now())
 

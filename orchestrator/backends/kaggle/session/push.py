@@ -17,7 +17,7 @@ from orchestrator.backends.kaggle.session.quota import Admission
 from orchestrator.backends.kaggle.session.storage_budget import SPEC_VERSION, StoragePlan, storage_plan
 from orchestrator.backends.kaggle.sightings import Seen
 from orchestrator.backends.kaggle.transfer import sending
-from state import effects, files
+from state import crash_points, files
 from state.backend_settings import MACHINE_SHAPES
 from state.errors import AmbiguousError, GemmaOrchError, NotLaunchedError, TemporaryError, UserError
 from state.kaggle.errors import InvalidSourcesError, SlugTakenError
@@ -113,7 +113,7 @@ class Pushing:
             raise
         except TemporaryError as error:
             raise self.admission.not_now(error) from error
-        effects.done("launch", slug)
+        crash_points.done("launch", slug)
         return str(PushedKernel(slug, version))
 
     def _unready(self, spec: SessionSpec, now: datetime) -> str | None:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.backends.kaggle.limits import ceiling
 from orchestrator.backends.kaggle.sightings import Seen
-from orchestrator.ports import AttemptRef, Observation, Sighting
+from orchestrator.ports import AttemptRef, AttemptStatus, Observation
 from state.backend_settings import MACHINE_SHAPES, KaggleSettings
 from state.kaggle.names import pushed_kernels
 from state.kaggle.records import SessionStatus
@@ -48,23 +48,23 @@ def judge(
     if seen.ended is not None:
         sure = report is not None or seen.ended_again or _is_gone(seen, ref, settings) or _is_past_ceiling(seen, ref, settings)
         if not sure:
-            return Observation(Sighting.UNKNOWN, "Kaggle reports that it ended; the next poll must confirm that")
+            return Observation(AttemptStatus.UNKNOWN, "Kaggle reports that it ended; the next poll must confirm that")
         left = None if delivered else _left_behind(seen, shown_at, report, now, salvaged=salvaged)
-        return left or Observation(Sighting.ENDED, _how_it_ended(seen, report), seen.ended_at)
+        return left or Observation(AttemptStatus.ENDED, _how_it_ended(seen, report), seen.ended_at)
     is_silent = seen.failure is not None or seen.missing_since is not None
     wait_s = settings.settle_s if delivered else settings.longest_lag_s
     if report is not None and is_silent and seen.report_at is not None and now >= seen.report_at + timedelta(seconds=wait_s):
         # Writing the report is a session's last act, so a status that Kaggle withholds for days must not block the run.
         why = seen.failure or "it refuses to show the kernel (403 or 404)"
-        return Observation(Sighting.ENDED, f"its report says that it ended; Kaggle gives no status: {why}")
+        return Observation(AttemptStatus.ENDED, f"its report says that it ended; Kaggle gives no status: {why}")
     if seen.missing_since is not None:
         left = None if delivered else _left_behind(seen, shown_at, report, now, salvaged=salvaged)
         return _refused(seen, ref, report, settings, now, left)
     if seen.failure is not None or seen.status in (None, SessionStatus.UNKNOWN):
-        return Observation(Sighting.UNKNOWN, _unknown(seen))
+        return Observation(AttemptStatus.UNKNOWN, _unknown(seen))
     if seen.status is SessionStatus.QUEUED:
-        return Observation(Sighting.QUEUED, "it waits for a Kaggle machine")
-    return Observation(Sighting.RUNNING, substituted(seen, settings) or "")
+        return Observation(AttemptStatus.QUEUED, "it waits for a Kaggle machine")
+    return Observation(AttemptStatus.RUNNING, substituted(seen, settings) or "")
 
 
 def all_shown_at(seen: Seen, ref: AttemptRef, *, report: SessionReport | None, settings: KaggleSettings) -> datetime | None:
@@ -97,9 +97,9 @@ def _left_behind(
     """Return an UNKNOWN observation while something that an ended session left may still appear or be unread, else None."""
     if shown_at is not None and now < shown_at:
         what = "its last checkpoint" if report is not None else "a checkpoint or report"
-        return Observation(Sighting.UNKNOWN, f"it has ended; {what} may still appear, until {shown_at:%H:%M:%S} UTC")
+        return Observation(AttemptStatus.UNKNOWN, f"it has ended; {what} may still appear, until {shown_at:%H:%M:%S} UTC")
     if not salvaged and seen.looks_after_end < _MOST_LOOKS_AFTER_END:
-        return Observation(Sighting.UNKNOWN, "it has ended; its dataset or its output cannot be read now")
+        return Observation(AttemptStatus.UNKNOWN, "it has ended; its dataset or its output cannot be read now")
     return None
 
 
@@ -136,18 +136,18 @@ def _refused(
     was_there = _was_there(seen, ref) or report is not None
     is_gone = _is_gone(seen, ref, settings)
     if not was_there and (is_gone or ref.launched_at is None):
-        return Observation(Sighting.MISSING, "Kaggle has no kernel of this attempt")
+        return Observation(AttemptStatus.MISSING, "Kaggle has no kernel of this attempt")
     if not is_gone and not _is_past_ceiling(seen, ref, settings):
-        return Observation(Sighting.UNKNOWN, _refusal(seen, ref, settings, now))
+        return Observation(AttemptStatus.UNKNOWN, _refusal(seen, ref, settings, now))
     if left is not None:
         return left
     if report is not None:
-        return Observation(Sighting.ENDED, "", seen.alive_at)
+        return Observation(AttemptStatus.ENDED, "", seen.alive_at)
     if is_gone:
-        return Observation(Sighting.ENDED, "its kernel is gone: it was deleted", seen.alive_at)
+        return Observation(AttemptStatus.ENDED, "its kernel is gone: it was deleted", seen.alive_at)
     over_at = ceiling(seen, ref, settings)
     return Observation(
-        Sighting.ENDED,
+        AttemptStatus.ENDED,
         f"Kaggle has refused to show its kernel since {_moment(seen.missing_since or now, now)}, and its time limit has passed",
         over_at,
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.local import Launched, LocalBackend
-from orchestrator.ports import Sighting
-from state import effects
+from orchestrator.ports import AttemptStatus
+from state import crash_points
 from state.errors import AmbiguousError, DataError, OutOfReachError, TemporaryError, UserError
 from state.layout import AttemptLayout, HomeLayout
 from state.process import ProcessIdentity, identify
@@ -36,7 +36,7 @@ def waiting(tmp_path: Path) -> Iterator[LocalBackend]:
     backend = local_backend(tmp_path, "wait")
     yield backend
     backend.kill(ref())
-    wait_until(lambda: backend.observe(ref()).sighting is not Sighting.RUNNING)
+    wait_until(lambda: backend.observe(ref()).sighting is not AttemptStatus.RUNNING)
 
 
 def has_begun(backend: LocalBackend) -> bool:
@@ -79,17 +79,17 @@ def test_whoever_holds_the_lock_is_running_even_when_nothing_else_is_known(waiti
     folder.root.mkdir(parents=True)
     with open(folder.lock, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert waiting.observe(ref()).sighting is Sighting.RUNNING
+        assert waiting.observe(ref()).sighting is AttemptStatus.RUNNING
         with pytest.raises(AmbiguousError):
             waiting.launch(session_spec())
-    assert waiting.observe(ref()).sighting is Sighting.MISSING
+    assert waiting.observe(ref()).sighting is AttemptStatus.MISSING
 
 
 def test_two_who_look_at_once_do_not_take_each_other_for_a_worker(waiting: LocalBackend, folder: AttemptLayout) -> None:
     folder.root.mkdir(parents=True)
     with open(folder.lock, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        assert waiting.observe(ref()).sighting is Sighting.MISSING
+        assert waiting.observe(ref()).sighting is AttemptStatus.MISSING
 
 
 def test_a_worker_outlives_the_controller_that_launched_it_at_every_instant(tmp_path: Path, folder: AttemptLayout) -> None:
@@ -108,12 +108,12 @@ def test_a_worker_outlives_the_controller_that_launched_it_at_every_instant(tmp_
     assert dead.returncode == -signal.SIGKILL
     assert not folder.launched.exists()
     backend = local_backend(tmp_path, "wait")
-    assert backend.observe(ref()).sighting is Sighting.RUNNING
+    assert backend.observe(ref()).sighting is AttemptStatus.RUNNING
     with pytest.raises(AmbiguousError):
         backend.launch(session_spec())
     wait_until(lambda: has_begun(backend))
     backend.kill(ref())  # its process is known from its heartbeat alone
-    wait_until(lambda: backend.observe(ref()).sighting is Sighting.ENDED)
+    wait_until(lambda: backend.observe(ref()).sighting is AttemptStatus.ENDED)
 
 
 def test_how_it_ended_is_said_as_far_as_it_is_known(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_worker_that_runs_elsewhere_is_told_of_and_asked_to_stop_and_nothing_h
     assert ("shows whether it still is the worker" in caught.value.remedy) == (elsewhere.pid_namespace == "")
     assert caught.value.exit_code == 3
     assert folder.stop.exists()
-    assert waiting.observe(ref()).sighting is Sighting.RUNNING
+    assert waiting.observe(ref()).sighting is AttemptStatus.RUNNING
     assert where in waiting.observe(ref()).detail
 
 
@@ -237,7 +237,7 @@ def test_a_command_that_does_not_exist_was_certainly_not_launched(tmp_path: Path
     with pytest.raises(TemporaryError, match="could not be started") as caught:
         backend.launch(session_spec())
     assert not isinstance(caught.value, AmbiguousError)
-    assert backend.observe(ref()).sighting is Sighting.MISSING
+    assert backend.observe(ref()).sighting is AttemptStatus.MISSING
 
 
 def test_a_link_in_the_place_of_a_sessions_folder_is_not_followed(tmp_path: Path) -> None:
@@ -270,15 +270,15 @@ def test_a_home_that_cannot_be_written_launches_nothing(tmp_path: Path) -> None:
 def test_a_launch_that_cannot_be_noted_is_ambiguous(tmp_path: Path, folder: AttemptLayout) -> None:
     backend = local_backend(tmp_path, "vanish")
 
-    def lose_the_disk(kind: effects.EffectKind, what: str) -> None:
+    def lose_the_disk(kind: crash_points.EffectKind, what: str) -> None:
         if kind == "launch":
             shutil.rmtree(folder.root)
 
-    effects.observe(lose_the_disk)
+    crash_points.observe(lose_the_disk)
     try:
         with pytest.raises(AmbiguousError, match="could not be recorded"):
             backend.launch(session_spec())
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     child = backend._children[RUN, 1, 1]
     child.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from state.errors import LeaseHeldError
-from state.ledger import Event, RunWishes, Tell
+from state.ledger import AddEvent, Event, RunWishes
 from state.process import identify
 from state.stores.run_store import SqliteRunStore
 from tests.factories import OWNER, RUN, START, header, run_spec
@@ -139,4 +139,4 @@ def test_a_lease_of_a_process_that_has_died_on_this_machine_is_taken_at_once(sto
         store.acquire(RUN, mine, START, 60)
     child.communicate()
     store.acquire(RUN, mine, START, 60)
-    store.apply(RUN, mine, [Tell(Event(at=START, text="x"))])
+    store.apply(RUN, mine, [AddEvent(Event(at=START, text="x"))])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from state import effects
+from state import crash_points
 from state.data_manifest import Recipe
 from tests.corpora import ALL, MODEL, Listener, encoded, small_corpus, texts, tokens_of, tree, write_lines
 from tests.repository import ROOT
@@ -82,7 +82,7 @@ def die_after(num_effects: int) -> None:
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    effects.observe(count)
+    crash_points.observe(count)
 
 
 def large_corpus(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from tests.kaggle_emulator import Fault, refused_reads
 from tests.kaggle_emulator.emulator import KaggleEmulator
 from tests.kaggle_jobs import job_of
 from tests.sessions import CountingClock
-from worker.kaggle.delivery import Delivery, Desk
+from worker.kaggle.delivery import Delivery, DeliveryPaths
 
 LIMIT_S = 3600.0
 UPLOAD_EVERY_S = 600.0
@@ -60,7 +60,7 @@ class Bench:
             self.job,
             api,
             self.store,
-            Desk(outbox=self.root / "outbox", scratch=self.root / "uploads", working=self.working),
+            DeliveryPaths(outbox=self.root / "outbox", scratch=self.root / "uploads", working=self.working),
             clock=self.clock,
             ends_s=self.clock.monotonic() + LIMIT_S,
             say=self.said.append,

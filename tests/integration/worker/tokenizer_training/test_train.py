@@ -24,7 +24,7 @@ from worker.tokenizer_training.train import TrainedTokenizer, train_tokenizer
 SMALL = TrainingOptions(vocab_size=600, character_coverage=0.999)
 
 
-class Talk(Silent):
+class ProgressReporter(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -181,7 +181,7 @@ def test_lines_without_text_are_counted_and_many_of_them_refused(tmp_path: Path)
     (corpus / "notes.pdf").write_bytes(b"?")
     with (corpus / "a" / "a.jsonl").open("a") as file:
         file.write("no json\n")
-    talk = Talk()
+    talk = ProgressReporter()
     train_tokenizer([corpus], tmp_path / "m.model", TrainingOptions(vocab_size=300), Recipe(), progress=talk)
     assert any("passed over: 1 not JSON" in line for line in talk.lines)
     assert any("not read: notes.pdf" in line for line in talk.lines)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from orchestrator.backends.simulated import Course
+from orchestrator.backends.simulated import Scenario
 from orchestrator.commands.context import INTERRUPTED
 from orchestrator.commands.watching import watching
 from state.session import AttemptState
@@ -31,7 +31,7 @@ def test_ctrl_c_says_what_becomes_of_the_session(tmp_path: Path, capsys: pytest.
 def test_ctrl_c_says_of_a_session_that_waits_to_be_launched_that_it_will_not_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    simulation = Simulation(tmp_path, lambda _session, _attempt: Course(unready=9)).create(total_steps=100)
+    simulation = Simulation(tmp_path, lambda _session, _attempt: Scenario(unready=9)).create(total_steps=100)
     simulation.tick()
     live = simulation.record.live_attempt
     assert live is not None

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.simulated import Course
+from orchestrator.backends.simulated import Scenario
 from orchestrator.controller.checkpoints import collect, compare
 from orchestrator.controller.decide import GiveUp, Launch
-from state import effects
+from state import crash_points
 from state.errors import ExitCode, TemporaryError
 from state.ledger import CheckpointRecord, CheckpointState, RerunWish, RunRecord
 from state.lineage import ancestors
@@ -141,7 +141,7 @@ def test_a_corrupt_head_is_quarantined_and_the_run_falls_back_and_says_what_it_c
 
 
 def test_two_step_backs_are_taken_and_the_third_corrupt_checkpoint_ends_the_run_with_exit_code_4(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(save_after=(5, 10, 15, 20))).create(total_steps=60, retention=Retention(keep_last=4))
+    run = simulate(lambda _s, _a: Scenario(save_after=(5, 10, 15, 20))).create(total_steps=60, retention=Retention(keep_last=4))
     run.run_until(lambda tick: tick.record.head_step == 20)
     for step in (10, 15, 20):
         run.damage(f"step-{step:08d}-s001a1")
@@ -155,7 +155,7 @@ def test_two_step_backs_are_taken_and_the_third_corrupt_checkpoint_ends_the_run_
 
 
 def test_start_after_corrupt_checkpoints_tries_once_more(simulate: Simulate) -> None:
-    run = simulate(lambda session, number: Course((5, 10, 15, 20), refuses_start=session == 2 and number <= 3))
+    run = simulate(lambda session, number: Scenario((5, 10, 15, 20), refuses_start=session == 2 and number <= 3))
     run.create(total_steps=40, retention=Retention(keep_last=5))
     assert isinstance(run.run_until_over().decision, GiveUp)
     run.controller.activate(RUN)
@@ -163,7 +163,7 @@ def test_start_after_corrupt_checkpoints_tries_once_more(simulate: Simulate) -> 
 
 
 def test_a_run_whose_only_checkpoint_is_corrupt_begins_again(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(save_after=(20,))).create(total_steps=40)
+    run = simulate(lambda _s, _a: Scenario(save_after=(20,))).create(total_steps=40)
     run.run_until(lambda tick: tick.record.head_step == 20)
     run.damage("step-00000020-s001a1")
     record = run.run_until_over().record
@@ -173,7 +173,7 @@ def test_a_run_whose_only_checkpoint_is_corrupt_begins_again(simulate: Simulate)
 
 
 def test_a_corrupt_new_checkpoint_is_never_the_head(simulate: Simulate) -> None:
-    run = simulate(lambda session, _: Course(rots_after=20 if session == 1 else None)).create(total_steps=40)
+    run = simulate(lambda session, _: Scenario(rots_after=20 if session == 1 else None)).create(total_steps=40)
     record = run.run_until_over().record
     assert "step-00000020-s001a1" not in record.checkpoints
     assert record.attempts[1].start_step == 10
@@ -182,8 +182,8 @@ def test_a_corrupt_new_checkpoint_is_never_the_head(simulate: Simulate) -> None:
 
 
 def test_what_a_session_finds_corrupt_is_stepped_back_from_and_is_not_the_same_error_twice(simulate: Simulate) -> None:
-    course = {1: Course(save_after=(5, 10, 15, 20))}
-    run = simulate(lambda session, number: course.get(session, Course(refuses_start=session == 2 and number <= 2))).create(
+    course = {1: Scenario(save_after=(5, 10, 15, 20))}
+    run = simulate(lambda session, number: course.get(session, Scenario(refuses_start=session == 2 and number <= 2))).create(
         total_steps=60
     )
     record = run.run_until_over().record
@@ -193,7 +193,7 @@ def test_what_a_session_finds_corrupt_is_stepped_back_from_and_is_not_the_same_e
 
 
 def test_coming_back_to_a_step_that_was_lost_to_corruption_is_no_progress(simulate: Simulate) -> None:
-    run = simulate(lambda session, number: Course(refuses_start=session > 1 and session % 2 == 0)).create(total_steps=60)
+    run = simulate(lambda session, number: Scenario(refuses_start=session > 1 and session % 2 == 0)).create(total_steps=60)
     decision = run.run_until_over().decision
     assert isinstance(decision, GiveUp)
     assert decision.exit_code == ExitCode.DATA
@@ -247,7 +247,7 @@ def test_a_late_commit_by_an_older_attempt_becomes_a_branch(simulate: Simulate) 
 
 
 def test_what_a_hand_run_of_the_newest_attempt_commits_becomes_the_head(simulate: Simulate) -> None:
-    run = simulate(lambda session, _: Course(save_after=(10,), killed=True)).create(total_steps=40)
+    run = simulate(lambda session, _: Scenario(save_after=(10,), killed=True)).create(total_steps=40)
     run.run_until(lambda tick: tick.record.head_step == 10)
     by_hand = commit_checkpoint(run.store, 15, session=1, parent="step-00000010-s001a1")
     run.tick()
@@ -270,7 +270,7 @@ def test_a_finished_run_whose_head_is_damaged_goes_on_from_the_last_good_one_whe
 
 
 def test_pruning_keeps_the_newest_the_starts_and_the_head_and_the_store_agrees(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(save_after=(2, 4, 6, 8, 10))).create(
+    run = simulate(lambda _s, _a: Scenario(save_after=(2, 4, 6, 8, 10))).create(
         total_steps=60, retention=Retention(keep_last=2, keep_session_starts=2)
     )
     record = run.run_until_over().record
@@ -307,7 +307,7 @@ def test_a_disk_that_is_gone_for_a_while_costs_no_checkpoint(simulate: Simulate)
 
 
 def test_a_rerun_that_is_wished_for_keeps_its_start_from_being_pruned(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(save_after=(10,))).create(
+    run = simulate(lambda _s, _a: Scenario(save_after=(10,))).create(
         total_steps=60, retention=Retention(keep_last=2, keep_session_starts=2)
     )
     run.run_until_launch(4)
@@ -320,17 +320,17 @@ def test_a_controller_that_dies_between_forgetting_and_deleting_a_checkpoint_del
     class Died(BaseException):
         pass
 
-    def die(kind: effects.EffectKind, what: str) -> None:
+    def die(kind: crash_points.EffectKind, what: str) -> None:
         if kind == "rename" and what.startswith(".trash"):
             raise Died
 
-    run = simulate(lambda _s, _a: Course(save_after=(2, 4, 6, 8, 10))).create(total_steps=20)
-    effects.observe(die)
+    run = simulate(lambda _s, _a: Scenario(save_after=(2, 4, 6, 8, 10))).create(total_steps=20)
+    crash_points.observe(die)
     try:
         with pytest.raises(Died):
             run.run_until_over()
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     assert list(run.home.run(RUN).checkpoints.glob(".trash-*"))
     run.run_until_over()
     assert not list(run.home.run(RUN).checkpoints.glob(".trash-*"))

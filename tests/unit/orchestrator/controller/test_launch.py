@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.controller.decide import Drop, Finish, GiveUp, Kill, Resume, Wait
 from state.errors import CorruptCheckpointError, ExitCode, QuotaError, TemporaryError
 from state.ledger import CheckpointState, RerunWish, StopWish
@@ -15,7 +15,7 @@ from tests.simulation import Simulate, Simulation, attempts_of, digest_of_head
 
 
 def test_a_launch_whose_answer_is_lost_is_looked_for_before_anything_is_sent_again(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(lost_answer=True, unknown_looks=3)).create(total_steps=20)
+    run = simulate(lambda _s, _a: Scenario(lost_answer=True, unknown_looks=3)).create(total_steps=20)
     run.run_until_launch(1)
     assert run.record.attempts[0].state is AttemptState.LAUNCHING
     for _ in range(3):
@@ -74,7 +74,7 @@ def test_a_start_that_is_found_corrupt_while_it_is_brought_somewhere_is_stepped_
 
 
 def test_a_launch_that_fails_for_certain_is_another_attempt_and_three_end_the_run(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(refused=1)).create()
+    run = simulate(lambda _s, _a: Scenario(refused=1)).create()
     decision = run.run_until_over().decision
     assert isinstance(decision, GiveUp)
     assert decision.exit_code == ExitCode.TEMPORARY
@@ -101,7 +101,7 @@ def test_a_refusal_for_want_of_quota_is_waited_for_and_never_ends_the_run(simula
 
 
 def test_stop_while_the_answer_to_a_launch_is_lost_waits_until_it_is_known(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(lost_answer=True, unknown_looks=2)).create(total_steps=60)
+    run = simulate(lambda _s, _a: Scenario(lost_answer=True, unknown_looks=2)).create(total_steps=60)
     run.run_until_launch(1)
     run.runs.set_stop(RUN, StopWish.NOW)
     assert [type(run.tick().decision) for _ in range(3)] == [Wait, Wait, Kill]
@@ -147,12 +147,12 @@ def test_two_sessions_of_one_run_are_never_alive_at_once(simulate: Simulate) -> 
             assert self.alive() == ()
             return super().launch(spec)
 
-    run = simulate(lambda session, _: Course(killed=session == 1, lost_answer=session == 2), backend=Watchful)
+    run = simulate(lambda session, _: Scenario(killed=session == 1, lost_answer=session == 2), backend=Watchful)
     assert run.create(total_steps=60).run_until_over().record.header.state is RunState.FINISHED
 
 
 def test_an_attempt_that_is_not_ready_stays_planned_and_the_tick_says_what_it_waits_for(simulate: Simulate) -> None:
-    run = simulate(lambda _session, _attempt: Course(unready=2)).create(total_steps=20)
+    run = simulate(lambda _session, _attempt: Scenario(unready=2)).create(total_steps=20)
     assert [run.tick().decision for _ in range(2)] == [Wait("s001a1 to be made ready")] * 2
     assert [attempt.state for attempt in run.record.attempts] == [AttemptState.PLANNED]
     assert run.run_until_over().record.header.state is RunState.FINISHED
@@ -160,7 +160,7 @@ def test_an_attempt_that_is_not_ready_stays_planned_and_the_tick_says_what_it_wa
 
 
 def test_an_attempt_that_the_platform_has_no_room_for_is_launched_later_under_the_same_name(simulate: Simulate) -> None:
-    run = simulate(lambda _session, _attempt: Course(full=3)).create(total_steps=20)
+    run = simulate(lambda _session, _attempt: Scenario(full=3)).create(total_steps=20)
     assert run.tick().decision == Wait("the simulated backend is full: s001a1 waits")
     assert [attempt.state for attempt in run.record.attempts] == [AttemptState.PLANNED]
     assert run.run_until_over().record.header.state is RunState.FINISHED

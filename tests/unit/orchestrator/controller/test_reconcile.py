@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.controller.reconcile import Draft, Found, World, reconcile, step_back
-from orchestrator.ports import Observation, Sighting
+from orchestrator.controller.reconcile import Draft, Found, Observed, reconcile, step_back
+from orchestrator.ports import AttemptStatus, Observation
 from state.errors import CorruptCheckpointError, ErrorClass
 from state.ledger import (
+    AddEvent,
     AttemptRecord,
     Change,
     CheckpointRecord,
@@ -19,7 +20,6 @@ from state.ledger import (
     RunHeader,
     RunRecord,
     SetHeader,
-    Tell,
 )
 from state.manifest import Manifest
 from state.report import Outcome
@@ -28,7 +28,7 @@ from state.stores.checkpoint_store import DirectoryCheckpointStore
 from tests.factories import START, after, attempt, checkpoint, report, run_record, stage_checkpoint
 
 HEAD = checkpoint(20, 1)
-UNKNOWN = Observation(Sighting.UNKNOWN)
+UNKNOWN = Observation(AttemptStatus.UNKNOWN)
 
 
 def live(state: AttemptState = AttemptState.RUNNING, **values: Any) -> AttemptRecord:
@@ -57,7 +57,7 @@ def header_after(changes: tuple[Change, ...]) -> RunHeader:
 
 
 def texts(changes: tuple[Change, ...]) -> list[str]:
-    return [change.event.text for change in changes if isinstance(change, Tell)]
+    return [change.event.text for change in changes if isinstance(change, AddEvent)]
 
 
 @pytest.fixture
@@ -74,39 +74,39 @@ def found(tmp_path: Any) -> Any:
 
 @pytest.mark.parametrize("state", sorted(LIVE_STATES - {AttemptState.ENDED}))
 def test_unknown_changes_nothing(state: AttemptState) -> None:
-    assert reconcile(with_live(state), World(UNKNOWN), START) == ()
+    assert reconcile(with_live(state), Observed(UNKNOWN), START) == ()
 
 
 def test_a_world_that_shows_nothing_new_changes_nothing() -> None:
-    assert reconcile(with_live(), World(Observation(Sighting.RUNNING)), START) == ()
-    assert reconcile(run_record(), World(), START) == ()
+    assert reconcile(with_live(), Observed(Observation(AttemptStatus.RUNNING)), START) == ()
+    assert reconcile(run_record(), Observed(), START) == ()
 
 
 @pytest.mark.parametrize(
     ("state", "sighting", "expected"),
     [
-        (AttemptState.LAUNCHING, Sighting.MISSING, AttemptState.PLANNED),
-        (AttemptState.LAUNCHING, Sighting.QUEUED, AttemptState.QUEUED),
-        (AttemptState.LAUNCHING, Sighting.RUNNING, AttemptState.RUNNING),
-        (AttemptState.LAUNCHING, Sighting.ENDED, AttemptState.LOST),
-        (AttemptState.QUEUED, Sighting.RUNNING, AttemptState.RUNNING),
-        (AttemptState.QUEUED, Sighting.ENDED, AttemptState.LOST),
-        (AttemptState.QUEUED, Sighting.MISSING, AttemptState.LOST),
-        (AttemptState.RUNNING, Sighting.QUEUED, AttemptState.QUEUED),
-        (AttemptState.RUNNING, Sighting.ENDED, AttemptState.LOST),
-        (AttemptState.RUNNING, Sighting.MISSING, AttemptState.LOST),
-        (AttemptState.ENDED, Sighting.ENDED, AttemptState.LOST),
+        (AttemptState.LAUNCHING, AttemptStatus.MISSING, AttemptState.PLANNED),
+        (AttemptState.LAUNCHING, AttemptStatus.QUEUED, AttemptState.QUEUED),
+        (AttemptState.LAUNCHING, AttemptStatus.RUNNING, AttemptState.RUNNING),
+        (AttemptState.LAUNCHING, AttemptStatus.ENDED, AttemptState.LOST),
+        (AttemptState.QUEUED, AttemptStatus.RUNNING, AttemptState.RUNNING),
+        (AttemptState.QUEUED, AttemptStatus.ENDED, AttemptState.LOST),
+        (AttemptState.QUEUED, AttemptStatus.MISSING, AttemptState.LOST),
+        (AttemptState.RUNNING, AttemptStatus.QUEUED, AttemptState.QUEUED),
+        (AttemptState.RUNNING, AttemptStatus.ENDED, AttemptState.LOST),
+        (AttemptState.RUNNING, AttemptStatus.MISSING, AttemptState.LOST),
+        (AttemptState.ENDED, AttemptStatus.ENDED, AttemptState.LOST),
     ],
 )
-def test_the_record_follows_what_is_seen(state: AttemptState, sighting: Sighting, expected: AttemptState) -> None:
-    assert attempt_after(reconcile(with_live(state), World(Observation(sighting)), START)).state is expected
+def test_the_record_follows_what_is_seen(state: AttemptState, sighting: AttemptStatus, expected: AttemptState) -> None:
+    assert attempt_after(reconcile(with_live(state), Observed(Observation(sighting)), START)).state is expected
 
 
 @pytest.mark.parametrize("state", sorted(LIVE_STATES - {AttemptState.PLANNED}))  # nobody looks for what was never sent
-@pytest.mark.parametrize("sighting", list(Sighting))
+@pytest.mark.parametrize("sighting", list(AttemptStatus))
 @pytest.mark.parametrize("reported", [True, False])
-def test_every_move_that_a_sighting_causes_is_allowed(state: AttemptState, sighting: Sighting, *, reported: bool) -> None:
-    world = World(Observation(sighting), report(2) if reported else None)
+def test_every_move_that_a_sighting_causes_is_allowed(state: AttemptState, sighting: AttemptStatus, *, reported: bool) -> None:
+    world = Observed(Observation(sighting), report(2) if reported else None)
     old = state
     for change in reconcile(with_live(state), world, START):
         if isinstance(change, PutAttempt):
@@ -115,8 +115,8 @@ def test_every_move_that_a_sighting_causes_is_allowed(state: AttemptState, sight
 
 
 def test_an_end_with_a_report_says_what_the_report_says() -> None:
-    world = World(
-        Observation(Sighting.ENDED),
+    world = Observed(
+        Observation(AttemptStatus.ENDED),
         report(2, outcome=Outcome.FAILED, reason="no", error_class=ErrorClass.INFRA, error_fingerprint="f", longest_save_s=2.5),
     )
     changes = reconcile(with_live(), world, after(90))
@@ -128,23 +128,27 @@ def test_an_end_with_a_report_says_what_the_report_says() -> None:
 
 
 def test_an_end_without_a_report_is_lost_and_says_what_the_backend_saw() -> None:
-    ended = attempt_after(reconcile(with_live(), World(Observation(Sighting.ENDED, "killed", after(70))), after(90)))
+    ended = attempt_after(reconcile(with_live(), Observed(Observation(AttemptStatus.ENDED, "killed", after(70))), after(90)))
     assert (ended.state, ended.outcome, ended.reason, ended.ended_at) == (AttemptState.LOST, Outcome.LOST, "killed", after(70))
-    silent = attempt_after(reconcile(with_live(), World(Observation(Sighting.ENDED)), after(90)))
+    silent = attempt_after(reconcile(with_live(), Observed(Observation(AttemptStatus.ENDED)), after(90)))
     assert (silent.reason, silent.ended_at) == ("the session ended without a report", after(90))
 
 
 def test_what_was_killed_keeps_the_reason_that_it_was_killed_for() -> None:
-    ended = attempt_after(reconcile(with_live(reason="past its limit"), World(Observation(Sighting.ENDED, "SIGKILL")), START))
+    ended = attempt_after(
+        reconcile(with_live(reason="past its limit"), Observed(Observation(AttemptStatus.ENDED, "SIGKILL")), START)
+    )
     assert ended.reason == "past its limit"
 
 
 def test_a_report_of_a_session_that_still_runs_waits(found: Any) -> None:
-    assert reconcile(with_live(), World(Observation(Sighting.RUNNING), report(2)), START) == ()
+    assert reconcile(with_live(), Observed(Observation(AttemptStatus.RUNNING), report(2)), START) == ()
 
 
 def test_new_checkpoints_become_the_head_in_the_order_of_their_steps(found: Any) -> None:
-    world = World(Observation(Sighting.RUNNING), found=(found(40, parent="step-00000030-s002a1"), found(30, parent=HEAD.id)))
+    world = Observed(
+        Observation(AttemptStatus.RUNNING), found=(found(40, parent="step-00000030-s002a1"), found(30, parent=HEAD.id))
+    )
     changes = reconcile(with_live(), world, after(5))
     put = [change.checkpoint for change in changes if isinstance(change, PutCheckpoint)]
     assert [(known.step, known.parent, known.verified_at) for known in put] == [
@@ -157,19 +161,19 @@ def test_new_checkpoints_become_the_head_in_the_order_of_their_steps(found: Any)
 
 
 def test_the_last_checkpoints_of_an_attempt_count_before_its_end(found: Any) -> None:
-    changes = reconcile(with_live(), World(Observation(Sighting.ENDED), None, (found(30),)), START)
+    changes = reconcile(with_live(), Observed(Observation(AttemptStatus.ENDED), None, (found(30),)), START)
     ended = attempt_after(changes)
     assert (ended.state, ended.saved_step) == (AttemptState.LOST, 30)
 
 
 def test_a_parent_that_its_worker_has_pruned_already_gives_way_to_the_start(found: Any) -> None:
-    changes = reconcile(with_live(), World(found=(found(50, parent="step-00000040-s002a1"),)), START)
+    changes = reconcile(with_live(), Observed(found=(found(50, parent="step-00000040-s002a1"),)), START)
     assert last(changes, PutCheckpoint).checkpoint.parent == HEAD.id
 
 
 def test_an_attempt_is_as_far_as_its_furthest_checkpoint_however_late_the_others_come(found: Any) -> None:
     record = run_record([attempt(1, saved_step=20, head=HEAD.id)], [HEAD], head=HEAD.id)
-    changes = reconcile(record, World(found=(found(15, session=1),)), START)
+    changes = reconcile(record, Observed(found=(found(15, session=1),)), START)
     assert last(changes, PutAttempt) is None
     assert last(changes, SetHeader) is None
 
@@ -185,7 +189,7 @@ def pruned(changes: tuple[Change, ...]) -> list[int]:
 
 
 def test_what_a_worker_has_pruned_of_its_own_is_noted() -> None:
-    world = World(Observation(Sighting.RUNNING), present=frozenset({HEAD.id, "step-00000050-s002a1"}))
+    world = Observed(Observation(AttemptStatus.RUNNING), present=frozenset({HEAD.id, "step-00000050-s002a1"}))
     changes = reconcile(with_own_checkpoints(), world, START)
     assert pruned(changes) == [30, 40]
     assert last(changes, PutCheckpoint).checkpoint.state is CheckpointState.PRUNED
@@ -193,7 +197,7 @@ def test_what_a_worker_has_pruned_of_its_own_is_noted() -> None:
 
 @pytest.mark.parametrize("present", [frozenset[str](), frozenset({"step-00000050-s002a1"})])
 def test_what_no_worker_can_have_pruned_may_come_back_and_is_not_noted(present: frozenset[str]) -> None:
-    world = World(Observation(Sighting.RUNNING), present=present)
+    world = Observed(Observation(AttemptStatus.RUNNING), present=present)
     changes = reconcile(with_own_checkpoints(), world, START)
     assert 20 not in pruned(changes)
     assert 50 not in pruned(changes)
@@ -203,17 +207,17 @@ def test_what_no_worker_can_have_pruned_may_come_back_and_is_not_noted(present: 
 
 def test_nothing_is_noted_as_pruned_while_nobody_runs() -> None:
     over = run_record([attempt(1, saved_step=20, head=HEAD.id)], [checkpoint(10), HEAD], head=HEAD.id)
-    assert reconcile(over, World(present=frozenset({HEAD.id})), START) == ()
+    assert reconcile(over, Observed(present=frozenset({HEAD.id})), START) == ()
 
 
 def test_a_late_commit_of_an_older_attempt_is_kept_as_a_branch(found: Any) -> None:
-    changes = reconcile(with_live(), World(found=(found(99, session=1, parent=HEAD.id),)), START)
+    changes = reconcile(with_live(), Observed(found=(found(99, session=1, parent=HEAD.id),)), START)
     assert last(changes, SetHeader) is None
     assert texts(changes) == ["checkpoint step-00000099-s001a1 cannot become the head (fence token 1): kept as a branch"]
 
 
 def test_a_commit_of_an_attempt_that_we_never_planned_is_kept_as_a_branch(found: Any) -> None:
-    changes = reconcile(with_live(), World(found=(found(99, session=7, fence=7, parent="step-00000090-s006a1"),)), START)
+    changes = reconcile(with_live(), Observed(found=(found(99, session=7, fence=7, parent="step-00000090-s006a1"),)), START)
     assert last(changes, SetHeader) is None
     assert last(changes, PutCheckpoint).checkpoint.parent == "step-00000090-s006a1"
     assert len(texts(changes)) == 1
@@ -221,21 +225,21 @@ def test_a_commit_of_an_attempt_that_we_never_planned_is_kept_as_a_branch(found:
 
 def test_a_reruns_commit_is_a_branch_and_nothing_to_talk_about(found: Any) -> None:
     record = with_live(branch="rerun-s002a1")
-    changes = reconcile(record, World(found=(found(30, branch="rerun-s002a1"),)), START)
+    changes = reconcile(record, Observed(found=(found(30, branch="rerun-s002a1"),)), START)
     assert last(changes, SetHeader) is None
     assert texts(changes) == []
 
 
 def test_what_is_corrupt_and_new_is_told_and_not_recorded() -> None:
-    world = World(corrupt=(CorruptCheckpointError("step-00000030-s002a1", "a.safetensors has changed"),))
+    world = Observed(corrupt=(CorruptCheckpointError("step-00000030-s002a1", "a.safetensors has changed"),))
     changes = reconcile(with_live(), world, START)
     assert texts(changes) == ["new checkpoint step-00000030-s002a1 is corrupt and quarantined: a.safetensors has changed"]
     assert len(changes) == 1
 
 
 def test_a_checkpoint_that_a_session_found_corrupt_is_stepped_back_from() -> None:
-    world = World(
-        Observation(Sighting.ENDED),
+    world = Observed(
+        Observation(AttemptStatus.ENDED),
         report(2, outcome=Outcome.FAILED, corrupt_checkpoint=HEAD.id, error_class=ErrorClass.DATA, error_fingerprint="f"),
     )
     changes = reconcile(with_live(), world, START)
@@ -288,8 +292,8 @@ def test_what_is_gone_already_is_not_stepped_back_from(state: CheckpointState) -
 def test_only_a_step_beyond_what_was_lost_clears_the_count_of_step_backs(found: Any) -> None:
     lost = checkpoint(40, 1, state=CheckpointState.QUARANTINED)
     record = run_record([attempt(1), live()], [HEAD, lost], head=HEAD.id, step_backs=2)
-    assert header_after(reconcile(record, World(found=(found(40),)), START)).step_backs == 2
-    assert header_after(reconcile(record, World(found=(found(40), found(50))), START)).step_backs == 0
+    assert header_after(reconcile(record, Observed(found=(found(40),)), START)).step_backs == 2
+    assert header_after(reconcile(record, Observed(found=(found(40), found(50))), START)).step_backs == 0
 
 
 def rerun_ends(*, state: RunState, adopt: bool = True, head: str | None = "step-00000015-s001a2") -> tuple[Change, ...]:
@@ -308,7 +312,7 @@ def rerun_ends(*, state: RunState, adopt: bool = True, head: str | None = "step-
     record = run_record(
         [attempt(1, saved_step=20), again], known, head=HEAD.id, state=state, message="old", exit_code=4, step_backs=3
     )
-    return reconcile(record, World(Observation(Sighting.ENDED), report(1, 2)), after(9))
+    return reconcile(record, Observed(Observation(AttemptStatus.ENDED), report(1, 2)), after(9))
 
 
 @pytest.mark.parametrize("state", [RunState.FINISHED, RunState.FAILED])

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.controller.decide import AskToStop, Finish, GiveUp, Kill, Launch, Wait
 from orchestrator.monitoring.status import waiting_for
-from orchestrator.ports import AttemptRef, Observation, Sighting
+from orchestrator.ports import AttemptRef, AttemptStatus, Observation
 from state.errors import ErrorClass, ExitCode, TemporaryError, UserError
 from state.ledger import PutAttempt, StopWish, Waiting
 from state.lineage import ancestors
@@ -28,7 +28,7 @@ def test_a_run_is_cut_into_sessions_that_each_start_where_the_last_one_ended(sim
 
 
 def test_a_killed_session_keeps_what_it_saved_and_the_next_session_goes_on(simulate: Simulate) -> None:
-    run = simulate(lambda session, _: Course(killed=session == 2)).create(total_steps=50)
+    run = simulate(lambda session, _: Scenario(killed=session == 2)).create(total_steps=50)
     record = run.run_until_over().record
     assert record.attempts[1].state is AttemptState.LOST
     assert record.attempts[1].reason == "killed"
@@ -38,14 +38,14 @@ def test_a_killed_session_keeps_what_it_saved_and_the_next_session_goes_on(simul
 
 def digest_of_one_long_session(run: Simulation) -> str:
     """The digest that 50 steps give in one session, in a world of its own."""
-    alone = Simulation(run.home.root / "alone", lambda _s, _a: Course(save_after=(50,))).create(total_steps=50)
+    alone = Simulation(run.home.root / "alone", lambda _s, _a: Scenario(save_after=(50,))).create(total_steps=50)
     digest = digest_of_head(alone.run_until_over().record)
     alone.close()
     return digest
 
 
 def test_unknown_is_never_taken_for_an_end_however_long_it_lasts(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(unknown_looks=50)).create(total_steps=20)
+    run = simulate(lambda _s, _a: Scenario(unknown_looks=50)).create(total_steps=20)
     run.run_until_launch(1)
     for _ in range(50):
         run.tick()
@@ -54,7 +54,7 @@ def test_unknown_is_never_taken_for_an_end_however_long_it_lasts(simulate: Simul
 
 
 def test_start_forgives_the_failures_before_it(simulate: Simulate) -> None:
-    run = simulate(lambda session, number: Course(refused=int(number <= 3))).create(total_steps=20)
+    run = simulate(lambda session, number: Scenario(refused=int(number <= 3))).create(total_steps=20)
     run.run_until_over()
     assert run.record.header.state is RunState.FAILED
     assert isinstance(run.tick().decision, GiveUp)
@@ -63,7 +63,7 @@ def test_start_forgives_the_failures_before_it(simulate: Simulate) -> None:
 
 
 def test_retries_wait_a_little_longer_each_time(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(save_after=(), killed=True)).create(total_steps=20)
+    run = simulate(lambda _s, _a: Scenario(save_after=(), killed=True)).create(total_steps=20)
     waits = []
     while not isinstance((tick := run.tick()).decision, GiveUp):
         if isinstance(tick.decision, Wait) and tick.decision.until is not None:
@@ -73,7 +73,7 @@ def test_retries_wait_a_little_longer_each_time(simulate: Simulate) -> None:
 
 
 def test_the_same_error_twice_in_a_row_ends_the_run(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(error_class=ErrorClass.INFRA)).create()
+    run = simulate(lambda _s, _a: Scenario(error_class=ErrorClass.INFRA)).create()
     decision = run.run_until_over().decision
     assert isinstance(decision, GiveUp)
     assert decision.message.startswith("two attempts in a row failed with the same error")
@@ -81,7 +81,7 @@ def test_the_same_error_twice_in_a_row_ends_the_run(simulate: Simulate) -> None:
 
 
 def test_an_error_that_only_the_user_can_mend_ends_the_run_at_once(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(error_class=ErrorClass.USER)).create()
+    run = simulate(lambda _s, _a: Scenario(error_class=ErrorClass.USER)).create()
     decision = run.run_until_over().decision
     assert isinstance(decision, GiveUp)
     assert decision.exit_code == ExitCode.USER
@@ -158,8 +158,8 @@ class Deaf(SimulatedBackend):
 
 
 def test_a_session_past_its_limit_that_does_not_listen_is_killed_and_the_record_says_why(simulate: Simulate) -> None:
-    endless = Course(save_after=tuple(range(1, 201)))
-    run = simulate(lambda session, _: endless if session == 1 else Course(), backend=Deaf)
+    endless = Scenario(save_after=tuple(range(1, 201)))
+    run = simulate(lambda session, _: endless if session == 1 else Scenario(), backend=Deaf)
     run.create(total_steps=300, limits=SessionLimits(session_limit_s=60.0))
     run.run_until_launch(1)
     run.clock.advance(60 + 121)
@@ -173,7 +173,7 @@ def test_a_session_past_its_limit_that_does_not_listen_is_killed_and_the_record_
 
 
 def test_a_session_that_a_machine_has_slept_through_saves_and_ends(simulate: Simulate) -> None:
-    run = simulate(lambda _s, _a: Course(save_after=tuple(range(1, 21))))
+    run = simulate(lambda _s, _a: Scenario(save_after=tuple(range(1, 21))))
     run.create(total_steps=20, limits=SessionLimits(session_limit_s=60.0))
     run.run_until_launch(1)
     run.tick()
@@ -219,7 +219,7 @@ def test_adopting_a_rerun_makes_a_finished_run_go_on_from_its_result(simulate: S
 
 
 def test_adopting_a_rerun_lets_a_failed_run_go_on(simulate: Simulate) -> None:
-    run = simulate(lambda session, number: Course(save_after=() if (session, number) < (3, 4) and session == 3 else (10, 20)))
+    run = simulate(lambda session, number: Scenario(save_after=() if (session, number) < (3, 4) and session == 3 else (10, 20)))
     run.create(total_steps=60)
     assert isinstance(run.run_until_over().decision, GiveUp)
     record = run.rerun(2).record
@@ -238,7 +238,7 @@ def test_a_stopped_run_stays_stopped_when_its_last_session_runs_again(simulate: 
 
 
 def test_a_rerun_that_is_killed_before_it_saved_leaves_the_head_alone(simulate: Simulate) -> None:
-    run = simulate(lambda session, number: Course(save_after=(10, 20) if number == 1 else (), killed=number > 1))
+    run = simulate(lambda session, number: Scenario(save_after=(10, 20) if number == 1 else (), killed=number > 1))
     run.create(total_steps=40)
     run.run_until_over()
     record = run.rerun(2).record
@@ -253,7 +253,7 @@ class ByHand(SimulatedBackend):
 
     def observe(self, ref: AttemptRef) -> Observation:
         if self.by_hand is not None and (ref.session, ref.attempt) == (self.by_hand.session, self.by_hand.attempt):
-            return Observation(Sighting.RUNNING)
+            return Observation(AttemptStatus.RUNNING)
         return super().observe(ref)
 
 
@@ -352,7 +352,7 @@ def test_a_quota_is_not_asked_for_while_an_attempt_lives(simulate: Simulate) -> 
 
 
 def test_what_the_next_session_waits_for_is_in_the_record_until_it_runs(simulate: Simulate) -> None:
-    run = simulate(lambda _session, _attempt: Course(unready=1)).create(total_steps=20)
+    run = simulate(lambda _session, _attempt: Scenario(unready=1)).create(total_steps=20)
     run.tick()
     assert run.record.header.waiting == Waiting(reason="s001a1 to be made ready")
     assert run.record.header.newest_fence == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.simulated import Course, SimulatedBackend
+from orchestrator.backends.simulated import Scenario, SimulatedBackend
 from orchestrator.controller.decide import Finish, GiveUp, Wait
 from orchestrator.monitoring.watch import drive, follow
 from orchestrator.ports import AttemptRef, Ports
@@ -49,7 +49,7 @@ def test_driving_a_run_ticks_it_to_its_end_and_says_what_happened(tmp_path: Path
 
 
 def test_a_run_that_is_given_up_says_so(tmp_path: Path) -> None:
-    simulation = Simulation(tmp_path, lambda _session, _attempt: Course(save_after=(), killed=True)).create()
+    simulation = Simulation(tmp_path, lambda _session, _attempt: Scenario(save_after=(), killed=True)).create()
     verdict = drive(ports_of(simulation), RUN)
     assert isinstance(verdict.decision, GiveUp)
     assert verdict.view.exit_code == 3

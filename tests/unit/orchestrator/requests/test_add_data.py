@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.simulated import Course
+from orchestrator.backends.simulated import Scenario
 from orchestrator.controller.lease import LEASE_S
 from orchestrator.requests.add_data import add_data
 from orchestrator.requests.rerun import ask_for_rerun
@@ -38,7 +38,7 @@ class Prepared:
         return DATA.evolve(**{**source, "first_step": first_step, **self._changes})
 
 
-def stopped(tmp_path: Path, script: Script = lambda _s, _a: Course(), **values: object) -> Simulation:
+def stopped(tmp_path: Path, script: Script = lambda _s, _a: Scenario(), **values: object) -> Simulation:
     """A run whose head is at step 30 of 80."""
     run = Simulation(tmp_path, script, **{"prepare": Prepared(), **values}).create(total_steps=80)
     run.run_until_launch(2)

@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from orchestrator.requests.start import begin, read_too_often
-from state import effects
+from state import crash_points
 from state.clock import ManualClock
 from state.errors import LeaseHeldError, UserError
 from state.ledger import DataRecord, RunHeader, RunRecord, RunWishes, SetHeader, StopWish
@@ -60,7 +60,7 @@ def start(run: Simulation, **said: object) -> list[str]:
 
 def test_what_changes_is_told_and_nothing_is_written_where_nothing_changes(simulate: Simulate) -> None:
     run, heard = simulate(), list[str]()
-    effects.observe(lambda _kind, what: heard.append(what))
+    crash_points.observe(lambda _kind, what: heard.append(what))
     try:
         assert start(run, total_steps=60) == []
         assert start(run, total_steps=60) == []
@@ -68,7 +68,7 @@ def test_what_changes_is_told_and_nothing_is_written_where_nothing_changes(simul
         assert start(run, total_steps=80) == ["run tamil changes total_steps: 60 -> 80", ""]
         assert heard.count("wish spec tamil") == 1
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     assert run.record.spec.total_steps == 80
 
 

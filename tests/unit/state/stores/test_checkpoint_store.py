@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from state import effects, files
+from state import crash_points, files
 from state.errors import CorruptCheckpointError, DataError, TemporaryError
 from state.layout import MANIFEST_NAME
 from state.manifest import FileEntry, Manifest
@@ -28,19 +28,19 @@ def die_after(num_effects: int, act: Callable[[], object]) -> bool:
     """Do something and die after so many side effects; return whether it came to its end instead."""
     count = 0
 
-    def count_down(kind: effects.EffectKind, what: str) -> None:
+    def count_down(kind: crash_points.EffectKind, what: str) -> None:
         nonlocal count
         count += 1
         if count == num_effects:
             raise Died
 
-    effects.observe(count_down)
+    crash_points.observe(count_down)
     try:
         act()
     except Died:
         return False
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     return True
 
 

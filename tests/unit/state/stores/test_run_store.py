@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from state import effects
+from state import crash_points
 from state.errors import DataError, ExitCode, TemporaryError, UserError
-from state.ledger import Event, RunWishes, StopWish, Tell
+from state.ledger import AddEvent, Event, RunWishes, StopWish
 from state.stores.run_store import SqliteRunStore
 from tests.factories import OWNER, RUN, START, header, run_spec
 
@@ -116,12 +116,12 @@ def test_a_folder_where_the_ledger_should_be_is_the_users_error(path: Path) -> N
 
 def test_every_commit_is_an_effect_and_a_failed_one_is_none(store: SqliteRunStore) -> None:
     heard: list[tuple[str, str]] = []
-    effects.observe(lambda kind, what: heard.append((kind, what)))
+    crash_points.observe(lambda kind, what: heard.append((kind, what)))
     try:
         store.set_stop(RUN, StopWish.NOW)
-        store.apply(RUN, OWNER, [Tell(Event(at=START, text="x"))])
+        store.apply(RUN, OWNER, [AddEvent(Event(at=START, text="x"))])
         with pytest.raises(UserError):
             store.set_stop("nobody", StopWish.NOW)
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     assert heard == [("commit", "wish stop tamil"), ("commit", "apply tamil: Tell")]

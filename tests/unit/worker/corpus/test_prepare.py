@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from state import effects
+from state import crash_points
 from state.data_manifest import DataManifest, Recipe, TokenStream
 from state.errors import DataError, TemporaryError, UserError
 from state.files import sha256_of_file
@@ -161,11 +161,11 @@ def test_what_is_replaced_is_there_whole_until_the_new_data_is(tmp_path: Path, c
     prepare([corpus], MODEL, out)
     write_lines(corpus / "english" / "more.jsonl", *texts("a gull"))
     seen: list[tuple[str, str, bool]] = []
-    effects.observe(lambda kind, name: seen.append((kind, name, (out / "data.json").exists())))
+    crash_points.observe(lambda kind, name: seen.append((kind, name, (out / "data.json").exists())))
     try:
         prepare([corpus], MODEL, out, replace=True)
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     assert [(kind, name) for kind, name, there in seen if not there] == [("rename", "replaced")]
 
 

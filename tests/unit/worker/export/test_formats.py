@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from state import effects
+from state import crash_points
 from state.architecture import Architecture, ModelSpec, resolve_architecture
 from state.errors import DataError, UserError
 from tests.repository import ROOT
@@ -199,12 +199,12 @@ def test_an_interrupt_while_an_export_is_replaced_leaves_one_whole_export(
         if kind == "rename" and next(renames) == moment:
             raise KeyboardInterrupt
 
-    effects.observe(interrupt)
+    crash_points.observe(interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
             export_checkpoint(weights, architecture, tokenizer, tmp_path / "out", ExportFormat.HF)
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / MARKER).read_text())["format"] == form.value
 

@@ -15,7 +15,7 @@ from tests.factories import commit_checkpoint, report, session_spec
 from tests.kaggle_clients import USER
 from tests.kaggle_jobs import job_of, mount_checkpoint
 from tests.kernel_bench import Bench
-from worker.kaggle.kernel import Places, main
+from worker.kaggle.kernel import KernelPaths, main
 from worker.session.runner import Host
 
 
@@ -174,10 +174,10 @@ def test_a_session_without_a_token_leaves_the_output(bench: Bench):
 
 def test_the_folders_are_those_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    places = Places.of({"TMPDIR": "/somewhere", "KAGGLE_CACHE_MOUNT_FOLDER": "/mounts"})
+    places = KernelPaths.of({"TMPDIR": "/somewhere", "KAGGLE_CACHE_MOUNT_FOLDER": "/mounts"})
     assert (places.input, places.scratch) == (Path("/mounts"), Path("/somewhere/gemma-orch"))
     assert places.working in (tmp_path, Path("/kaggle/working"))
-    assert Places.of({}).input == Path("/kaggle/input")
+    assert KernelPaths.of({}).input == Path("/kaggle/input")
 
 
 def test_a_job_that_makes_no_sense_is_told(capsys: pytest.CaptureFixture[str]):

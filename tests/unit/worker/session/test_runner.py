@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from state import effects
+from state import crash_points
 from state.clock import SystemClock
 from state.errors import ErrorClass, UserError
 from state.layout import MANIFEST_NAME
@@ -218,11 +218,11 @@ def test_a_checkpoint_that_cannot_be_deleted_is_told_and_harms_nothing(run: Smal
         if kind == "rename" and what.startswith(".trash-"):
             raise OSError(errno.EIO, "Input/output error")
 
-    effects.observe(break_the_disk)
+    crash_points.observe(break_the_disk)
     try:
         assert run.run(run.spec(checkpoint_every_s=1e-6, retention={"keep_last": 2}), asked_to_stop=let_saver_finish) == 0
     finally:
-        effects.observe(None)
+        crash_points.observe(None)
     assert any("cannot be deleted" in line for line in run.said)
     assert newest(run).step == 20
 

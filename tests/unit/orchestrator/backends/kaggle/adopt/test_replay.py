@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.backends.kaggle.adopt.replay import RunOnAccount, SeenAttempt, first_record, what_is_new
-from orchestrator.backends.simulated import Course
+from orchestrator.backends.simulated import Scenario
 from orchestrator.controller.attempt import ref_of
 from orchestrator.controller.decide import Launch, Resume, decide
 from orchestrator.controller.reconcile import Found
-from orchestrator.ports import Quota, Sighting
+from orchestrator.ports import AttemptStatus, Quota
 from state.errors import CorruptCheckpointError, DataError, ErrorClass, UserError
 from state.kaggle.job import StopFlag
-from state.ledger import CheckpointState, DataRecord, PutAttempt, RerunWish, RunRecord, StopWish, Tell
+from state.ledger import AddEvent, CheckpointState, DataRecord, PutAttempt, RerunWish, RunRecord, StopWish
 from state.session import AttemptState, RunState
 from state.spec import ExpectedCheckpoint, RunSpec
 from state.stores.run_store import SqliteRunStore
@@ -47,7 +47,7 @@ def seen(session: int, number: int = 1, *, start: ExpectedCheckpoint | None = No
     """An attempt that has ended with a report, unless the values say otherwise."""
     fence = values.pop("fence", session)
     branch = values.pop("branch", None)
-    sighting = values.pop("sighting", Sighting.ENDED)
+    sighting = values.pop("sighting", AttemptStatus.ENDED)
     made = values.get("found", ())
     said = report(session, number, fence=fence, head=made[-1].manifest.id if made else None)
     return SeenAttempt(
@@ -57,7 +57,7 @@ def seen(session: int, number: int = 1, *, start: ExpectedCheckpoint | None = No
         **{
             "handle": "1",
             "spec": session_spec(session, number, fence=fence, start=start, branch=branch),
-            "report": said if sighting is Sighting.ENDED else None,
+            "report": said if sighting is AttemptStatus.ENDED else None,
             "made_at": after(100 * fence),
             "pushed_at": after(100 * fence),
             "changed_at": after(100 * fence + 90),
@@ -68,7 +68,9 @@ def seen(session: int, number: int = 1, *, start: ExpectedCheckpoint | None = No
 
 def name_of(session: int, number: int = 1, **values: Any) -> SeenAttempt:
     """An attempt of which only the kernel is left."""
-    return SeenAttempt(session, number, Sighting.ENDED, handle="1", has_dataset=False, pushed_at=after(100 * session), **values)
+    return SeenAttempt(
+        session, number, AttemptStatus.ENDED, handle="1", has_dataset=False, pushed_at=after(100 * session), **values
+    )
 
 
 def account(*attempts: SeenAttempt, **values: Any) -> RunOnAccount:
@@ -98,9 +100,9 @@ def test_a_finished_chain_is_known_with_its_lineage_and_its_reports() -> None:
 
 @pytest.mark.parametrize(
     ("sighting", "state"),
-    [(Sighting.QUEUED, "queued"), (Sighting.RUNNING, "running"), (Sighting.UNKNOWN, "running")],
+    [(AttemptStatus.QUEUED, "queued"), (AttemptStatus.RUNNING, "running"), (AttemptStatus.UNKNOWN, "running")],
 )
-def test_a_live_session_is_followed_and_nothing_is_launched_beside_it(sighting: Sighting, state: str) -> None:
+def test_a_live_session_is_followed_and_nothing_is_launched_beside_it(sighting: AttemptStatus, state: str) -> None:
     record = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=sighting, handle="3")))
     live = record.live_attempt
     assert live is not None
@@ -110,7 +112,7 @@ def test_a_live_session_is_followed_and_nothing_is_launched_beside_it(sighting: 
 
 def test_a_session_that_left_no_report_is_lost_and_keeps_what_it_had_committed() -> None:
     lost = seen(1, found=(found(20, 1),), report=None, detail="its kernel is error")
-    record = adopted(account(lost, seen(2, start=start_at(20, 1), sighting=Sighting.QUEUED)))
+    record = adopted(account(lost, seen(2, start=start_at(20, 1), sighting=AttemptStatus.QUEUED)))
     assert (states(record), record.header.head) == ({"s001a1": "lost", "s002a1": "queued"}, "step-00000020-s001a1")
     assert record.attempts[0].reason == "its kernel is error"
     assert record.attempts[0].ended_at == after(190)
@@ -130,19 +132,19 @@ def test_that_the_newest_attempt_is_over_is_not_believed_at_one_look(newest: See
 
 
 def test_the_newest_attempt_without_a_kernel_may_have_been_pushed_a_moment_ago() -> None:
-    pending = seen(2, start=start_at(20, 1), sighting=Sighting.MISSING, pushed_at=None, made_at=after(210))
+    pending = seen(2, start=start_at(20, 1), sighting=AttemptStatus.MISSING, pushed_at=None, made_at=after(210))
     record = adopted(account(seen(1, found=(found(20, 1),)), pending))
     assert states(record)["s002a1"] == "launching"
     assert record.attempts[-1].launched_at == after(210), "reads settle however often a scheduled job adopts anew"
 
 
 def test_a_newest_attempt_that_has_committed_was_launched_though_its_kernel_does_not_show() -> None:
-    record = adopted(account(seen(1, sighting=Sighting.MISSING, found=(found(20, 1),))))
+    record = adopted(account(seen(1, sighting=AttemptStatus.MISSING, found=(found(20, 1),))))
     assert states(record) == {"s001a1": "running"}
 
 
 def test_an_older_attempt_without_a_kernel_was_never_sent() -> None:
-    record = adopted(account(seen(1, sighting=Sighting.MISSING), seen(1, 2, fence=2, found=(found(20, 1, 2, fence=2),))))
+    record = adopted(account(seen(1, sighting=AttemptStatus.MISSING), seen(1, 2, fence=2, found=(found(20, 1, 2, fence=2),))))
     assert states(record) == {"s001a1": "dropped", "s001a2": "done"}
 
 
@@ -156,16 +158,16 @@ def test_a_late_commit_of_an_older_attempt_is_a_branch() -> None:
 def test_two_live_attempts_are_both_waited_for() -> None:
     record = adopted(
         account(
-            seen(1, found=(found(20, 1),), sighting=Sighting.RUNNING),
-            seen(2, start=start_at(20, 1), sighting=Sighting.RUNNING),
+            seen(1, found=(found(20, 1),), sighting=AttemptStatus.RUNNING),
+            seen(2, start=start_at(20, 1), sighting=AttemptStatus.RUNNING),
         )
     )
     assert states(record) == {"s001a1": "running", "s002a1": "running"}
     one_over = adopted(
         account(
             seen(1, found=(found(20, 1),)),
-            seen(2, start=start_at(20, 1), sighting=Sighting.RUNNING),
-            seen(3, start=start_at(20, 1), sighting=Sighting.QUEUED),
+            seen(2, start=start_at(20, 1), sighting=AttemptStatus.RUNNING),
+            seen(3, start=start_at(20, 1), sighting=AttemptStatus.QUEUED),
         ),
         record,
     )
@@ -238,7 +240,7 @@ def test_a_start_that_the_account_does_not_show_to_be_pruned_is_never_deleted() 
 
 def test_a_spec_that_is_gone_is_made_up_from_the_manifest_and_another_spec() -> None:
     record = adopted(
-        account(seen(1, found=(found(20, 1),)), seen(2, spec=None, found=(found(40, 2),), sighting=Sighting.RUNNING))
+        account(seen(1, found=(found(20, 1),)), seen(2, spec=None, found=(found(40, 2),), sighting=AttemptStatus.RUNNING))
     )
     assert (record.header.newest_fence, record.header.head) == (2, "step-00000040-s002a1")
 
@@ -251,15 +253,15 @@ def test_an_account_that_says_of_no_session_what_it_was_told_is_refused() -> Non
 @pytest.mark.parametrize(
     ("sighting", "stop_at", "state", "wish"),
     [
-        (Sighting.ENDED, after(150), RunState.STOPPED, None),
-        (Sighting.RUNNING, after(150), RunState.ACTIVE, StopWish.CHECKPOINT),
-        (Sighting.ENDED, after(9999), RunState.ACTIVE, None),
-        (Sighting.RUNNING, after(9999), RunState.ACTIVE, None),
+        (AttemptStatus.ENDED, after(150), RunState.STOPPED, None),
+        (AttemptStatus.RUNNING, after(150), RunState.ACTIVE, StopWish.CHECKPOINT),
+        (AttemptStatus.ENDED, after(9999), RunState.ACTIVE, None),
+        (AttemptStatus.RUNNING, after(9999), RunState.ACTIVE, None),
     ],
     ids=["stopped", "stopping", "was late", "is late"],
 )
 def test_a_stop_that_the_user_asked_for_holds_and_one_for_being_late_does_not(
-    sighting: Sighting, stop_at: datetime, state: RunState, wish: StopWish | None
+    sighting: AttemptStatus, stop_at: datetime, state: RunState, wish: StopWish | None
 ) -> None:
     flag = StopFlag(session=1, attempt=1)
     record = adopted(account(seen(1, found=(found(20, 1),), sighting=sighting), stop=flag, stop_at=stop_at))
@@ -279,16 +281,16 @@ def test_failures_before_an_adoption_count_after_it() -> None:
 
 
 def test_what_is_known_is_not_brought_again() -> None:
-    shown = account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=Sighting.RUNNING))
+    shown = account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=AttemptStatus.RUNNING))
     record = adopted(shown)
     assert what_is_new(record, shown, _NOW) == ()
 
 
 def test_a_ledger_that_others_went_on_without_catches_up() -> None:
-    record = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=Sighting.RUNNING)))
+    record = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=AttemptStatus.RUNNING)))
     shown = account(
         seen(2, start=start_at(20, 1), found=(found(40, 2),)),
-        seen(3, start=start_at(40, 2), found=(found(60, 3),), sighting=Sighting.RUNNING),
+        seen(3, start=start_at(40, 2), found=(found(60, 3),), sighting=AttemptStatus.RUNNING),
     )
     changes = what_is_new(record, shown, _NOW)
     assert sum(isinstance(change, PutAttempt) and change.session_spec is not None for change in changes) == 1
@@ -299,10 +301,12 @@ def test_a_ledger_that_others_went_on_without_catches_up() -> None:
 
 def test_an_attempt_that_was_planned_here_and_overtaken_is_never_sent() -> None:
     record = adopted(account(seen(1, found=(found(20, 1),))))
-    planned = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=Sighting.MISSING)), record)
+    planned = adopted(
+        account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=AttemptStatus.MISSING)), record
+    )
     shown = account(
-        seen(2, start=start_at(20, 1), sighting=Sighting.MISSING),
-        seen(2, 2, fence=3, start=start_at(20, 1), sighting=Sighting.RUNNING),
+        seen(2, start=start_at(20, 1), sighting=AttemptStatus.MISSING),
+        seen(2, 2, fence=3, start=start_at(20, 1), sighting=AttemptStatus.RUNNING),
     )
     later = adopted(shown, planned)
     assert states(later) == {"s001a1": "done", "s002a1": "dropped", "s002a2": "running"}
@@ -310,24 +314,26 @@ def test_an_attempt_that_was_planned_here_and_overtaken_is_never_sent() -> None:
 
 
 def test_an_attempt_that_was_planned_here_and_pushed_elsewhere_is_followed() -> None:
-    shown = account(seen(1, sighting=Sighting.MISSING))
+    shown = account(seen(1, sighting=AttemptStatus.MISSING))
     record = adopted(shown)
     planned = record.with_changes([PutAttempt(record.attempts[0].evolve(state=AttemptState.PLANNED))])
-    later = adopted(account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=Sighting.QUEUED)), planned)
+    later = adopted(
+        account(seen(1, found=(found(20, 1),)), seen(2, start=start_at(20, 1), sighting=AttemptStatus.QUEUED)), planned
+    )
     assert states(later) == {"s001a1": "done", "s002a1": "queued"}
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        seen(2, start=start_at(20, 1), sighting=Sighting.RUNNING),
-        seen(1, 2, fence=2, sighting=Sighting.RUNNING, start=start_at(20, 1)),
+        seen(2, start=start_at(20, 1), sighting=AttemptStatus.RUNNING),
+        seen(1, 2, fence=2, sighting=AttemptStatus.RUNNING, start=start_at(20, 1)),
     ],
     ids=["another start", "another attempt"],
 )
 def test_two_controllers_that_went_apart_are_not_mixed(other: SeenAttempt) -> None:
     record = adopted(
-        account(seen(1, found=(found(10, 1), found(20, 1))), seen(2, start=start_at(10, 1), sighting=Sighting.RUNNING))
+        account(seen(1, found=(found(10, 1), found(20, 1))), seen(2, start=start_at(10, 1), sighting=AttemptStatus.RUNNING))
     )
     with pytest.raises(DataError, match=r"have continued run tamil independently"):
         adopted(account(other, seen(3, start=start_at(20, 1))), record)
@@ -349,7 +355,7 @@ def test_a_run_of_the_same_name_that_is_another_one_is_left_alone(spec: RunSpec,
 
 
 def test_a_store_takes_the_whole_run_at_once_and_only_once(ram_path: Path) -> None:
-    shown = account(name_of(1), seen(2, start=start_at(20, 1), found=(found(40, 2),)), seen(3, sighting=Sighting.RUNNING))
+    shown = account(name_of(1), seen(2, start=start_at(20, 1), found=(found(40, 2),)), seen(3, sighting=AttemptStatus.RUNNING))
     record = first_record(shown, _NOW)
     changes = what_is_new(record, shown, _NOW)
     store = SqliteRunStore(ram_path / "ledger")
@@ -358,14 +364,14 @@ def test_a_store_takes_the_whole_run_at_once_and_only_once(ram_path: Path) -> No
     assert store.session_spec(RUN, 2, 1) == shown.attempts[1].spec
     assert not store.create(record.header, record.wishes, changes)
     store.acquire(RUN, OWNER, _NOW, 60)
-    store.apply(RUN, OWNER, [Tell(event.event) for event in changes if isinstance(event, Tell)])
+    store.apply(RUN, OWNER, [AddEvent(event.event) for event in changes if isinstance(event, AddEvent)])
     store.close()
 
 
 _TICKS_OF_A_RERUN = 20
 
 courses = st.builds(
-    Course,
+    Scenario,
     save_after=st.sampled_from([(10, 20), (5, 10), (3,), (40,), ()]),
     killed=st.booleans(),
     error_class=st.sampled_from([None, None, None, ErrorClass.INFRA, ErrorClass.QUOTA]),
@@ -378,7 +384,7 @@ courses = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(script=st.lists(courses, min_size=1, max_size=8), num_ticks=st.integers(1, 30), rerun=st.booleans())
 def test_whatever_happened_an_adopted_run_goes_on_where_the_original_does(
-    script: list[Course], num_ticks: int, rerun: bool
+    script: list[Scenario], num_ticks: int, rerun: bool
 ) -> None:
     with tempfile.TemporaryDirectory(dir=_RAM if _RAM.is_dir() else None) as folder:
         course = lambda session, attempt: script[(session + 3 * attempt) % len(script)]  # noqa: E731
@@ -428,7 +434,7 @@ def as_an_account_shows(simulation: Simulation) -> RunOnAccount:
         attempts.append(
             SeenAttempt(
                 *key(known),
-                Sighting.MISSING if name not in launched else Sighting.ENDED if over else Sighting.RUNNING,
+                AttemptStatus.MISSING if name not in launched else AttemptStatus.ENDED if over else AttemptStatus.RUNNING,
                 handle=name,
                 spec=None if gone else simulation.runs.session_spec(RUN, *key(known)),
                 report=simulation.backend.report(ref_of(record, known))

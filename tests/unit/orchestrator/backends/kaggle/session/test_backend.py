@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ports import Sighting
+from orchestrator.ports import AttemptStatus
 from state.errors import AmbiguousError, TemporaryError
 from state.kaggle.job import CheckpointPlace, StopFlag
 from state.kaggle.names import control_slug
@@ -32,10 +32,10 @@ def gpu_stage(root: Path, **values: Any) -> Stage:
 def test_a_session_is_queued_for_hours_and_then_runs(stage: Stage) -> None:
     stage.running(SessionStatus.QUEUED)
     for _ in range(60):
-        assert stage.look().sighting is Sighting.QUEUED
+        assert stage.look().sighting is AttemptStatus.QUEUED
     stage.kernel.status = SessionStatus.RUNNING
     stage.look()
-    assert stage.look().sighting is Sighting.RUNNING
+    assert stage.look().sighting is AttemptStatus.RUNNING
 
 
 def test_a_session_that_runs_shows_its_checkpoints_while_it_runs(stage: Stage) -> None:
@@ -68,14 +68,14 @@ def test_a_session_ends_with_its_report_and_its_last_checkpoint(stage: Stage) ->
     manifest = stage.deliver(20, last=True)
     stage.kernel.status = SessionStatus.COMPLETE
     over = [stage.look() for _ in range(2)][-1]
-    assert over.sighting is Sighting.ENDED
+    assert over.sighting is AttemptStatus.ENDED
     said = stage.backend.report(ref())
     assert said is not None
     assert (said.head, said.outcome) == (manifest.id, Outcome.BUDGET)
     assert stage.run.checkpoints.ids() == (manifest.id,)
     before = stage.account.count()
     for _ in range(20):
-        assert stage.look().sighting is Sighting.ENDED
+        assert stage.look().sighting is AttemptStatus.ENDED
     assert stage.account.count() == before
 
 
@@ -86,7 +86,7 @@ def test_the_next_look_finds_a_session_that_is_over_whatever_it_looks_at(tmp_pat
             stage.look()
         stage.deliver(20, last=True)
         stage.kernel.status = SessionStatus.COMPLETE
-        assert stage.look().sighting is Sighting.ENDED
+        assert stage.look().sighting is AttemptStatus.ENDED
 
 
 def test_a_report_that_comes_before_the_word_that_it_is_over_ends_nothing(stage: Stage) -> None:
@@ -94,7 +94,7 @@ def test_a_report_that_comes_before_the_word_that_it_is_over_ends_nothing(stage:
     stage.look()
     stage.deliver(20, last=True)
     for _ in range(30):
-        assert stage.look().sighting is Sighting.RUNNING
+        assert stage.look().sighting is AttemptStatus.RUNNING
 
 
 def test_one_lying_answer_that_it_is_over_ends_nothing(stage: Stage) -> None:
@@ -102,11 +102,11 @@ def test_one_lying_answer_that_it_is_over_ends_nothing(stage: Stage) -> None:
     stage.look()
     for wrong in (SessionStatus.COMPLETE, SessionStatus.ERROR, SessionStatus.CANCELLED):
         stage.kernel.status = wrong
-        assert {stage.look().sighting for _ in range(2)} <= {Sighting.RUNNING, Sighting.UNKNOWN}
+        assert {stage.look().sighting for _ in range(2)} <= {AttemptStatus.RUNNING, AttemptStatus.UNKNOWN}
         stage.kernel.status = SessionStatus.RUNNING
         for _ in range(4):
             stage.look()
-        assert stage.look().sighting is Sighting.RUNNING
+        assert stage.look().sighting is AttemptStatus.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_what_is_over_without_a_report_keeps_what_it_had_delivered(stage: Stage,
     manifest = stage.deliver(10)
     stage.kernel.status = status
     sightings = []
-    while not sightings or sightings[-1].sighting is not Sighting.ENDED:
+    while not sightings or sightings[-1].sighting is not AttemptStatus.ENDED:
         sightings.append(stage.look())
         assert len(sightings) < 30
-    assert {seen.sighting for seen in sightings[2:-1]} == {Sighting.UNKNOWN}
+    assert {seen.sighting for seen in sightings[2:-1]} == {AttemptStatus.UNKNOWN}
     assert len(sightings) * 66 > SETTINGS.settle_s
     assert words in sightings[-1].detail
     assert stage.backend.report(ref()) is None
@@ -140,9 +140,9 @@ def test_a_version_that_shows_late_is_waited_for_before_the_session_counts_as_ov
     stage.kernel.outputs = {"report.json": report(1, head=manifest.id).to_json()}
     stage.kernel.status = SessionStatus.COMPLETE
     for _ in range(4):
-        assert stage.look().sighting is not Sighting.ENDED
+        assert stage.look().sighting is not AttemptStatus.ENDED
     stage.account.process()
-    assert [stage.look() for _ in range(2)][-1].sighting is Sighting.ENDED
+    assert [stage.look() for _ in range(2)][-1].sighting is AttemptStatus.ENDED
     assert stage.run.checkpoints.ids() == (manifest.id,)
 
 
@@ -158,7 +158,7 @@ def test_a_session_that_could_not_upload_leaves_report_and_checkpoint_in_its_out
     stage.kernel.outputs = {"report.json": report(1, head=manifest.id).to_json(), **outputs}
     stage.kernel.log = "it could not upload\n"
     stage.kernel.status = SessionStatus.COMPLETE
-    assert [stage.look() for _ in range(2)][-1].sighting is Sighting.ENDED
+    assert [stage.look() for _ in range(2)][-1].sighting is AttemptStatus.ENDED
     store = stage.run.checkpoints
     assert store.ids() == (manifest.id,)
     assert store.place(manifest.id) == CheckpointPlace(kind="output", owner=OWNER, slug=SLUG, version=1)
@@ -177,12 +177,12 @@ def test_an_outage_of_hours_is_unknown_and_progress_is_read_from_the_dataset(sta
     manifest = stage.deliver(10)
     for _ in range(200):
         seen = stage.look()
-    assert seen.sighting is Sighting.UNKNOWN
+    assert seen.sighting is AttemptStatus.UNKNOWN
     assert "session_status does not answer; last seen running" in seen.detail
     assert stage.run.checkpoints.ids() == (manifest.id,)
     stage.account.broken.clear()
     stage.look()
-    assert stage.look().sighting is Sighting.RUNNING
+    assert stage.look().sighting is AttemptStatus.RUNNING
 
 
 def test_a_whole_outage_leaves_everything_as_it_was(stage: Stage) -> None:
@@ -190,7 +190,7 @@ def test_a_whole_outage_leaves_everything_as_it_was(stage: Stage) -> None:
     stage.look()
     stage.account.broken = {"session_status", "dataset", "kernel", "dataset_files", "download", "session_outputs"}
     sightings = [stage.look(launched_at=after(0)).sighting for _ in range(200)]
-    assert set(sightings[2:]) == {Sighting.UNKNOWN}
+    assert set(sightings[2:]) == {AttemptStatus.UNKNOWN}
 
 
 def test_a_session_whose_report_is_there_is_over_though_its_status_cannot_be_had_for_days(stage: Stage) -> None:
@@ -199,14 +199,14 @@ def test_a_session_whose_report_is_there_is_over_though_its_status_cannot_be_had
     stage.account.broken = {"session_status"}
     stage.deliver(20, last=True)
     sightings = [stage.look().sighting for _ in range(15)]
-    assert sightings[3] is Sighting.UNKNOWN
-    assert sightings[-1] is Sighting.ENDED
+    assert sightings[3] is AttemptStatus.UNKNOWN
+    assert sightings[-1] is AttemptStatus.ENDED
 
 
 def test_a_word_that_is_not_known_is_unknown(stage: Stage) -> None:
     stage.running(SessionStatus.UNKNOWN)
     for _ in range(30):
-        assert stage.look().sighting is Sighting.UNKNOWN
+        assert stage.look().sighting is AttemptStatus.UNKNOWN
 
 
 def test_a_kernel_that_is_not_shown_for_a_while_is_not_missing(stage: Stage) -> None:
@@ -214,10 +214,10 @@ def test_a_kernel_that_is_not_shown_for_a_while_is_not_missing(stage: Stage) -> 
     stage.look()
     stage.account.hidden = {SLUG}
     for _ in range(8):
-        assert stage.look(launched_at=after(0)).sighting in (Sighting.RUNNING, Sighting.UNKNOWN)
+        assert stage.look(launched_at=after(0)).sighting in (AttemptStatus.RUNNING, AttemptStatus.UNKNOWN)
     stage.account.hidden.clear()
     stage.look()
-    assert stage.look().sighting is Sighting.RUNNING
+    assert stage.look().sighting is AttemptStatus.RUNNING
 
 
 def as_an_earlier_version_pushed_it(stage: Stage) -> None:
@@ -230,7 +230,7 @@ def test_an_attempt_that_an_earlier_version_pushed_is_watched_and_killed_under_t
     as_an_earlier_version_pushed_it(stage)
     earlier = replace(ref(), handle=f"{DATASET}/v1")
     stage.clock.advance(66.0)
-    assert stage.backend.observe(earlier).sighting is Sighting.RUNNING
+    assert stage.backend.observe(earlier).sighting is AttemptStatus.RUNNING
     stage.account.kernel_table[DATASET].log = "hello"
     assert stage.backend.read_log(earlier, 0) == ("hello", 5)
     stage.backend.kill(earlier)
@@ -244,11 +244,11 @@ def test_what_an_earlier_version_pushed_without_hearing_the_answer_is_found_and_
     lost = replace(ref(after(0)), handle=None)
     for _ in range(30):
         stage.clock.advance(66.0)
-        assert stage.backend.observe(lost).sighting is Sighting.RUNNING
+        assert stage.backend.observe(lost).sighting is AttemptStatus.RUNNING
     stage.account.kernel_table[DATASET].outputs = {"report.json": report(1, head=None, saved_step=None).to_json()}
     stage.account.kernel_table[DATASET].status = SessionStatus.COMPLETE
     seen = [stage.backend.observe(lost) for _ in range(15) if stage.clock.advance(66.0) is None][-1]
-    assert seen.sighting is Sighting.ENDED
+    assert seen.sighting is AttemptStatus.ENDED
     assert stage.backend.report(lost) is not None
 
 
@@ -265,14 +265,14 @@ def test_a_kernel_that_lives_is_not_over_because_reads_of_it_are_refused(
     before, begun_s = stage.account.count(), stage.clock.monotonic()
     for _ in range(50):  # nearly an hour: five times as long as what is shown may lag
         seen = stage.look(launched_at=launched_at)
-        assert seen.sighting is Sighting.UNKNOWN
+        assert seen.sighting is AttemptStatus.UNKNOWN
     assert "Kaggle has refused to show the kernel gemma-orch-tamil-s001a1-k (403 or 404) since 00:0" in seen.detail
     assert "counts as alive until" in seen.detail
     first_looks = 2
     assert stage.account.count() - before - first_looks <= (stage.clock.monotonic() - begun_s) / SETTINGS.poll_every_s
     stage.account.hidden.clear()
     looks = [stage.look(launched_at=launched_at) for _ in range(3)]
-    assert looks[-1].sighting is Sighting(status)
+    assert looks[-1].sighting is AttemptStatus(status)
 
 
 def test_a_push_whose_answer_was_lost_is_not_missing_because_reads_of_its_kernel_are_refused(stage: Stage) -> None:
@@ -282,10 +282,10 @@ def test_a_push_whose_answer_was_lost_is_not_missing_because_reads_of_its_kernel
     launched_at = stage.clock.now()
     stage.account.hidden = {SLUG}
     for _ in range(50):
-        assert stage.look(launched_at=launched_at, has_handle=False).sighting is Sighting.UNKNOWN
+        assert stage.look(launched_at=launched_at, has_handle=False).sighting is AttemptStatus.UNKNOWN
     stage.account.hidden.clear()
     looks = [stage.look(launched_at=launched_at, has_handle=False) for _ in range(3)]
-    assert looks[-1].sighting is Sighting.QUEUED
+    assert looks[-1].sighting is AttemptStatus.QUEUED
 
 
 def test_a_kernel_that_is_refused_for_ever_is_over_past_its_limit_with_what_it_has_delivered(stage: Stage) -> None:
@@ -293,12 +293,12 @@ def test_a_kernel_that_is_refused_for_ever_is_over_past_its_limit_with_what_it_h
     stage.look()
     stage.account.hidden = {SLUG}
     for _ in range(70):
-        assert stage.look().sighting is Sighting.UNKNOWN
+        assert stage.look().sighting is AttemptStatus.UNKNOWN
     stage.account.hidden.clear()
     manifest = stage.deliver(10)
     stage.account.refused = {"kernel", "session_status", "session_outputs"}
     looks = [stage.look()]
-    while looks[-1].sighting is not Sighting.ENDED:
+    while looks[-1].sighting is not AttemptStatus.ENDED:
         assert len(looks) < 60
         looks.append(stage.look())
     assert "refused to show its kernel since" in looks[-1].detail
@@ -317,9 +317,9 @@ def test_a_session_is_not_over_without_the_checkpoint_that_its_report_names_beca
     stage.look(200.0)
     stage.account.process()
     stage.account.failures["dataset"] = [TemporaryError("dataset failed"), TemporaryError("dataset failed")]
-    assert stage.look(8000.0).sighting is Sighting.UNKNOWN
+    assert stage.look(8000.0).sighting is AttemptStatus.UNKNOWN
     looks = [stage.look() for _ in range(6)]
-    assert looks[-1].sighting is Sighting.ENDED
+    assert looks[-1].sighting is AttemptStatus.ENDED
     assert stage.run.checkpoints.ids() == (manifest.id,)
 
 
@@ -331,7 +331,7 @@ def test_what_cannot_be_looked_through_for_long_does_not_hold_the_run_up_for_eve
     stage.kernel.status = SessionStatus.CANCELLED
     stage.account.broken = {last_look}
     looks = 0
-    while stage.look().sighting is not Sighting.ENDED:
+    while stage.look().sighting is not AttemptStatus.ENDED:
         looks += 1
         assert looks < 60
     assert looks > 30, "that many looks after all must be shown"
@@ -342,7 +342,7 @@ def test_a_kernel_that_somebody_has_deleted_is_over(stage: Stage) -> None:
     stage.look()
     del stage.account.kernel_table[SLUG]
     over = [stage.look() for _ in range(15)][-1]
-    assert (over.sighting, over.detail) == (Sighting.ENDED, "its kernel is gone: it was deleted")
+    assert (over.sighting, over.detail) == (AttemptStatus.ENDED, "its kernel is gone: it was deleted")
 
 
 def test_another_machine_than_was_asked_for_is_said(tmp_path: Path) -> None:
@@ -367,16 +367,16 @@ def test_a_handle_that_was_lost_or_that_an_adoption_wrote_is_understood(stage: S
     from dataclasses import replace
 
     stage.running()
-    assert stage.backend.observe(replace(ref(), handle=None)).sighting is Sighting.RUNNING
+    assert stage.backend.observe(replace(ref(), handle=None)).sighting is AttemptStatus.RUNNING
     stage.clock.advance(500)
-    assert stage.backend.observe(replace(ref(), handle="1")).sighting is Sighting.RUNNING
+    assert stage.backend.observe(replace(ref(), handle="1")).sighting is AttemptStatus.RUNNING
 
 
 def test_a_command_that_needs_nothing_of_kaggle_asks_for_nothing(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     assert stage.backend.heartbeat(ref()) is None
     assert stage.backend.report(ref()) is None
-    assert stage.backend.look_every_s == 6.0
+    assert stage.backend.poll_interval_s == 6.0
     assert stage.run.checkpoints.ids() == ()
     assert stage.account.count() == 0
 
@@ -420,7 +420,7 @@ def test_killing_saves_first_and_then_deletes_the_kernel(stage: Stage) -> None:
     assert SLUG not in stage.account.kernel_table
     over = stage.look(0)
     assert (over.sighting, over.detail) == (
-        Sighting.ENDED,
+        AttemptStatus.ENDED,
         "its kernel was deleted, after its checkpoints and report were salvaged",
     )
     assert stage.run.checkpoints.ids() == (manifest.id,)
@@ -434,10 +434,10 @@ def test_nothing_is_deleted_before_everything_is_saved(stage: Stage, call: str) 
     with pytest.raises(TemporaryError):
         stage.backend.kill(ref())
     assert SLUG in stage.account.kernel_table
-    assert stage.look(0).sighting is Sighting.RUNNING
+    assert stage.look(0).sighting is AttemptStatus.RUNNING
     stage.account.broken.clear()
     stage.backend.kill(ref())
-    assert stage.look(0).sighting is Sighting.ENDED
+    assert stage.look(0).sighting is AttemptStatus.ENDED
 
 
 def test_a_kernel_that_one_look_does_not_show_is_not_taken_for_dead_when_it_is_killed(stage: Stage) -> None:
@@ -445,7 +445,7 @@ def test_a_kernel_that_one_look_does_not_show_is_not_taken_for_dead_when_it_is_k
     stage.look()
     stage.account.hidden = {SLUG}
     stage.backend.kill(ref())
-    assert stage.look(0).sighting is Sighting.RUNNING
+    assert stage.look(0).sighting is AttemptStatus.RUNNING
     stage.account.hidden.clear()
     stage.backend.kill(ref())
     assert SLUG not in stage.account.kernel_table
@@ -460,7 +460,7 @@ def test_a_kernel_that_is_refused_is_killed_when_it_is_shown_again(stage: Stage)
     before = stage.account.count()
     stage.backend.kill(ref())
     assert stage.account.count() == before, "nothing is asked for between two looks"
-    assert stage.look().sighting is Sighting.UNKNOWN
+    assert stage.look().sighting is AttemptStatus.UNKNOWN
     stage.account.hidden.clear()
     for _ in range(3):
         stage.look()
@@ -508,9 +508,9 @@ def test_a_controller_that_comes_back_late_believes_no_single_look_that_shows_no
     launched_at = stage.clock.now()
     stage.open()
     stage.account.hidden = {SLUG}
-    assert stage.look(after_s=8 * HOUR_S, launched_at=launched_at).sighting is Sighting.UNKNOWN
+    assert stage.look(after_s=8 * HOUR_S, launched_at=launched_at).sighting is AttemptStatus.UNKNOWN
     stage.account.hidden.clear()
-    assert [stage.look(launched_at=launched_at) for _ in range(2)][-1].sighting is Sighting.QUEUED
+    assert [stage.look(launched_at=launched_at) for _ in range(2)][-1].sighting is AttemptStatus.QUEUED
 
 
 def test_a_last_checkpoint_that_takes_long_to_process_is_waited_for(stage: Stage) -> None:
@@ -520,9 +520,9 @@ def test_a_last_checkpoint_that_takes_long_to_process_is_waited_for(stage: Stage
     stage.kernel.outputs = {"report.json": report(1, head=manifest.id).to_json()}
     stage.kernel.status = SessionStatus.COMPLETE
     for _ in range(30):  # half an hour
-        assert stage.look().sighting is not Sighting.ENDED
+        assert stage.look().sighting is not AttemptStatus.ENDED
     stage.account.process()
-    assert [stage.look() for _ in range(2)][-1].sighting is Sighting.ENDED
+    assert [stage.look() for _ in range(2)][-1].sighting is AttemptStatus.ENDED
     assert stage.run.checkpoints.ids() == (manifest.id,)
 
 
@@ -531,9 +531,9 @@ def test_a_session_that_is_over_keeps_its_kernel_when_it_is_killed(stage: Stage)
     stage.look()
     stage.backend.kill(ref())
     assert SLUG in stage.account.kernel_table
-    assert stage.look(0).sighting is Sighting.UNKNOWN, "what it has delivered may still come to be shown"
+    assert stage.look(0).sighting is AttemptStatus.UNKNOWN, "what it has delivered may still come to be shown"
     looks = [stage.look() for _ in range(15)]
-    assert looks[-1].sighting is Sighting.ENDED
+    assert looks[-1].sighting is AttemptStatus.ENDED
 
 
 def test_what_a_kernel_left_in_its_output_is_brought_here_before_it_is_deleted(stage: Stage) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ports import Sighting
+from orchestrator.ports import AttemptStatus
 from state import files
 from state.kaggle.records import SessionStatus
 from state.layout import attempt_name
@@ -63,7 +63,7 @@ def test_a_report_that_an_earlier_version_kept_and_this_one_does_not_believe_is_
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.report.write_bytes(report(1).to_json().replace(b"step-00000020-s001a1", b"../x"))
     assert stage.backend.report(ref()) is None
-    assert stage.look().sighting is Sighting.RUNNING
+    assert stage.look().sighting is AttemptStatus.RUNNING
 
 
 def test_a_link_in_the_place_of_a_sessions_folder_is_not_followed(stage: Stage, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ports import Sighting
+from orchestrator.ports import AttemptStatus
 from state.errors import AmbiguousError, NotLaunchedError, TemporaryError, UserError
 from state.kaggle.errors import BusyError, InvalidSourcesError, KaggleQuotaError, SlugTakenError
 from state.kaggle.job import CheckpointPlace
@@ -109,16 +109,16 @@ def test_an_answer_that_was_lost_is_ambiguous_whether_or_not_the_push_arrived(st
     stage.account.failures["push_kernel"] = [AmbiguousError("lost before")]
     with pytest.raises(AmbiguousError):
         stage.launch()
-    assert stage.look(launched_at=stage.clock.now(), has_handle=False).sighting is Sighting.UNKNOWN
+    assert stage.look(launched_at=stage.clock.now(), has_handle=False).sighting is AttemptStatus.UNKNOWN
     looks = [stage.look(after_s=700, launched_at=after(0), has_handle=False)]
-    while looks[-1].sighting is not Sighting.MISSING:
+    while looks[-1].sighting is not AttemptStatus.MISSING:
         assert "it is unknown whether its push arrived" in looks[-1].detail
         looks.append(stage.look(launched_at=after(0), has_handle=False))
     assert len(looks) <= 6, "two lists of the account's kernels, in turn with the other looks"
     stage.account.failures_after["push_kernel"] = [AmbiguousError("lost after")]
     with pytest.raises(AmbiguousError):
         stage.launch()
-    assert stage.look().sighting is Sighting.QUEUED
+    assert stage.look().sighting is AttemptStatus.QUEUED
 
 
 def test_a_look_before_the_push_that_fails_launches_nothing(stage: Stage) -> None:
@@ -181,7 +181,7 @@ def test_a_kernel_without_its_inputs_that_cannot_be_deleted_is_watched(stage: St
     stage.account.failures["delete_kernel"] = [TemporaryError("it still is there")]
     with pytest.raises(AmbiguousError):
         stage.launch()
-    assert stage.look().sighting is Sighting.QUEUED
+    assert stage.look().sighting is AttemptStatus.QUEUED
 
 
 def test_a_kernels_name_that_a_dataset_has_is_the_users_to_mend_and_nothing_is_deleted(stage: Stage) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from state.errors import UserError
-from worker.model.lean import check_gate, compare_gates, gated_gelu, rms_norm
+from worker.model.memory_efficient_ops import check_gate, compare_gates, gated_gelu, rms_norm
 
 
 def random(*shape: int, seed: int) -> Tensor:
