@@ -31,7 +31,7 @@ from tests.sessions import SmallRun, another_torch
 from worker.device import code_sha256
 from worker.kaggle.inputs import Mounts, find_checkpoint
 
-SCRIPT_BYTES = 300_000
+SCRIPT_BYTES = 260_000
 PYTHON_3_12 = next(iter(sorted(Path.home().glob(".pyenv/versions/3.12.*/bin/python"))), None) or shutil.which("python3.12")
 
 
