@@ -26,7 +26,8 @@ def signal_group(leader: ProcessIdentity, number: signal.Signals, group_flag: in
         return False
     with contextlib.ExitStack() as stack:
         descriptor = -1
-        with contextlib.suppress(OSError):  # the process is gone, or this kernel has no process descriptors
+        # Neither every kernel has process descriptors nor every build of Python the functions for them.
+        with contextlib.suppress(OSError, AttributeError):
             # Opened before the check, so that the descriptor belongs to the process that is checked.
             descriptor = os.pidfd_open(leader.pid)
             stack.callback(os.close, descriptor)
@@ -44,5 +45,5 @@ def _send(descriptor: int, group: int, number: signal.Signals, group_flag: int) 
         signal.pidfd_send_signal(descriptor, number, None, group_flag)
     except ProcessLookupError:
         raise
-    except OSError:  # this kernel lacks the flag: signal by the number, a moment after the check
+    except (OSError, AttributeError):  # no descriptor, or this kernel lacks the flag: signal by the number, right after the check
         os.killpg(group, number)

@@ -9,6 +9,7 @@ cannot pass a lock to a child, and Windows has no lock that a child inherits. So
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -209,7 +210,8 @@ class LocalBackend:
         child = self._children.get((ref.run, ref.session, ref.attempt))
         if child is None or child.poll() is not None:
             return False
-        os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended; macOS says so with EPERM
+            os.killpg(child.pid, signal.SIGKILL)
         return True
 
     def _processes(self, ref: AttemptRef) -> tuple[ProcessIdentity | None, ProcessIdentity | None]:

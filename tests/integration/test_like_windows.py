@@ -59,7 +59,7 @@ def test_help_doctor_init_and_status_work(machine: Machine, tmp_path: Path) -> N
     config = tmp_path / "gemma-orch.toml"
     machine.type("init", str(config), "--backend", "kaggle", "--owner", "me", "--name", "mine")
     assert 'backend = "kaggle"' in config.read_text(encoding="utf-8")
-    assert "there is no run" in machine.type("status", expect=2).stderr
+    assert "no run in" in machine.type("status", expect=2).stderr
     assert machine.type("status", "--all").stderr == ""
 
 
@@ -94,7 +94,7 @@ def test_a_whole_run_is_begun_shown_extended_and_stopped(machine: Machine, tmp_p
     machine.type("toy", "start", "--name", "tin-robot", "--total-steps", "30")
     assert "no run is active" in machine.type("toy", "tick").stderr
     machine.type("toy", "logs")
-    assert "finished already, at step 30" in machine.type("toy", "stop").stdout
+    assert "already finished, at step 30" in machine.type("toy", "stop").stdout
 
 
 class RunLikeWindows(KaggleRun):
@@ -105,7 +105,7 @@ class RunLikeWindows(KaggleRun):
 
 
 def test_a_chain_on_kaggle_is_begun_watched_verified_and_gone_on_with_by_another_machine(tmp_path: Path) -> None:
-    settings = Settings(start_at=datetime.now(UTC), processing_s=0.2, queue_s=0.1)
+    settings = Settings(timescale=1.0, start_at=datetime.now(UTC), processing_s=0.2, queue_s=0.1)
     with KaggleEmulator(tmp_path, settings) as emulator:
         run = RunLikeWindows(tmp_path / "mine", emulator, total_steps=8, session_steps=4)
         run.prepare()

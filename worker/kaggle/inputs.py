@@ -106,7 +106,11 @@ def download_checkpoint(
     manifest = Manifest.from_json(staged.read_bytes(), f"the manifest of {expected.id}")
     for entry in manifest.files:
         say(f"fetching {entry.name} of {expected.id}, {entry.size_bytes} bytes")
-        fetch(_flat(expected.id, entry.name), folder / entry.name)
+        sha256 = fetch(_flat(expected.id, entry.name), folder / entry.name)
+        if sha256 != entry.sha256:  # a bad download is no bad checkpoint: the original must not be quarantined for it
+            raise TemporaryError(
+                f"the download of {entry.name} of {expected.id} is damaged: sha256 {sha256[:12]}", expected=entry.sha256[:12]
+            )
     files.rename(staged, folder / MANIFEST_NAME)
 
 

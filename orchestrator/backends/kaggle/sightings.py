@@ -120,7 +120,8 @@ def due_looks(seen: Seen, now: datetime, every_s: float, seed: str) -> tuple[Loo
     if seen.over is not None:
         return (Look.DATASET,)
     if since_s >= _SILENCE * every_s or since_s < 0.0:  # the clock was set back, so the time since is unknown
-        return (Look.STATUS, Look.DATASET)
+        # While reads are refused only lists tell that it is gone, however seldom the controller polls.
+        return (Look.STATUS, Look.DATASET) if seen.missing_since is None else (Look.STATUS, Look.KERNELS, Look.DATASET)
     if seen.missing_since is not None and seen.last is not None:
         return (seen.last.after_refusal(),)
     if seen.status is SessionStatus.RUNNING and not seen.shape_asked and seen.looks >= _LOOKS_BEFORE_KERNEL:

@@ -88,3 +88,16 @@ def test_a_process_of_another_user_is_left_alone(leader: subprocess.Popen[str]) 
     )
     subprocess.run([sys.executable, "-c", program, str(leader.pid)], cwd=ROOT, check=True)
     assert leader.poll() is None
+
+
+def test_a_python_that_was_built_without_process_descriptors_signals_by_the_number(leader: subprocess.Popen[str]) -> None:
+    """Such builds are in use; there `stop --now` ended with a stack trace."""
+    program = (
+        "import os, signal, sys\n"
+        "del os.pidfd_open, signal.pidfd_send_signal\n"
+        "from orchestrator.signals import signal_group\n"
+        "from state.process import identify\n"
+        "sys.exit(0 if signal_group(identify(int(sys.argv[1])), signal.SIGKILL) else 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(leader.pid)], cwd=ROOT, check=True)
+    assert leader.wait() == -signal.SIGKILL

@@ -19,7 +19,7 @@ from orchestrator.backends.kaggle.sightings import Seen
 from orchestrator.backends.kaggle.transfer import sending
 from state import crash_points, files
 from state.backend_settings import MACHINE_SHAPES
-from state.errors import AmbiguousError, GemmaOrchError, NotLaunchedError, TemporaryError, UserError
+from state.errors import AmbiguousError, DataError, GemmaOrchError, NotLaunchedError, TemporaryError, UserError
 from state.kaggle.errors import InvalidSourcesError, SlugTakenError
 from state.kaggle.job import KaggleJob
 from state.kaggle.names import PushedKernel, attempt_dataset_slug, attempt_kernel_slug, check_run_fits, control_slug
@@ -150,11 +150,11 @@ class Pushing:
         if info.current_version is None or not self._api().dataset_is_ready(slug):
             return f"the dataset {slug} to be processed by Kaggle"
         if info.current_version == SPEC_VERSION:
-            self._check_it_is_of(slug, folder, content)
+            self._check_it_is_of(slug, folder, spec)
         self._ready.add(slug)
         return None
 
-    def _check_it_is_of(self, slug: str, folder: AttemptLayout, content: bytes) -> None:
+    def _check_it_is_of(self, slug: str, folder: AttemptLayout, spec: SessionSpec) -> None:
         """Check that the dataset with the attempt's name holds the attempt's spec: two homes may have runs of one name.
 
         Raises:
@@ -170,7 +170,7 @@ class Pushing:
             with files.temporary_file(folder.spec) as fetched:
                 self._api().download(slug, SPEC_VERSION, SPEC_NAME, fetched)
                 there = fetched.read_bytes()
-        if there != content:
+        if there is None or not _is_spec(there, spec):
             raise UserError(
                 f"the account already has a dataset {slug}, of another run named {self._context.run}",
                 remedy=f"gemma-orch adopt {self._context.run} continues that run; or begin this one with another --name",
@@ -235,3 +235,11 @@ class Pushing:
             raise AmbiguousError(
                 f"the kernel {slug} was pushed without its inputs and may still be there: {error.what}"
             ) from error
+
+
+def _is_spec(text: bytes, spec: SessionSpec) -> bool:
+    """Return whether a text is a session's spec. They are compared as values: an earlier version has written fewer fields."""
+    try:
+        return SessionSpec.from_json(text, SPEC_NAME) == spec
+    except DataError:
+        return False

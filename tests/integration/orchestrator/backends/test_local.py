@@ -96,12 +96,12 @@ def test_a_worker_outlives_the_controller_that_launched_it_at_every_instant(tmp_
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from state import effects\n"
+        "from state import crash_points\n"
         "from tests.factories import session_spec\n"
         "from tests.stages import local_backend\n"
         "def die(kind, what):\n"
         "    if kind == 'launch': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "effects.observe(die)\n"
+        "crash_points.observe(die)\n"
         "local_backend(Path(sys.argv[1]), 'wait').launch(session_spec())\n"
     )
     dead = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)

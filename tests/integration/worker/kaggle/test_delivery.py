@@ -18,6 +18,7 @@ from tests.kaggle_clients import USER, Sdk, connected
 from tests.kaggle_emulator import Fault, refused_reads
 from tests.kaggle_emulator.emulator import KaggleEmulator
 from tests.kaggle_jobs import job_of
+from tests.patience import wait_until
 from tests.sessions import CountingClock
 from worker.kaggle.delivery import Delivery, DeliveryPaths
 
@@ -517,7 +518,7 @@ def test_the_thread_delivers_by_itself(bench: Bench):
     bench.clock.advance(1.0)
     bench.emulator.wait(lambda: bench.num_creates() == 1)
     assert delivery.finish(made.id)
-    assert "delivery" not in {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: "delivery" not in {thread.name for thread in threading.enumerate()}, "the thread to end")
     assert bench.num_creates() == 1
 
 

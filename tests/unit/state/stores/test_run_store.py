@@ -124,4 +124,4 @@ def test_every_commit_is_an_effect_and_a_failed_one_is_none(store: SqliteRunStor
             store.set_stop("nobody", StopWish.NOW)
     finally:
         crash_points.observe(None)
-    assert heard == [("commit", "wish stop tamil"), ("commit", "apply tamil: Tell")]
+    assert heard == [("commit", "wish stop tamil"), ("commit", "apply tamil: AddEvent")]

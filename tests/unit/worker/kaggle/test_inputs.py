@@ -213,6 +213,17 @@ def test_another_manifest_is_not_fetched(tmp_path: Path, store: DirectoryCheckpo
     assert DirectoryCheckpointStore(tmp_path).ids() == ()
 
 
+def test_a_damaged_download_is_tried_again_and_is_no_corrupt_checkpoint(
+    tmp_path: Path, store: DirectoryCheckpointStore, expected: ExpectedCheckpoint
+):
+    kept = mount_checkpoint(store, expected.id, tmp_path / "kept")
+    (damaged,) = [path for path in kept.rglob("*") if path.name.endswith("rank-1.safetensors")]
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    with pytest.raises(TemporaryError, match=r"the download of rank-1\.safetensors of .* is damaged"):
+        download_checkpoint(Account(kept), PLACE, expected, tmp_path / "found", lambda _: None)
+    assert DirectoryCheckpointStore(tmp_path).ids() == ()
+
+
 def test_an_output_without_the_checkpoint_is_told(tmp_path: Path, expected: ExpectedCheckpoint):
     (tmp_path / "kept").mkdir()
     with pytest.raises(TemporaryError, match=r"the output of somebody/.* has no "):

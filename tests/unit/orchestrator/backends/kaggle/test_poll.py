@@ -57,6 +57,10 @@ def test_after_a_long_silence_everything_is_asked_again() -> None:
     assert due(looked(), 181) == (Look.STATUS, Look.DATASET)
 
 
+def test_a_controller_that_polls_seldom_asks_for_the_list_as_well_while_reads_are_refused() -> None:
+    assert due(looked(missing_since=after(0)), 181) == (Look.STATUS, Look.KERNELS, Look.DATASET)
+
+
 def test_a_clock_that_was_set_back_makes_everything_due() -> None:
     assert due(looked(at_s=1000), 0) == (Look.STATUS, Look.DATASET)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_making_ready_goes_on_after_a_controller_was_killed(stage: Stage) -> Non
 
 def test_a_dataset_of_the_attempts_name_that_is_not_the_attempts_is_left_alone(stage: Stage) -> None:
     stage.account.add_version(DATASET, "Initial release", {"session.json": session_spec(fence=9).to_json()})
+    with pytest.raises(UserError, match="of another run named tamil"):
+        stage.backend.make_ready(session_spec())
+
+
+def test_a_dataset_that_an_earlier_version_made_for_the_attempt_is_the_attempts(stage: Stage) -> None:
+    """It wrote fewer fields, and wrote them otherwise; it is the same spec."""
+    fields = json.loads(session_spec().to_json())
+    del fields["reading"], fields["branch"]
+    stage.account.add_version(DATASET, "Initial release", {"session.json": json.dumps(fields).encode()})
+    assert "another run" not in str(stage.backend.make_ready(session_spec()))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
+def test_a_dataset_of_the_attempts_name_that_holds_no_spec_is_left_alone(stage: Stage, content: bytes) -> None:
+    stage.account.add_version(DATASET, "Initial release", {"session.json": content})
     with pytest.raises(UserError, match="of another run named tamil"):
         stage.backend.make_ready(session_spec())
 
