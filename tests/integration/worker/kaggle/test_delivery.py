@@ -512,13 +512,14 @@ def test_an_outbox_that_cannot_be_tidied_up_is_told(bench: Bench):
 def test_the_thread_delivers_by_itself(bench: Bench):
     bench.job = bench.job.evolve(upload_every_s=0.01, settle_s=0.01)
     delivery = bench.made(KaggleApi(bench.key))
+    others = set(threading.enumerate())  # one of another test may still be there
     delivery.start()
     made = commit_checkpoint(bench.store, 10)
     delivery.committed(made.id)
     bench.clock.advance(1.0)
     bench.emulator.wait(lambda: bench.num_creates() == 1)
     assert delivery.finish(made.id)
-    wait_until(lambda: "delivery" not in {thread.name for thread in threading.enumerate()}, "the thread to end")
+    wait_until(lambda: "delivery" not in {thread.name for thread in set(threading.enumerate()) - others}, "the thread to end")
     assert bench.num_creates() == 1
 
 
