@@ -1,4 +1,4 @@
-"""A third kind of backend, as somebody else would add one: played sessions, checkpoints in a place of its own."""
+"""A third kind of backend, as a contributor would add one: scripted sessions, and its own place for checkpoints."""
 
 from __future__ import annotations
 

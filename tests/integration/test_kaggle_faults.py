@@ -394,7 +394,7 @@ def test_a_write_is_sent_once_and_recovering_leaves_one_effect(world: World, wri
     fault = struck(world, write.route, trouble)
     try:
         assert outcome(lambda: write.call(api, world, slug)) == expected_of_write(write, trouble)
-        wait_until(lambda: write.effects(world, slug) == int(trouble.took_effect), "a call that nobody waits for to be served")
+        wait_until(lambda: write.effects(world, slug) == int(trouble.took_effect), "an abandoned call to be served")
         assert world.emulator.faults.hits(fault) == 1
     finally:
         world.emulator.faults.remove()

@@ -304,7 +304,7 @@ def test_any_other_file_name_is_one_on_windows_too(name: str) -> None:
     assert is_file_name(name, on_windows=True)
 
 
-@pytest.mark.parametrize("folder", ["C:\\Users\\me\\data", "d:\\", "\\\\server\\share\\data", "/home/me/data", "data-2"])
+@pytest.mark.parametrize("folder", ["C:\\Users\\me\\data", "d:\\", "\\\\server\\share\\data", "/data/prepared", "data-2"])
 def test_data_lies_at_an_absolute_path_of_any_system(folder: str) -> None:
     assert is_data_folder(folder)
 

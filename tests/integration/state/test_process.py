@@ -84,7 +84,7 @@ def test_a_process_that_belongs_to_somebody_else_may_live() -> None:
     assert not certainly_dead(init)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not signal process 1")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not signal process 1")
 def test_a_process_that_we_may_not_signal_is_told_by_its_start_time() -> None:
     program = (
         "import os\n"
